@@ -1,0 +1,123 @@
+"""Bindings: what changes between two executions of one plan, and how few bytes say it.
+
+An execution is a vector of 64-bit words::
+
+    [first output handle, handle of input 0, …, handle of input n-1, parameter 0, …, parameter m-1]
+
+A float parameter is carried as the bits of its IEEE double. Sender and receiver both remember, per plan, the
+last vector and the last step of each word, and expect ``last + step`` next: an unchanged weight, a cache whose
+handle moves by a constant, a length that grows by one all cost nothing. Only the surprises are sent::
+
+    varint(number of surprises) { varint(gap since the last surprise) zigzag-varint(actual - expected) }*
+
+All arithmetic is modulo 2**64. The native recorder and executor speak the same bytes; this module is the
+reference they are tested against.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+from genie.errors import ProtocolError
+from genie.graph import Arg, Graph, Many, ScalarTensor
+
+_MASK = (1 << 64) - 1
+
+
+def float_bits(number: float) -> int:
+    return int(struct.unpack("<Q", struct.pack("<d", number))[0])
+
+
+def bits_float(word: int) -> float:
+    return float(struct.unpack("<d", struct.pack("<Q", word & _MASK))[0])
+
+
+def _scalars(arg: Arg) -> Iterator[int | float]:
+    if isinstance(arg, bool):
+        return
+    if isinstance(arg, int | float):
+        yield arg
+    elif isinstance(arg, Many):
+        for item in arg.items:
+            yield from _scalars(item)
+    elif isinstance(arg, ScalarTensor) and not isinstance(arg.number, bool):
+        yield arg.number
+
+
+def parameters(graph: Graph) -> tuple[int, ...]:
+    """The graph's parameters as words, in the order of nodes, arguments and list items."""
+    return tuple(
+        float_bits(number) if isinstance(number, float) else number & _MASK
+        for node in graph.steps
+        for arg in node.args
+        for number in _scalars(arg)
+    )
+
+
+class Prediction:
+    """One side's memory of one plan: encode to send, decode to receive; both advance it."""
+
+    def __init__(self, inputs: int, parameters: Sequence[int]) -> None:
+        self._last = [0] * (1 + inputs) + [word & _MASK for word in parameters]
+        self._step = [0] * len(self._last)
+
+    def encode(self, words: Sequence[int]) -> bytes:
+        """Bytes for ``words`` (same length as the vector). The memory advances."""
+        surprises = bytearray()
+        count, previous = 0, -1
+        for index, word in enumerate(words):
+            word &= _MASK
+            surprise = (word - self._last[index] - self._step[index]) & _MASK
+            if surprise:
+                _put_varint(surprises, index - previous - 1)
+                _put_varint(surprises, ((surprise << 1) ^ (_MASK if surprise >> 63 else 0)) & _MASK)
+                count, previous = count + 1, index
+            self._advance(index, word)
+        head = bytearray()
+        _put_varint(head, count)
+        return bytes(head + surprises)
+
+    def decode(self, data: bytes) -> tuple[int, ...]:
+        """The words ``data`` stands for. Raises :class:`ProtocolError` on anything malformed."""
+        count, offset = _get_varint(data, 0)
+        if count > len(self._last):
+            raise ProtocolError(f"bindings name {count} words, the plan has {len(self._last)}")
+        surprise: dict[int, int] = {}
+        index = -1
+        for _ in range(count):
+            gap, offset = _get_varint(data, offset)
+            zigzag, offset = _get_varint(data, offset)
+            index += gap + 1
+            if index >= len(self._last):
+                raise ProtocolError(f"bindings name word {index}, the plan has {len(self._last)}")
+            surprise[index] = (zigzag >> 1) ^ (_MASK if zigzag & 1 else 0)
+        if offset != len(data):
+            raise ProtocolError(f"{len(data) - offset} bytes after the bindings")
+        for i in range(len(self._last)):
+            self._advance(i, (self._last[i] + self._step[i] + surprise.get(i, 0)) & _MASK)
+        return tuple(self._last)
+
+    def _advance(self, index: int, word: int) -> None:
+        self._step[index] = (word - self._last[index]) & _MASK
+        self._last[index] = word
+
+
+def _put_varint(out: bytearray, number: int) -> None:
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+
+
+def _get_varint(data: bytes, offset: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        if offset >= len(data) or shift > 63:
+            raise ProtocolError("bindings are cut short")
+        byte = data[offset]
+        offset += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & _MASK, offset
+        shift += 7

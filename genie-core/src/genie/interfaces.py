@@ -1,0 +1,194 @@
+"""What a plugin implements. Each protocol's docstring says what its caller relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from genie.device import Device
+from genie.graph import Graph, Node, TensorSpec
+from genie.plan import ExecutionPlan
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Fetched(Protocol):
+    """A value brought home: its spec (contiguous) and its bytes in C order, little-endian."""
+
+    spec: TensorSpec
+    data: memoryview
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One ordered stream of work on one device.
+
+    Calls return before the work is done, except those that return a value. Work happens in the order of the
+    calls. Handles are positive 63-bit integers chosen by the caller, never reused within a session. A failed
+    step poisons what depends on it; the error is raised (``genie.errors.RemoteOpError``) by the next call that
+    looks at a poisoned handle, and the session lives on. All methods may be called from any thread, one at a
+    time.
+    """
+
+    device: Device
+
+    def load(self, plan: ExecutionPlan) -> int:
+        """Verify and prepare a plan; returns its id in this session. The same plan twice is the same id."""
+
+    def execute(self, plan: int, bindings: Buffer) -> None:
+        """Run a loaded plan. ``bindings`` as in :mod:`genie.bindings`: output k of the plan becomes the handle
+        ``first output handle + k``; donated inputs are gone afterwards."""
+
+    def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
+        """A new contiguous value from host bytes, which the callee has taken when the call returns.
+        ``shared`` marks content likely to be known already (weights): it is offered by digest first."""
+
+    def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:
+        """The value's elements in C order, into ``out`` when given (its size must match)."""
+
+    def describe(self, handle: int) -> TensorSpec:
+        """The value's shape, dtype and exact strides, as the device made it."""
+
+    def free(self, handles: Sequence[int]) -> None: ...
+
+    def seed(self, generator: int, seed: int) -> None:
+        """Seed a random generator of the session; 0 is the default one."""
+
+    def generator_state(self, generator: int) -> bytes: ...
+
+    def set_generator_state(self, generator: int, state: Buffer) -> None: ...
+
+    def synchronize(self) -> None:
+        """Wait until everything asked so far is done (errors stay with their handles)."""
+
+    def stats(self) -> Mapping[str, int]:
+        """Counters: bytes_sent, bytes_received, round_trips, plans, memory_bytes, peak_memory_bytes …"""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Executes plans. ``options`` come validated from :mod:`genie.config`."""
+
+    name: str
+
+    def devices(self) -> tuple[Device, ...]: ...
+
+    def connect(self, device: Device) -> Session: ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What a frontend is given for one device index: the session, with the stages before it composed.
+
+    ``prepare`` is graph → annotate → schedule → verify → load; its result is remembered by the frontend under
+    the graph's fingerprint. The rest is the session's.
+    """
+
+    device: Device
+    session: Session
+
+    def prepare(self, graph: Graph) -> int: ...
+
+
+@runtime_checkable
+class Frontend(Protocol):
+    """Turns programs into graphs."""
+
+    name: str
+
+    def capture(self) -> Any:
+        """A context manager: operators inside it are captured by this thread."""
+
+    def latest_graph(self) -> Graph | None:
+        """The last graph this thread captured, whichever way."""
+
+    def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
+        """The program captured whole, run on ``engine``, fed and answering with the framework's own tensors."""
+
+    def accepts(self, program: object) -> bool:
+        """Whether ``program`` is this frontend's kind of object (``genie.run`` asks when none is named)."""
+
+
+@runtime_checkable
+class PatternMatcher(Protocol):
+    """Labels nodes. ``specificity`` decides between patterns that disagree: the higher wins."""
+
+    name: str
+    specificity: int
+
+    def match(self, graph: Graph) -> Sequence[Sequence[Node]]:
+        """Groups of nodes of ``graph`` the pattern recognises."""
+
+    def annotate(self, nodes: Sequence[Node]) -> Mapping[int, Mapping[str, Any]]:
+        """For one group: node id → labels (fields of :class:`genie.graph.Semantics`)."""
+
+
+@runtime_checkable
+class CostModel(Protocol):
+    """Estimates. ``estimate_compute`` in seconds on ``device``; ``estimate_transfer`` in seconds."""
+
+    def estimate_compute(self, node: Node, device: Device | None = None) -> float: ...
+
+    def estimate_transfer(self, src: Device, dst: Device, bytes: int) -> float: ...
+
+
+@runtime_checkable
+class PlacementStrategy(Protocol):
+    """Decides where nodes run: node id → device id."""
+
+    def place(self, graph: Graph, devices: Sequence[Device]) -> Mapping[int, str]: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Scores one evaluated candidate; the least score wins. Times in seconds, ``device_seconds`` per device id."""
+
+    name: str
+
+    def score(self, makespan: float, device_seconds: Mapping[str, float], devices: Sequence[Device]) -> float: ...
+
+
+class Message(Protocol):
+    """One message: a bounded header and raw buffers."""
+
+    header: bytes
+    buffers: Sequence[Buffer]
+
+
+@runtime_checkable
+class Connection(Protocol):
+    """A message-shaped, ordered, reliable link to one peer. Every wait has a deadline, in seconds."""
+
+    def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+        """Queue one message and hand it to the peer; the buffers may be reused when the call returns."""
+
+    def receive(
+        self, allocate: Callable[[bytes, Sequence[int]], Sequence[memoryview]], timeout: float | None = None
+    ) -> Message:
+        """The next message. ``allocate(header, sizes)`` checks the sizes and gives the memory to fill;
+        it is called before a byte of any buffer is read and may refuse by raising."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    address: str
+
+    def accept(self, timeout: float | None = None) -> Connection: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Carries messages. Addresses are ``host:port`` or what the transport documents."""
+
+    name: str
+
+    def connect(self, address: str, timeout: float) -> Connection: ...
+
+    def listen(self, address: str) -> Listener: ...
