@@ -1,0 +1,195 @@
+"""Devices and clusters: data only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from genie.errors import ConfigError
+
+_LARGEST_FILE = 1 << 20
+
+
+class Device(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One accelerator (or CPU).
+
+    ``network_gbps`` is the link to it in Gbit/s; ``memory_bandwidth_gb_s`` its own memory's, in GB/s, where known.
+    ``address`` is where its node listens (``None``: this process), ``index`` its number there.
+
+    >>> Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100).memory_bytes
+    17179869184
+    """
+
+    id: str
+    type: str
+    memory_gb: float
+    compute_tflops: float
+    network_gbps: float = 10.0
+    address: str | None = None
+    index: int = 0
+    memory_bandwidth_gb_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("id", "type"):
+            _name(key, getattr(self, key))
+        for key in ("memory_gb", "compute_tflops", "network_gbps", "memory_bandwidth_gb_s"):
+            number = getattr(self, key)
+            if number is None and key == "memory_bandwidth_gb_s":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise ConfigError(f"{key} must be a number, not {number!r}", where=f"device {self.id!r}")
+            if not (math.isfinite(number) and number > 0):
+                raise ConfigError(f"{key} must be positive and finite, not {number!r}", where=f"device {self.id!r}")
+        if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
+            raise ConfigError(f"index must be a number from 0 on, not {self.index!r}", where=f"device {self.id!r}")
+        if self.address is not None:
+            _address(self.address, self.id)
+
+    @property
+    def kind(self) -> str:
+        """The type in lower case: ``gpu``, ``cpu``, ``cuda``, …"""
+        return self.type.lower()
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * (1 << 30))
+
+
+def _name(key: str, text: object) -> None:
+    if not isinstance(text, str) or not text or len(text) > 128 or not text.isprintable() or text != text.strip():
+        raise ConfigError(f"{key} must be a short printable name, not {text!r}")
+
+
+def _address(address: object, device: str) -> None:
+    where = f"device {device!r}"
+    if not isinstance(address, str) or not address or len(address) > 1024 or any(c.isspace() for c in address):
+        raise ConfigError(f"address must be 'host:port', not {address!r}", where=where)
+    # Other transports document addresses of their own; what looks like host:port must be a right one.
+    _, colon, port = address.rpartition(":")
+    if colon and port.isascii() and port.isdigit() and not 0 < int(port[:6]) < 65536:
+        raise ConfigError(f"address {address!r}: the port must be from 1 to 65535", where=where)
+
+
+class Scheduling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    policy: str = "min_latency"
+    recomputation_threshold_ms: float = 5.0
+
+    def __post_init__(self) -> None:
+        _name("policy", self.policy)
+        if not (math.isfinite(self.recomputation_threshold_ms) and self.recomputation_threshold_ms >= 0):
+            raise ConfigError(f"recomputation_threshold_ms must not be negative, not {self.recomputation_threshold_ms}")
+
+
+class FaultTolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``checkpoint_interval`` is in operations."""
+
+    enabled: bool = True
+    checkpoint_interval: int = 100
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_interval < 1:
+            raise ConfigError(f"checkpoint_interval must be at least 1, not {self.checkpoint_interval}")
+
+
+class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Paths of files; ``Cluster.load`` makes them relative to the file that names them."""
+
+    token_file: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("key", "cert") if self.cert is None else ("cert", "key")
+            raise ConfigError(f"{given} is given without {missing}")
+
+
+class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``cluster.yaml`` says. ``backend`` may list several by preference: ``"dpdk,tcp"``."""
+
+    devices: tuple[Device, ...] = ()
+    backend: str = "local"
+    scheduling: Scheduling = Scheduling()
+    fault_tolerance: FaultTolerance = FaultTolerance()
+    security: Security = Security()
+
+    def __post_init__(self) -> None:
+        if not self.backends or not all(self.backends):
+            raise ConfigError(f"backend must name one or more backends, not {self.backend!r}")
+        ids: set[str] = set()
+        places: dict[tuple[str, int], str] = {}
+        for device in self.devices:
+            if device.id in ids:
+                raise ConfigError(f"devices: the id {device.id!r} is used twice")
+            ids.add(device.id)
+            if device.address is None:
+                continue
+            other = places.setdefault((device.address, device.index), device.id)
+            if other != device.id:
+                raise ConfigError(
+                    f"devices: {other!r} and {device.id!r} are both number {device.index} at {device.address}",
+                    hint="give each device of one node its own 'index'",
+                )
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.backend.split(","))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Cluster:
+        """Read ``cluster.yaml``. Raises :class:`ConfigError` naming the file and the offending key."""
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                text = file.read(_LARGEST_FILE + 1)
+        except OSError as error:
+            raise ConfigError(f"cannot read the cluster file: {error.strerror or error}", where=str(path)) from error
+        if len(text) > _LARGEST_FILE:
+            raise ConfigError("the cluster file is larger than 1 MiB", where=str(path))
+        try:
+            data = msgspec.yaml.decode(text)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise ConfigError(f"the cluster file is not YAML: {error}", where=str(path)) from error
+        cluster = cls.parse(data, where=str(path))
+        given = {key: getattr(cluster.security, key) for key in Security.__struct_fields__}
+        files = {key: str(path.parent / Path(name).expanduser()) for key, name in given.items() if name is not None}
+        return msgspec.structs.replace(cluster, security=Security(**files))
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> Cluster:
+        """From the parsed contents of a cluster file: a mapping with the one key ``cluster``."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("cluster"), Mapping):
+            raise ConfigError("key 'cluster' is missing or no mapping", where=where, hint="start with 'cluster:'")
+        for key in data:
+            if key != "cluster":
+                raise ConfigError(f"unknown key {key!r}", where=where, hint="everything goes below 'cluster:'")
+        body: Mapping[str, Any] = data["cluster"]
+        _known_device_keys(body, where)
+        try:
+            return msgspec.convert(body, cls)
+        except msgspec.ValidationError as error:
+            message, _, at = str(error).rpartition(" - at `$")
+            message, key = (message, at.rstrip("`")) if message else (str(error), "")
+            first, *rest = message.splitlines()
+            hint = next((line.removeprefix("  hint: ") for line in rest if line.startswith("  hint: ")), "")
+            raise ConfigError(f"key 'cluster{key}': {first}", where=where, hint=hint) from error
+        except RecursionError as error:
+            raise ConfigError("the cluster file is nested too deeply", where=where) from error
+
+
+def _known_device_keys(body: Mapping[str, Any], where: str) -> None:
+    # Device crosses the wire, where unknown fields of newer peers are accepted; in a file they are typing errors.
+    devices = body.get("devices")
+    for number, device in enumerate(devices if isinstance(devices, list) else ()):
+        for key in device if isinstance(device, Mapping) else ():
+            if key not in Device.__struct_fields__:
+                raise ConfigError(
+                    f"key 'cluster.devices[{number}]': unknown key {key!r}",
+                    where=where,
+                    hint=f"known keys: {', '.join(Device.__struct_fields__)}",
+                )

@@ -1,0 +1,211 @@
+"""Every error Genie raises. Each says what happened, where, and what to do about it.
+
+::
+
+    GenieError
+    │
+    │   we erred: the program, its configuration or its installation
+    ├── ConfigError            (ValueError)           a setting is wrong; the message names its key
+    ├── PluginError
+    │   ├── PluginNotFound     (LookupError)          no plugin of that kind has the name
+    │   ├── PluginFailed                              a plugin is installed but could not be imported or built
+    │   └── PluginConflict                            two distributions offer one name
+    ├── TorchMismatch          (ImportError)          native code was built with another torch
+    ├── CaptureError           (RuntimeError)         a program could not be captured
+    │   └── UnsupportedOperation (NotImplementedError)
+    ├── GraphError             (ValueError)           a graph breaks a rule of ``graph.verify``
+    ├── PlanError              (ValueError)           a plan breaks a rule of ``plan.verify``
+    ├── CodecError             (ValueError)           bytes are no graph or plan
+    ├── VersionMismatch        (ValueError)           bytes or a peer speak another major version
+    ├── SchedulingError        (RuntimeError)         nothing feasible: needs more than the devices have
+    ├── LocalProtocolError     (RuntimeError)         we were about to break the protocol: a bug of ours
+    │
+    │   the other side erred, or could not be asked
+    └── BackendError
+        ├── BackendUnavailable (ConnectionError)      nobody answers there
+        ├── ConnectionLost     (ConnectionError)      somebody did, and does no more
+        ├── DeadlineExceeded   (TimeoutError)         no answer in time
+        ├── ProtocolError                             the peer sent what the protocol forbids
+        └── NodeError                                 the node understood, and refused or failed
+            ├── RemoteOpError  (RuntimeError)         an operator failed
+            │   └── OutOfMemory (MemoryError)         … for want of memory
+            ├── LimitExceeded                         a quota or bound of the node forbids the request
+            └── SessionClosed  (RuntimeError)         the session ended: closed, expired or drained
+
+The class in brackets is a base too, so that ``except ValueError`` and the like catch what users expect.
+``GenieError.peer`` tells the two halves apart.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GenieError(Exception):
+    """Base of all. ``where`` is a place (``file:line``, key, address, node), ``hint`` what to do."""
+
+    peer: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = self.message or type(self).__name__
+        if self.where:
+            text += f"\n  where: {self.where}"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+
+# --- we erred ------------------------------------------------------------------------------------
+
+
+class ConfigError(GenieError, ValueError):
+    """A setting is wrong; the message names its key."""
+
+
+class PluginError(GenieError):
+    """Something about a plugin."""
+
+
+class PluginNotFound(PluginError, LookupError):
+    """No plugin of that kind has the name."""
+
+
+class PluginFailed(PluginError):
+    """A plugin is installed but could not be imported or built."""
+
+
+class PluginConflict(PluginError):
+    """Two distributions offer one name."""
+
+
+class TorchMismatch(GenieError, ImportError):
+    """Native code was built with another torch than the one installed."""
+
+
+class CaptureError(GenieError, RuntimeError):
+    """A program could not be captured."""
+
+
+class UnsupportedOperation(CaptureError, NotImplementedError):
+    """An operator or a feature of one that Genie does not carry out."""
+
+
+class GraphError(GenieError, ValueError):
+    """A graph breaks a rule of ``graph.verify``."""
+
+
+class PlanError(GenieError, ValueError):
+    """A plan breaks a rule of ``plan.verify``."""
+
+
+class CodecError(GenieError, ValueError):
+    """Bytes are no graph or plan."""
+
+
+class VersionMismatch(GenieError, ValueError):
+    """Bytes or a peer speak another major version."""
+
+
+class SchedulingError(GenieError, RuntimeError):
+    """No feasible plan."""
+
+
+class LocalProtocolError(GenieError, RuntimeError):
+    """We were about to break the protocol: a bug on this side."""
+
+
+# --- the other side erred ------------------------------------------------------------------------
+
+
+class BackendError(GenieError):
+    """Work could not be carried out where it was sent."""
+
+    peer = True
+
+
+class BackendUnavailable(BackendError, ConnectionError):
+    """Nobody answers there."""
+
+
+class ConnectionLost(BackendError, ConnectionError):
+    """The link to a peer broke."""
+
+
+class DeadlineExceeded(BackendError, TimeoutError):
+    """No answer in time."""
+
+
+class ProtocolError(BackendError):
+    """The peer sent what the protocol forbids."""
+
+
+class NodeError(BackendError):
+    """The node understood the request, and refused it or failed."""
+
+
+class RemoteOpError(NodeError, RuntimeError):
+    """An operator failed on a node. ``message`` is the kernel's own.
+
+    ``kind`` is the name of the exception type there, ``step`` the index in ``plan`` (-1 where there is none),
+    ``source`` the line of the user's program that issued the operator.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        op: str = "",
+        plan: int = -1,
+        step: int = -1,
+        kind: str = "",
+        device: str = "",
+        source: str = "",
+        where: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.op = op
+        self.plan = plan
+        self.step = step
+        self.kind = kind
+        self.device = device
+        self.source = source
+
+    def __str__(self) -> str:
+        text = f"{self.message or type(self).__name__}"
+        what = self.op
+        if self.step >= 0:
+            what += f"{', ' if what else ''}step {self.step}"
+            if self.plan >= 0:
+                what += f" of plan {self.plan}"
+        if self.device:
+            what += f"{' ' if what else ''}on {self.device}"
+        if self.kind:
+            what += f" ({self.kind})" if what else self.kind
+        if what:
+            text += f"\n  operator: {what}"
+        if self.source:
+            text += f"\n  issued at: {self.source}"
+        if self.where:
+            text += f"\n  where: {self.where}"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+
+class OutOfMemory(RemoteOpError, MemoryError):
+    """A device had too little memory for an operator or a value."""
+
+
+class LimitExceeded(NodeError):
+    """A quota or bound of the node forbids the request."""
+
+
+class SessionClosed(NodeError, RuntimeError):
+    """The session ended: closed, expired or drained."""
