@@ -97,10 +97,10 @@ def resolve(
         layer = {key: (_convert(key, value, place, directory), place) for key, (value, place) in layer.items()}
         if "cluster" in layer:
             # A cluster file stands for several settings, which the same layer may still overrule.
-            cluster, place = layer["cluster"]
-            layer = {**_of_cluster(cluster, place), **layer}
-        elif "nodes" in layer and "backend" not in layer and origins.get("backend", "").startswith("nodes of "):
-            layer["backend"] = (_default_backend(layer["nodes"][0]), f"nodes of {layer['nodes'][1]}")
+            layer = {**_of_cluster(*layer["cluster"]), **layer}
+        elif "nodes" in layer:  # other nodes: what a lower layer's cluster file says of its own does not hold
+            values.pop("cluster", None)
+            origins.pop("cluster", None)
         for key, (value, place) in layer.items():
             values[key], origins[key] = value, place
     if values.get("nodes") and "backend" not in values:
@@ -120,14 +120,16 @@ def replace(resolved: Resolved, **changes: Any) -> Resolved:
 _Layer = dict[str, tuple[Any, str]]
 
 
-def _default_backend(nodes: object) -> str:
-    return "tcp" if nodes else "local"
-
-
 def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
     if cluster is None:
         return {}
     addresses = tuple(dict.fromkeys(device.address for device in cluster.devices if device.address is not None))
+    if addresses and cluster.backends == ("local",):
+        raise ConfigError(
+            "key 'cluster.backend' is 'local' (also when left out), but devices have addresses",
+            where=place,
+            hint="say 'backend: tcp', or remove the addresses",
+        )
     return {
         "backend": (cluster.backend, f"{place}: cluster.backend"),
         "nodes": (addresses, f"{place}: cluster.devices"),

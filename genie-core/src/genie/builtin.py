@@ -1,0 +1,41 @@
+"""What genie-core itself offers, through the hooks everyone uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genie.config import Settings
+from genie.hookspecs import Offers, hookimpl
+
+
+@hookimpl
+def genie_cost_models() -> Offers:
+    def roofline(settings: Settings) -> Any:
+        from genie.schedule.cost import RooflineCostModel
+
+        return RooflineCostModel()
+
+    return {"roofline": roofline}
+
+
+@hookimpl
+def genie_placement_strategies() -> Offers:
+    def single_device(settings: Settings) -> Any:
+        from genie.schedule.placement import SingleDevice
+
+        return SingleDevice()
+
+    return {"single_device": single_device}
+
+
+@hookimpl
+def genie_policies() -> Offers:
+    def policy(name: str) -> Any:
+        def make(settings: Settings) -> Any:
+            from genie.schedule.policy import policy as by_name
+
+            return by_name(name)
+
+        return make
+
+    return {name: policy(name) for name in ("min_latency", "min_cost", "max_throughput")}

@@ -1,0 +1,87 @@
+"""Logs and counters. Importing this sets nothing up; the runtime does, when it starts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import structlog
+
+Number: TypeAlias = int | float
+Source: TypeAlias = Callable[[], Mapping[str, Number]]
+
+_configured_by_us = False
+
+
+def configure(level: str = "WARNING", json: bool = False) -> None:
+    """Send our events to standard error, from ``level`` up. A program's own structlog set-up is left alone."""
+    global _configured_by_us
+    if structlog.is_configured() and not _configured_by_us:
+        return
+    _configured_by_us = True
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([structlog.processors.format_exc_info] if json else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=_StandardError(),
+        cache_logger_on_first_use=False,  # a later configure() holds for loggers that exist
+    )
+
+
+class _StandardError:
+    """Looks standard error up each time, so that a program which replaces it gets our events too."""
+
+    def __call__(self, *_args: Any) -> structlog.PrintLogger:
+        return structlog.PrintLogger(sys.stderr)
+
+
+class Counters:
+    """Numbers that only grow, and sources that are asked when somebody looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, Number] = {}
+        self._sources: dict[str, Source] = {}
+
+    def add(self, name: str, amount: Number = 1) -> None:
+        with self._lock:
+            self._counts[name] = self._counts.get(name, 0) + amount
+
+    def add_source(self, name: str, source: Source) -> None:
+        """``source()`` is asked at each :meth:`snapshot` until it is replaced or removed under ``name``."""
+        with self._lock:
+            self._sources[name] = source
+
+    def remove_source(self, name: str) -> None:
+        with self._lock:
+            self._sources.pop(name, None)
+
+    def snapshot(self) -> dict[str, Number]:
+        """Our counts plus every source's; equal names add up."""
+        with self._lock:
+            total, sources = dict(self._counts), list(self._sources.values())
+        for source in sources:  # outside the lock: a source may count
+            for name, number in source().items():
+                total[name] = total.get(name, 0) + number
+        return total
+
+    def clear(self) -> None:
+        """Zero our own counts; sources keep theirs."""
+        with self._lock:
+            self._counts.clear()
+
+
+counters = Counters()
