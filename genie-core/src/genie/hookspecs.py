@@ -11,7 +11,7 @@ A plugin is an entry point of group ``genie`` naming a module (or object) with s
             return MyBackend(timeout=settings.timeout)
         return {"mine": mine}
 
-A factory is called at most once per process, on first use, with the process's :class:`genie.config.Settings`.
+A factory is called on first use, with the :class:`genie.config.Settings` in force; its caller owns the object.
 """
 
 from __future__ import annotations

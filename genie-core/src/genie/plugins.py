@@ -56,14 +56,14 @@ class Offer:
 
 
 class Registry:
-    """The plugins of a process. Objects are made once, on first use, and kept."""
+    """The plugins of a process. It makes objects; whoever asked owns, keeps and closes them."""
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
         self._entry_points = entry_points
         self._offers: list[Offer] | None = None
         self._registered: dict[tuple[Kind, str], Offer] = {}
-        self._made: dict[tuple[Kind, str], Any] = {}
         self._lock = threading.RLock()
+        self.version = 0  # grows with every registration
 
     def offers(self) -> tuple[Offer, ...]:
         """Every offer and every failure, in a stable order; conflicts carry their error."""
@@ -81,36 +81,9 @@ class Registry:
         """What may be asked for, conflicting names once."""
         return tuple(dict.fromkeys(offer.name for offer in self.offers() if offer.kind == kind))
 
-    def get(self, kind: Kind, name: str, settings: Settings) -> Any:
-        """The object, made now if need be. Raises :class:`PluginNotFound`, :class:`PluginFailed`,
-        :class:`PluginConflict`, or the :class:`GenieError` of its factory."""
-        with self._lock:
-            if (kind, name) not in self._made:
-                self._made[kind, name] = self._make(kind, name, settings)
-            return self._made[kind, name]
-
-    def made(self, kind: Kind) -> Mapping[str, Any]:
-        """The objects of a kind made so far."""
-        with self._lock:
-            return {name: made for (its, name), made in self._made.items() if its == kind}
-
-    def forget(self, kind: Kind) -> None:
-        """Let the next use make the objects of a kind anew (their owner has closed them)."""
-        with self._lock:
-            for key in [key for key in self._made if key[0] == kind]:
-                del self._made[key]
-
-    def register(self, kind: Kind, name: str, factory: Callable[[Settings], Any]) -> None:
-        """Offer ``name`` at run time. It goes before an installed plugin's: the program asked for it."""
-        if kind not in KINDS:
-            raise PluginFailed(f"{kind!r} is no kind of plugin", hint=f"kinds: {', '.join(KINDS)}")
-        if not name or not callable(factory):
-            raise PluginFailed(f"a {kind} needs a name and a factory, not {name!r} and {factory!r}")
-        with self._lock:
-            self._registered[kind, name] = Offer(kind, name, RUN_TIME, "", _place(factory), factory=factory)
-            self._made.pop((kind, name), None)
-
-    def _make(self, kind: Kind, name: str, settings: Settings) -> Any:
+    def make(self, kind: Kind, name: str, settings: Settings) -> Any:
+        """A new object. Raises :class:`PluginNotFound`, :class:`PluginFailed`, :class:`PluginConflict`, or the
+        :class:`GenieError` of the factory."""
         offers = [offer for offer in self.offers() if offer.kind == kind and offer.name == name]
         if not offers:
             raise self._missing(kind, name)
@@ -132,6 +105,16 @@ class Registry:
         if made is None:
             raise PluginFailed(f"the factory of {kind} {name!r} returned nothing", where=_title(offer))
         return made
+
+    def register(self, kind: Kind, name: str, factory: Callable[[Settings], Any]) -> None:
+        """Offer ``name`` at run time. It goes before an installed plugin's: the program asked for it."""
+        if kind not in KINDS:
+            raise PluginFailed(f"{kind!r} is no kind of plugin", hint=f"kinds: {', '.join(KINDS)}")
+        if not name or not callable(factory):
+            raise PluginFailed(f"a {kind} needs a name and a factory, not {name!r} and {factory!r}")
+        with self._lock:
+            self._registered[kind, name] = Offer(kind, name, RUN_TIME, "", _place(factory), factory=factory)
+            self.version += 1
 
     def _missing(self, kind: Kind, name: str) -> GenieError:
         failed = [offer for offer in self.offers() if not offer.kind]
@@ -227,3 +210,6 @@ def _place(factory: Callable[..., Any]) -> str:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+registry = Registry()
