@@ -1,0 +1,383 @@
+"""The Semantically Rich Graph: what a program asked for, in order, with what it means.
+
+A graph is the verbatim list of operators a frontend saw — views and in-place operators included —
+over numbered values. Nothing here knows a framework: operators and dtypes are names.
+
+The rules every graph obeys are in :mod:`genie.graph.rules`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from math import prod
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from genie.errors import GraphError
+
+# The dtypes a value may have, with the bytes of one element. Types smaller than a byte are stored one to a byte.
+DTYPES: Mapping[str, int] = MappingProxyType(
+    {"bool": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex32": 4, "complex64": 8}
+    | {"complex128": 16, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1}
+    | {"float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1}
+    | {f"{sign}int{bits}": (bits + 7) // 8 for sign in ("", "u") for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)}
+)
+
+# --- arguments ---------------------------------------------------------------------------------
+
+
+class Ref(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+    """An operand: the value numbered ``value``."""
+
+    value: int
+
+
+class Many(msgspec.Struct, frozen=True, array_like=True, tag="l"):
+    """A list argument (``int[]``, ``Tensor[]``, ``Tensor?[]``, …)."""
+
+    items: tuple[Arg, ...]
+
+
+class Const(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """An argument that is part of the structure, never a parameter.
+
+    ``kind`` is one of ``dtype``, ``layout``, ``memory_format``, ``device``, ``generator``,
+    ``complex``. The device ``self`` is the device the node is placed on. A generator is named by the
+    decimal number the frontend gave it.
+    """
+
+    kind: Literal["dtype", "layout", "memory_format", "device", "generator", "complex"]
+    text: str
+
+
+class ScalarTensor(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """A zero-dimensional host tensor used as an operand, carried by value.
+
+    ``wrapped`` marks a Python number that became a tensor (it yields in dtype promotion).
+    """
+
+    dtype: str
+    number: bool | int | float
+    wrapped: bool
+
+
+# Every ``int`` and ``float`` below, in the order of nodes, arguments and list items, is a *parameter* of
+# the graph: two graphs that differ in parameters alone share one plan (see ``bindings``).
+Arg: TypeAlias = bool | int | float | str | Ref | Many | Const | ScalarTensor | None
+
+# --- values and nodes --------------------------------------------------------------------------
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """Shape, dtype and layout of a value. ``stride=None`` means contiguous; strides are in elements."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return prod(self.shape) * DTYPES[self.dtype]
+
+
+class Evidence(msgspec.Struct, frozen=True, array_like=True):
+    """Why a label holds. ``source`` is ordered: user > framework > lineage > structure."""
+
+    label: str
+    source: Literal["user", "framework", "lineage", "structure"]
+    reason: str
+    confidence: float = 1.0
+
+
+class Semantics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node means. ``None`` is *unknown*: later stages must not read it as anything else."""
+
+    role: str | None = None
+    phase: str | None = None
+    modality: str | None = None
+    residency: str | None = None
+    memory_pattern: str | None = None
+    flops: int | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    parallelizable: bool | None = None
+    critical_path: bool | None = None
+    priority: int | None = None
+    colocation_group: str | None = None
+    kv_cache_related: bool | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True):
+    """One operator call, arguments in the order of the operator's schema.
+
+    ``outputs`` numbers the *fresh* values it makes, flattened over the schema's returns; ``-1`` stands for a
+    return that is no fresh value: an undefined tensor, or the very tensor that was passed in (``add_``,
+    ``out=``). ``mutates`` lists operands written in place; ``aliases`` pairs (output, operand) that share memory.
+    ``module`` and ``source`` index :attr:`Graph.modules` and :attr:`Graph.sources`; ``-1`` is none.
+    """
+
+    id: int
+    operation: str  # "aten::add"
+    overload: str  # "Tensor", or "" for the default overload
+    args: tuple[Arg, ...]
+    outputs: tuple[int, ...]
+    mutates: tuple[int, ...] = ()
+    aliases: tuple[tuple[int, int], ...] = ()
+    module: int = -1
+    source: int = -1
+    semantics: Semantics | None = None
+
+    @property
+    def target(self) -> str:
+        """The operator with its overload: ``aten::add.Tensor``."""
+        return f"{self.operation}.{self.overload}" if self.overload else self.operation
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What is known about the node, by public key; what is unknown is absent."""
+        return MappingProxyType(_labels(self.semantics))
+
+    def operands(self) -> Iterator[int]:
+        """The values the node takes, in the order of its arguments, repeats included."""
+        return refs(self.args)
+
+
+class Input(msgspec.Struct, frozen=True, array_like=True):
+    """A value that enters the graph. ``origin`` is what the frontend *knows* it to be.
+
+    A ``donated`` input is not needed after this graph: the executor releases it after its last use.
+    """
+
+    value: int
+    name: str = ""
+    origin: Literal["", "parameter", "buffer", "input", "state", "constant"] = ""
+    donated: bool = False
+
+
+class Module(msgspec.Struct, frozen=True, array_like=True):
+    """A module of the user's program: dotted path and class name."""
+
+    path: str
+    type: str
+
+
+class Graph(msgspec.Struct, frozen=True, dict=True):
+    """An ordered list of nodes (``steps``) over the values ``0 .. len(values) - 1``; see ``verify``."""
+
+    values: tuple[TensorSpec, ...]
+    inputs: tuple[Input, ...]
+    steps: tuple[Node, ...]
+    outputs: tuple[int, ...]  # values that outlive the graph, in the order their handles are numbered
+    modules: tuple[Module, ...] = ()
+    sources: tuple[str, ...] = ()  # "path/to/file.py:12"
+    backend_type: Literal["fx", "lazy_dag"] = "lazy_dag"
+    name: str = ""
+
+    def nodes(self) -> tuple[BoundNode, ...]:
+        """The steps, in order, each knowing its graph."""
+        return self._bound
+
+    def get_node(self, id: int) -> BoundNode:
+        """The node numbered ``id``. Raises :class:`GraphError` when there is none."""
+        try:
+            return self._by_id[id]
+        except KeyError:
+            raise GraphError(f"the graph has no node {id!r}") from None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the structure: graphs that differ in parameters, shapes, labels and origins alone share it."""
+        values = self.values
+        shape = (
+            [(values[i.value].dtype, i.donated) for i in self.inputs],
+            [
+                (n.operation, n.overload, [_skeleton(a) for a in n.args], n.outputs, n.mutates, n.aliases)
+                for n in self.steps
+            ],
+            self.outputs,
+        )
+        return hashlib.blake2b(msgspec.msgpack.encode(shape), digest_size=16).hexdigest()
+
+    def text(self) -> str:
+        """The graph as stable text, one line per node and one more for its labels."""
+        return "\n".join(_lines(self)) + "\n"
+
+    @cached_property
+    def _bound(self) -> tuple[BoundNode, ...]:
+        names = Node.__struct_fields__
+        return tuple(BoundNode(*(getattr(node, name) for name in names), graph=self) for node in self.steps)
+
+    @cached_property
+    def _by_id(self) -> dict[int, BoundNode]:
+        return {node.id: node for node in self._bound}
+
+    @cached_property
+    def _depends(self) -> dict[int, tuple[int, ...]]:
+        """Node id → ids of the nodes whose effect it sees: who made its operands, and who last wrote to them."""
+        maker: dict[int, int] = {}
+        storage: dict[int, int] = {}  # value → the first value that shares its memory
+        writer: dict[int, int] = {}  # by storage
+        depends: dict[int, tuple[int, ...]] = {}
+        for node in self.steps:
+            found: dict[int, None] = {}
+            for value in node.operands():
+                if value in maker:
+                    found[maker[value]] = None
+            for value in node.operands():
+                last = writer.get(storage.get(value, value))
+                if last is not None:
+                    found[last] = None
+            depends[node.id] = tuple(found)
+            for value in node.outputs:
+                maker[value] = node.id
+            for output, operand in node.aliases:
+                storage[output] = storage.get(operand, operand)
+            for value in node.mutates:
+                writer[storage.get(value, value)] = node.id
+        return depends
+
+
+class BoundNode(Node, frozen=True, array_like=True, eq=False, kw_only=True):
+    """A node together with its graph, as :meth:`Graph.nodes` gives them. It never crosses a wire."""
+
+    graph: Graph
+
+    def __repr__(self) -> str:
+        return f"<{node_text(self, self.graph)}>"
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Ids of the nodes this one depends on: the makers of its operands, then who wrote to them since."""
+        return self.graph._depends[self.id]
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the fresh values the node makes."""
+        return tuple(self.graph.values[value] for value in self.outputs if value >= 0)
+
+    @property
+    def module_path(self) -> str:
+        return self.graph.modules[self.module].path if self.module >= 0 else ""
+
+    @property
+    def source_line(self) -> str:
+        return self.graph.sources[self.source] if self.source >= 0 else ""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        known = _labels(self.semantics)
+        if self.module >= 0:
+            module = self.graph.modules[self.module]
+            known["module_path"], known["module_type"] = module.path, module.type
+        if self.source >= 0:
+            known["source"] = self.source_line
+        known["output_shapes"] = tuple(spec.shape for spec in self.specs)
+        known["output_dtypes"] = tuple(spec.dtype for spec in self.specs)
+        return MappingProxyType(known)
+
+
+_PUBLIC_KEYS = {"role": "semantic_role", "flops": "compute_flops", "parallelizable": "can_parallelize"}
+
+
+def _labels(semantics: Semantics | None) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if semantics is None:
+        return known
+    for field in Semantics.__struct_fields__:
+        label = getattr(semantics, field)
+        if label is not None and label != ():
+            known[_PUBLIC_KEYS.get(field, field)] = label
+    if semantics.flops is not None and semantics.bytes_read is not None and semantics.bytes_written is not None:
+        moved = semantics.bytes_read + semantics.bytes_written
+        known["arithmetic_intensity"] = semantics.flops / moved if moved else 0.0
+    return known
+
+
+def refs(args: tuple[Arg, ...]) -> Iterator[int]:
+    for arg in args:
+        if type(arg) is Ref:
+            yield arg.value
+        elif type(arg) is Many:
+            yield from refs(arg.items)
+
+
+def _skeleton(arg: Arg) -> object:
+    """What of an argument is structure. Parameters leave only their kind behind."""
+    kind = type(arg)
+    if kind is int:
+        return "i"
+    if kind is float:
+        return "f"
+    if kind is Many:
+        return [_skeleton(item) for item in arg.items]  # type: ignore[union-attr]
+    if kind is ScalarTensor:
+        return ("s", arg.dtype, arg.wrapped, _skeleton(arg.number))  # type: ignore[union-attr]
+    return ("t", arg) if kind is str else arg
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def spec_text(spec: TensorSpec) -> str:
+    text = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+    return text if spec.stride is None else f"{text} strides({', '.join(map(str, spec.stride))})"
+
+
+def _arg_text(arg: Arg) -> str:
+    if isinstance(arg, Ref):
+        return f"%{arg.value}"
+    if isinstance(arg, Many):
+        return f"[{', '.join(map(_arg_text, arg.items))}]"
+    if isinstance(arg, Const):
+        return f"{arg.kind}:{arg.text}"
+    if isinstance(arg, ScalarTensor):
+        return f"scalar({arg.number!r}, {arg.dtype}{', wrapped' if arg.wrapped else ''})"
+    return _quoted(arg) if isinstance(arg, str) else repr(arg)
+
+
+def node_text(node: Node, graph: Graph) -> str:
+    """One node as one line: what it makes, the call, what it writes to and shares, where it comes from."""
+    makes = ", ".join(f"%{v} {spec_text(graph.values[v])}" if v >= 0 else "_" for v in node.outputs)
+    line = f"#{node.id} {makes}{' = ' if makes else ''}{node.target}({', '.join(map(_arg_text, node.args))})"
+    if node.mutates:
+        line += f" writes {', '.join(f'%{value}' for value in node.mutates)}"
+    if node.aliases:
+        line += f" with {', '.join(f'%{output} in %{operand}' for output, operand in node.aliases)}"
+    if node.module >= 0:
+        module = graph.modules[node.module]
+        line += f"  ; {module.path} ({module.type})"
+    if node.source >= 0:
+        line += f"  @ {graph.sources[node.source]}"
+    return line
+
+
+def _lines(graph: Graph) -> Iterator[str]:
+    yield f"graph {_quoted(graph.name)} {graph.backend_type}"
+    for entry in graph.inputs:
+        line = f"  input %{entry.value} {spec_text(graph.values[entry.value])}"
+        if entry.origin:
+            line += f" {entry.origin}"
+        if entry.name:
+            line += f" {_quoted(entry.name)}"
+        yield line + (" donated" if entry.donated else "")
+    for node in graph.steps:
+        yield f"  {node_text(node, graph)}"
+        labels = _labels(node.semantics)
+        evidence: tuple[Evidence, ...] = labels.pop("evidence", ())
+        labels.pop("arithmetic_intensity", None)
+        if labels:
+            yield "      " + " ".join(f"{key}={label}" for key, label in labels.items())
+        for why in evidence:
+            yield f"      {why.label}: {why.source}, {why.confidence:g}: {why.reason}"
+    for value in graph.outputs:
+        yield f"  output %{value}"

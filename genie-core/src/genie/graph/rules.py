@@ -1,0 +1,242 @@
+"""The rules every graph obeys, executable. They run on each side of every process boundary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+
+from genie.errors import GraphError
+from genie.graph.model import (
+    DTYPES,
+    Arg,
+    Const,
+    Graph,
+    Many,
+    Node,
+    Ref,
+    ScalarTensor,
+    Semantics,
+    TensorSpec,
+    refs,
+    spec_text,
+)
+
+MAX_NODES = 1 << 20
+MAX_VALUES = 1 << 22
+MAX_RANK = 64
+MAX_ARGS = 1 << 10
+MAX_ITEMS = 1 << 20  # of one list argument
+MAX_DEPTH = 8  # of lists in lists
+MAX_TEXT = 1 << 16  # characters of one string
+MAX_NAME = 1 << 12
+
+_INT64 = 1 << 63
+_OPERATION = re.compile(r"[A-Za-z_]\w{0,127}::[A-Za-z_]\w{0,127}", re.ASCII)
+_OVERLOAD = re.compile(r"\w{0,128}", re.ASCII)
+_CONST: Mapping[str, re.Pattern[str]] = {
+    "dtype": re.compile("|".join(DTYPES)),
+    "layout": re.compile("strided|jagged|sparse_(coo|csr|csc|bsr|bsc)|_mkldnn"),
+    "memory_format": re.compile("(preserve|contiguous)_format|channels_last(_3d)?"),
+    "device": re.compile(r"[a-z_0-9]{1,64}(:[0-9]{1,4})?"),
+    "generator": re.compile("[0-9]{1,19}"),
+    "complex": re.compile(r"\(?[-+0-9.einfa]{1,64}j?\)?"),
+}
+
+
+def verify(graph: Graph) -> None:
+    """Check every rule of a graph; raises :class:`GraphError` naming the node and the rule it breaks.
+
+    * A value is defined once, as an input or by exactly one node, before it is used; outputs are defined.
+    * Node ids grow. Operators are ``namespace::name``; dtypes, layouts, … are names of closed lists.
+    * Shapes, strides and sizes fit 64 bits; numbers of things and lengths of texts are bounded.
+    * ``mutates`` names operands; ``aliases`` names pairs of one output and one operand of the node.
+    * ``module`` and ``source`` are indexes into the graph's tables, or -1.
+    """
+    # A frozen value that passed once passes always: stages verify their input without paying again.
+    if "_verified" in graph.__dict__:
+        return
+    try:
+        _verify_tables(graph)
+        _verify_values(graph)
+        defined = _verify_inputs(graph)
+        _verify_nodes(graph, defined)
+        for value in graph.outputs:
+            if not (0 <= value < len(defined) and defined[value]):
+                raise GraphError(f"output %{value} is not defined by the graph")
+        if not all(defined):
+            raise GraphError(f"value %{defined.index(0)} is defined by no input and no node")
+    except (TypeError, AttributeError, KeyError) as error:
+        raise GraphError(f"the graph holds a value of a wrong type: {error}") from error
+    graph.__dict__["_verified"] = True
+
+
+def _verify_tables(graph: Graph) -> None:
+    if graph.backend_type not in ("fx", "lazy_dag"):
+        raise GraphError(f"backend_type must be 'fx' or 'lazy_dag', not {graph.backend_type!r}")
+    for name, size, bound in (
+        ("values", len(graph.values), MAX_VALUES),
+        ("inputs", len(graph.inputs), MAX_VALUES),
+        ("outputs", len(graph.outputs), MAX_VALUES),
+        ("nodes", len(graph.steps), MAX_NODES),
+        ("modules", len(graph.modules), MAX_NODES),
+        ("sources", len(graph.sources), MAX_NODES),
+        ("characters of name", len(graph.name), MAX_NAME),
+    ):
+        if size > bound:
+            raise GraphError(f"{size} {name} are more than the {bound} allowed")
+    for module in graph.modules:
+        if len(module.path) > MAX_NAME or len(module.type) > MAX_NAME:
+            raise GraphError(f"a module's path or type is longer than {MAX_NAME} characters")
+    for source in graph.sources:
+        if len(source) > MAX_NAME:
+            raise GraphError(f"a source is longer than {MAX_NAME} characters")
+
+
+def _verify_values(graph: Graph) -> None:
+    seen: set[TensorSpec] = set()
+    for number, spec in enumerate(graph.values):
+        if spec in seen:
+            continue
+        itemsize = DTYPES.get(spec.dtype)
+        if itemsize is None:
+            raise GraphError(f"value %{number}: no dtype is called {spec.dtype[:64]!r}")
+        if len(spec.shape) > MAX_RANK:
+            raise GraphError(f"value %{number}: rank {len(spec.shape)} is more than {MAX_RANK}")
+        size = itemsize
+        for dim in spec.shape:
+            if not 0 <= dim < _INT64:
+                raise GraphError(f"value %{number}: {dim} is no dimension")
+            size *= dim
+        if spec.stride is not None:
+            if len(spec.stride) != len(spec.shape):
+                raise GraphError(f"value %{number}: {len(spec.stride)} strides for rank {len(spec.shape)}")
+            if spec.stride and min(spec.stride) < 0:
+                raise GraphError(f"value %{number}: {min(spec.stride)} is no stride")
+            extent = sum((dim - 1) * stride for dim, stride in zip(spec.shape, spec.stride, strict=True) if dim)
+            size = max(size, (extent + 1) * itemsize)
+        if size >= _INT64:
+            raise GraphError(f"value %{number}: {spec_text(spec)} does not fit 64 bits")
+        seen.add(spec)
+
+
+def _verify_inputs(graph: Graph) -> bytearray:
+    """One byte per value: whether it is defined."""
+    defined = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        if not 0 <= entry.value < len(defined):
+            raise GraphError(f"input %{entry.value} is no value of the graph")
+        if defined[entry.value]:
+            raise GraphError(f"input %{entry.value} is listed twice")
+        if len(entry.name) > MAX_NAME:
+            raise GraphError(f"the name of input %{entry.value} is longer than {MAX_NAME} characters")
+        defined[entry.value] = 1
+    return defined
+
+
+def _verify_nodes(graph: Graph, defined: bytearray) -> None:
+    count, previous = len(defined), -1
+    modules, sources = len(graph.modules), len(graph.sources)
+    names: set[tuple[str, str]] = set()
+    for node in graph.steps:
+        if type(node) is not Node:
+            raise GraphError(f"steps hold Node values, not {type(node).__name__}")
+        if not previous < node.id < _INT64:
+            _broken(graph, node, f"its id is not above {previous}, the id of the node before it")
+        previous = node.id
+        name = (node.operation, node.overload)
+        if name not in names:
+            if not (_OPERATION.fullmatch(node.operation) and _OVERLOAD.fullmatch(node.overload)):
+                _broken(graph, node, "an operator is 'namespace::name' with an overload of letters and digits")
+            names.add(name)
+        if len(node.args) > MAX_ARGS:
+            _broken(graph, node, f"{len(node.args)} arguments are more than {MAX_ARGS}")
+        for arg in node.args:
+            kind = type(arg)
+            if kind is Ref:
+                value = arg.value  # type: ignore[union-attr]
+                if not (0 <= value < count and defined[value]):
+                    _broken(graph, node, f"operand %{value} is not defined before it")
+            elif not (arg is None or kind is bool or kind is float):
+                _verify_argument(graph, node, arg, defined, 0)
+        for value in node.outputs:
+            if value == -1:
+                continue
+            if not 0 <= value < count:
+                _broken(graph, node, f"output %{value} is no value of the graph")
+            if defined[value]:
+                _broken(graph, node, f"output %{value} is defined already")
+            defined[value] = 1
+        if node.mutates or node.aliases:
+            _verify_effects(graph, node)
+        if not (-1 <= node.module < modules and -1 <= node.source < sources):
+            _broken(graph, node, "its module or source is not in the graph's tables")
+        if node.semantics is not None:
+            _verify_semantics(graph, node, node.semantics)
+
+
+def _verify_argument(graph: Graph, node: Node, arg: Arg, defined: bytearray, depth: int) -> None:
+    kind = type(arg)
+    if kind is int:
+        if not -_INT64 <= arg < _INT64:  # type: ignore[operator]
+            _broken(graph, node, f"{arg} does not fit a signed 64-bit number")
+    elif isinstance(arg, Ref):
+        if not (0 <= arg.value < len(defined) and defined[arg.value]):
+            _broken(graph, node, f"operand %{arg.value} is not defined before it")
+    elif isinstance(arg, Many):
+        if depth >= MAX_DEPTH:
+            _broken(graph, node, f"lists are nested deeper than {MAX_DEPTH}")
+        if len(arg.items) > MAX_ITEMS:
+            _broken(graph, node, f"a list of {len(arg.items)} items is longer than {MAX_ITEMS}")
+        for item in arg.items:
+            _verify_argument(graph, node, item, defined, depth + 1)
+    elif isinstance(arg, Const):
+        rule = _CONST.get(arg.kind)
+        if rule is None or not rule.fullmatch(arg.text):
+            _broken(graph, node, f"{arg.text[:64]!r} is no {arg.kind}")
+    elif isinstance(arg, ScalarTensor):
+        if arg.dtype not in DTYPES:
+            _broken(graph, node, f"no dtype is called {arg.dtype[:64]!r}")
+        if type(arg.number) is int and not -_INT64 <= arg.number < 2 * _INT64:
+            _broken(graph, node, f"{arg.number} does not fit 64 bits")
+    elif isinstance(arg, str):
+        if len(arg) > MAX_TEXT:
+            _broken(graph, node, f"a text of {len(arg)} characters is longer than {MAX_TEXT}")
+    elif not (arg is None or kind is bool or kind is float):
+        _broken(graph, node, f"a {kind.__name__} is no argument")
+
+
+def _verify_effects(graph: Graph, node: Node) -> None:
+    operands = set(refs(node.args))
+    for value in node.mutates:
+        if value not in operands:
+            _broken(graph, node, f"it says to write to %{value}, which is no operand of it")
+    for output, operand in node.aliases:
+        if output < 0 or output not in node.outputs:
+            _broken(graph, node, f"it says %{output} shares memory, which is no output of it")
+        if operand not in operands:
+            _broken(graph, node, f"it says to share the memory of %{operand}, which is no operand of it")
+
+
+def _verify_semantics(graph: Graph, node: Node, semantics: Semantics) -> None:
+    for number in (semantics.flops, semantics.bytes_read, semantics.bytes_written):
+        if number is not None and not 0 <= number < 1 << 64:
+            _broken(graph, node, f"{number} is no number of operations or bytes")
+    for label in (semantics.role, semantics.phase, semantics.modality, semantics.residency):
+        if label is not None and len(label) > MAX_NAME:
+            _broken(graph, node, f"a label is longer than {MAX_NAME} characters")
+    for label in (semantics.memory_pattern, semantics.colocation_group):
+        if label is not None and len(label) > MAX_NAME:
+            _broken(graph, node, f"a label is longer than {MAX_NAME} characters")
+    if len(semantics.evidence) > 64:
+        _broken(graph, node, "more than 64 pieces of evidence")
+    for why in semantics.evidence:
+        if not 0.0 <= why.confidence <= 1.0:
+            _broken(graph, node, f"confidence {why.confidence} is not within 0 and 1")
+        if len(why.label) > MAX_NAME or len(why.reason) > MAX_NAME:
+            _broken(graph, node, f"a piece of evidence is longer than {MAX_NAME} characters")
+
+
+def _broken(graph: Graph, node: Node, rule: str) -> NoReturn:
+    where = graph.sources[node.source] if 0 <= node.source < len(graph.sources) else ""
+    raise GraphError(f"node {node.id} ({node.target[:160]}): {rule}", where=where)
