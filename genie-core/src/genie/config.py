@@ -108,13 +108,15 @@ def resolve(
     return Resolved(Settings(**values), origins)
 
 
+def convert(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's settings, checked and as their types. Raises :class:`ConfigError`."""
+    return {key: _convert(key, value, f"call: {key}=", Path.cwd()) for key, value in call.items()}
+
+
 def replace(resolved: Resolved, **changes: Any) -> Resolved:
     """With ``changes`` made by a call."""
-    converted = {
-        key: _convert(key, value, f"call: {key}=", Path.cwd()) for key, value in changes.items()
-    }
     origins = {**resolved.origins, **{key: f"call: {key}=" for key in changes}}
-    return Resolved(msgspec.structs.replace(resolved.settings, **converted), origins)
+    return Resolved(msgspec.structs.replace(resolved.settings, **convert(changes)), origins)
 
 
 _Layer = dict[str, tuple[Any, str]]

@@ -109,7 +109,14 @@ class Frontend(Protocol):
         """The program captured whole, run on ``engine``, fed and answering with the framework's own tensors."""
 
     def accepts(self, program: object) -> bool:
-        """Whether ``program`` is this frontend's kind of object (``genie.run`` asks when none is named)."""
+        """Whether ``program`` is this frontend's kind of object, a program or a tensor (``genie.run`` and
+        ``genie.execute`` ask when none is named)."""
+
+    def to_host(self, tensor: Any) -> tuple[TensorSpec, Buffer]:
+        """A tensor's elements in C order, little-endian, in this process's memory."""
+
+    def from_host(self, spec: TensorSpec, data: Buffer) -> Any:
+        """The framework's own tensor with these elements."""
 
 
 @runtime_checkable

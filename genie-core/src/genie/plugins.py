@@ -21,9 +21,7 @@ from genie import hookspecs
 from genie.config import Settings
 from genie.errors import GenieError, PluginConflict, PluginFailed, PluginNotFound
 
-Kind: TypeAlias = Literal[
-    "frontend", "pattern", "backend", "transport", "cost_model", "placement_strategy", "policy"
-]
+Kind: TypeAlias = Literal["frontend", "pattern", "backend", "transport", "cost_model", "placement_strategy", "policy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS: dict[Kind, str] = {
     "frontend": "genie_frontends",
@@ -81,9 +79,9 @@ class Registry:
         """What may be asked for, conflicting names once."""
         return tuple(dict.fromkeys(offer.name for offer in self.offers() if offer.kind == kind))
 
-    def make(self, kind: Kind, name: str, settings: Settings) -> Any:
-        """A new object. Raises :class:`PluginNotFound`, :class:`PluginFailed`, :class:`PluginConflict`, or the
-        :class:`GenieError` of the factory."""
+    def check(self, kind: Kind, name: str) -> Offer:
+        """The one offer of that name. Raises :class:`PluginNotFound`, :class:`PluginFailed` or
+        :class:`PluginConflict`."""
         offers = [offer for offer in self.offers() if offer.kind == kind and offer.name == name]
         if not offers:
             raise self._missing(kind, name)
@@ -92,16 +90,19 @@ class Registry:
                 f"{kind} {name!r} is offered by {' and by '.join(_title(offer) for offer in offers)}",
                 hint="uninstall one of them",
             )
-        (offer,) = offers
+        return offers[0]
+
+    def make(self, kind: Kind, name: str, settings: Settings) -> Any:
+        """A new object. Raises as :meth:`check` does, or the :class:`GenieError` of the factory; anything else
+        that a factory raises is a :class:`PluginFailed`."""
+        offer = self.check(kind, name)
         assert offer.factory is not None
         try:
             made = offer.factory(settings)
         except GenieError:
             raise
         except Exception as error:
-            raise PluginFailed(
-                f"{kind} {name!r} could not be made: {_describe(error)}", where=_title(offer)
-            ) from error
+            raise PluginFailed(f"{kind} {name!r} could not be made: {_describe(error)}", where=_title(offer)) from error
         if made is None:
             raise PluginFailed(f"the factory of {kind} {name!r} returned nothing", where=_title(offer))
         return made

@@ -1,0 +1,259 @@
+"""The verbs. Each is capture → annotate → schedule → execute, or a part of it, over the process's runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from genie import config, runtime
+from genie.annotate import annotate as _annotate
+from genie.device import Cluster, Device
+from genie.errors import CaptureError, ConfigError, SchedulingError
+from genie.execute import HostValue
+from genie.graph import Graph, TensorSpec
+from genie.interfaces import Backend, CostModel, Engine, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
+from genie.plan import ExecutionPlan
+from genie.plugins import registry
+from genie.telemetry import Number
+
+_T = TypeVar("_T")
+
+# --- the runtime ---------------------------------------------------------------------------------
+
+
+def init(**settings: Any) -> None:
+    """Connect, with settings by call > environment > file (fields of :class:`genie.config.Settings`).
+
+    Optional: the first use connects too. Again with the same settings it does nothing; with others it raises
+    :class:`ConfigError`.
+
+    >>> genie.init(nodes=["10.0.0.10:8888"], timeout=30)  # doctest: +SKIP
+    """
+    runtime.start(settings)
+
+
+def init_cluster(config: str | Path | Cluster = "cluster.yaml", rdma: bool = False) -> None:
+    """:func:`init` with the cluster a file describes. ``rdma`` insists on the kernel-bypass backend, ``dpdk``."""
+    init(cluster=config, **({"backend": "dpdk"} if rdma else {}))
+
+
+def shutdown() -> None:
+    """End all sessions. Values on devices are gone; the next use starts anew."""
+    runtime.shutdown()
+    _compiled.clear()
+
+
+def on_shutdown(callback: Callable[[], None]) -> None:
+    """Have ``callback`` called at every shutdown, before sessions end."""
+    runtime.on_shutdown(callback)
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend (``"local"``, ``"tcp"``, ``"dpdk,tcp"``, …) before the first use."""
+    for each in name.split(","):
+        registry.check("backend", each.strip())
+    runtime.change(backend=name)
+
+
+def set_log_level(level: str) -> None:
+    """``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"`` or ``"CRITICAL"``; at any time."""
+    runtime.set_log_level(level)
+
+
+def settings() -> config.Settings:
+    """The settings in force."""
+    return runtime.current().settings
+
+
+def get_stats() -> dict[str, Number]:
+    """Counters of this process: operators, graph nodes, syncs, bytes, plan hits, ns per operator."""
+    return runtime.current().stats()
+
+
+def device_count() -> int:
+    """How many devices ``remote_accelerator:i`` counts."""
+    return len(devices())
+
+
+def devices() -> tuple[Device, ...]:
+    return runtime.current().devices()
+
+
+def engine(index: int | None = None) -> Engine:
+    """For frontends: the stages composed for device ``index`` (``None`` is 0); connects on first use."""
+    return runtime.current().engine(index)
+
+
+# --- capture -------------------------------------------------------------------------------------
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def capture() -> Iterator[Any]:
+    """Capture this thread's operators, on no device in particular. Nests; ends on exceptions too."""
+    with runtime.frontend().capture() as captured:
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        try:
+            yield captured
+        finally:
+            _thread.depth -= 1
+
+
+def is_capturing() -> bool:
+    """Whether this thread is inside :func:`capture`."""
+    return getattr(_thread, "depth", 0) > 0
+
+
+def get_graph() -> Graph:
+    """The latest graph this thread captured, whichever way. Raises :class:`CaptureError` if there is none."""
+    for frontend in runtime.loaded_frontends():
+        if (graph := frontend.latest_graph()) is not None:
+            return graph
+    raise CaptureError("this thread has captured no graph", hint="run something inside `with genie.capture():`")
+
+
+# --- the stages ----------------------------------------------------------------------------------
+
+
+def annotate(graph: Graph) -> Graph:
+    """A new graph that says what its nodes mean, by all installed patterns."""
+    return _annotate(graph, runtime.current().patterns())
+
+
+def execute_local(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:
+    """Run a plan in this process. ``inputs`` as for :func:`execute`."""
+    return _execute(plan, inputs, frontend, "local")
+
+
+def execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:
+    """Run a plan on the cluster and fetch its outputs.
+
+    An input is a framework's tensor, a :class:`HostValue`, a pair of :class:`TensorSpec` and bytes, or anything
+    with the buffer protocol. Outputs are tensors of the inputs' framework (or of the one named), else
+    :class:`HostValue`.
+    """
+    return _execute(plan, inputs, frontend, "")
+
+
+def run(
+    program: Callable[..., _T],
+    *args: Any,
+    backend: str | None = None,
+    devices: Sequence[Device] | None = None,
+    policy: str | None = None,
+    frontend: str | None = None,
+    **kwargs: Any,
+) -> _T:
+    """Capture → annotate → schedule → execute in one call; the next call with like arguments reuses the plan."""
+    return compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)(*args, **kwargs)
+
+
+def compile(
+    program: Callable[..., _T],
+    *,
+    backend: str | None = None,
+    devices: Sequence[Device] | None = None,
+    policy: str | None = None,
+    frontend: str | None = None,
+) -> Callable[..., _T]:
+    """The program captured whole, to be called like it. The same program again is the same compiled one."""
+    its = runtime.frontend(frontend or "", program)
+    target = _target(backend, devices, policy)
+    key = (_identity(program), its.name, id(target))
+    with _compiling:
+        if key not in _compiled:
+            while len(_compiled) >= _LARGEST_COMPILED:
+                del _compiled[next(iter(_compiled))]
+            _compiled[key] = (program, its.compile(program, target))
+        return _compiled[key][1]
+
+
+# --- extension -----------------------------------------------------------------------------------
+
+
+def register_pattern(pattern: PatternMatcher, name: str | None = None) -> None:
+    """Have ``pattern`` run on every graph from now on."""
+    registry.register("pattern", name or getattr(pattern, "name", "") or type(pattern).__name__, lambda _: pattern)
+
+
+def register_backend(name: str, factory: Callable[[config.Settings], Backend]) -> None:
+    registry.register("backend", name, factory)
+
+
+def register_transport(name: str, factory: Callable[[config.Settings], Transport]) -> None:
+    registry.register("transport", name, factory)
+
+
+def register_frontend(name: str, factory: Callable[[config.Settings], Frontend]) -> None:
+    registry.register("frontend", name, factory)
+    runtime.forget_frontend(name)
+
+
+def register_cost_model(name: str, factory: Callable[[config.Settings], CostModel]) -> None:
+    registry.register("cost_model", name, factory)
+
+
+def register_placement_strategy(name: str, factory: Callable[[config.Settings], PlacementStrategy]) -> None:
+    registry.register("placement_strategy", name, factory)
+
+
+def register_policy(name: str, factory: Callable[[config.Settings], Policy]) -> None:
+    registry.register("policy", name, factory)
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+# Strong references keep identities from being reused, so the number of programs kept is bounded.
+_LARGEST_COMPILED = 16
+_compiled: dict[Any, tuple[Any, Callable[..., Any]]] = {}
+_compiling = threading.RLock()
+
+
+def _identity(program: object) -> tuple[int, ...]:
+    owner, function = getattr(program, "__self__", None), getattr(program, "__func__", None)
+    # A bound method is a new object at each look.
+    return (id(owner), id(function)) if owner is not None and function is not None else (id(program),)
+
+
+def _target(backend: str | None, devices: Sequence[Device] | None, policy: str | None) -> Engine:
+    """The engine of the first of ``devices`` (default: the first there is)."""
+    now = runtime.current()
+    if devices is None:
+        return now.engine(0, backend or "", policy or "")
+    if not devices:
+        raise ConfigError("devices= names no device", hint="leave it out to use the configured ones")
+    if not now.connected and not now.settings.nodes and all(device.address for device in devices):
+        now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
+    return now.engine(now.index_of(devices[0], backend or ""), backend or "", policy or "")
+
+
+def _execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None, backend: str) -> list[Any]:
+    now = runtime.current()
+    used = set(plan.placement.values())
+    if len(used) > 1:
+        raise SchedulingError(
+            f"the plan spans {len(used)} devices ({', '.join(sorted(used))}); one device runs a plan as yet",
+            hint="schedule it for one device",
+        )
+    device = next((device for device in plan.devices if device.id in used), None)
+    given = [_to_host(value) for value in inputs]
+    values = now.executor(now.index_of(device, backend, exact=False), backend).run(plan, [value for value, _ in given])
+    its = runtime.frontend(frontend) if frontend else next((its for _, its in given if its is not None), None)
+    return [its.from_host(value.spec, value.data) for value in values] if its is not None else list(values)
+
+
+def _to_host(value: object) -> tuple[HostValue, Frontend | None]:
+    match value:
+        case HostValue():
+            return value, None
+        case (TensorSpec() as spec, bytes() | bytearray() | memoryview() as data):
+            return HostValue(spec, data), None
+    if (plain := HostValue.of(value)) is not None:
+        return plain, None
+    its = runtime.frontend(program=value)
+    spec, data = its.to_host(value)
+    return HostValue(spec, data), its

@@ -1,0 +1,133 @@
+"""Plan and host values in, host values out, through one session."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from genie.bindings import Prediction, parameters
+from genie.errors import PlanError, RemoteOpError, SessionClosed, UnsupportedOperation
+from genie.graph import TensorSpec
+from genie.interfaces import Buffer, Session
+from genie.plan import ExecutionPlan
+
+_FORMATS = {
+    "?": "bool", "b": "int8", "B": "uint8", "h": "int16", "H": "uint16", "i": "int32", "I": "uint32",
+    "q": "int64", "Q": "uint64", "e": "float16", "f": "float32", "d": "float64",
+}  # fmt: skip
+_DTYPES = {dtype: code for code, dtype in _FORMATS.items()}
+
+
+class HostValue(NamedTuple):
+    """A value in this process's memory: elements in C order, little-endian."""
+
+    spec: TensorSpec
+    data: Buffer
+
+    @classmethod
+    def of(cls, array: object) -> HostValue | None:
+        """From anything with the buffer protocol (``array.array``, NumPy, bytes); ``None`` if it has not."""
+        try:
+            view = memoryview(array)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        code = view.format.removeprefix("@").removeprefix("=").removeprefix("<")
+        if code in "lL":  # a C long, as wide as the platform has it
+            code = ("q" if code == "l" else "Q") if view.itemsize == 8 else ("i" if code == "l" else "I")
+        if code not in _FORMATS or sys.byteorder != "little":
+            return None
+        flat = view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+        return cls(TensorSpec(shape=tuple(view.shape), dtype=_FORMATS[code]), flat)
+
+    def view(self) -> memoryview:
+        """The elements as a typed, shaped memoryview. Raises :class:`UnsupportedOperation` for dtypes that C lacks
+        (``bfloat16``, complex, …); their bytes are in ``data``."""
+        code = _DTYPES.get(self.spec.dtype)
+        if code is None:
+            raise UnsupportedOperation(f"a memoryview has no {self.spec.dtype}")
+        flat = memoryview(self.data).cast("B").cast(code)
+        return flat.cast("B").cast(code, list(self.spec.shape)) if flat.nbytes else flat
+
+    def tolist(self) -> object:
+        view = self.view()
+        return view[()] if not self.spec.shape else view.tolist()
+
+
+class Executor:
+    """Runs whole plans on a session it has to itself. Any thread may call; calls take turns."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._lock = threading.Lock()
+        self._next = 1
+        self._predictions: dict[int, Prediction] = {}
+        self.closed = False
+
+    def run(self, plan: ExecutionPlan, inputs: Sequence[HostValue]) -> list[HostValue]:
+        """The plan's outputs, in order. Raises :class:`PlanError` if ``inputs`` do not fit the plan, and
+        :class:`RemoteOpError` for a step that failed; anything else also ends the session."""
+        _check(plan, inputs)
+        with self._lock:
+            if self.closed:
+                raise SessionClosed("the session was closed", hint="genie.execute opens a new one")
+            try:
+                return self._run(plan, inputs)
+            except RemoteOpError:
+                raise
+            except BaseException:
+                # Both sides remember the last bindings; after a break in the middle they may differ.
+                self._close()
+                raise
+
+    def _run(self, plan: ExecutionPlan, inputs: Sequence[HostValue]) -> list[HostValue]:
+        graph, session = plan.graph, self.session
+        number = session.load(plan)
+        words = parameters(graph)
+        prediction = self._predictions.get(number)
+        if prediction is None:
+            prediction = self._predictions[number] = Prediction(len(graph.inputs), words)
+        handles = self._take(len(inputs))
+        first = self._take(len(graph.outputs)).start
+        for handle, declared, value in zip(handles, graph.inputs, inputs, strict=True):
+            weight = declared.origin in ("parameter", "buffer")
+            session.upload(handle, value.spec, value.data, shared=weight)
+        session.execute(number, prediction.encode([first, *handles, *words]))
+        made = range(first, first + len(graph.outputs))
+        try:
+            fetched = [session.fetch(handle) for handle in made]
+        finally:
+            donated = {h for h, declared in zip(handles, graph.inputs, strict=True) if declared.donated}
+            session.free([h for h in (*handles, *made) if h not in donated])
+        return [HostValue(value.spec, value.data) for value in fetched]
+
+    def _take(self, count: int) -> range:
+        taken = range(self._next, self._next + count)
+        self._next += count
+        return taken
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.session.close()
+
+
+def _check(plan: ExecutionPlan, inputs: Sequence[HostValue]) -> None:
+    declared = plan.graph.inputs
+    if len(inputs) != len(declared):
+        raise PlanError(
+            f"the plan takes {len(declared)} inputs, {len(inputs)} were given",
+            hint=f"in order: {', '.join(i.name or f'v{i.value}' for i in declared) or 'none'}",
+        )
+    for number, (its, value) in enumerate(zip(declared, inputs, strict=True)):
+        want = plan.graph.values[its.value]
+        if (value.spec.shape, value.spec.dtype) != (want.shape, want.dtype):
+            raise PlanError(
+                f"input {number} ({its.name or f'v{its.value}'}) must be {want.dtype}{list(want.shape)}, "
+                f"not {value.spec.dtype}{list(value.spec.shape)}"
+            )

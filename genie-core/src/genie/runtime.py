@@ -1,0 +1,375 @@
+"""The process's runtime: settings in force, backends made, an engine per device. ``api`` is five-line calls over it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from genie import config, telemetry
+from genie.annotate import annotate
+from genie.device import Device
+from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginError
+from genie.execute import Executor
+from genie.graph import Graph
+from genie.graph import verify as verify_graph
+from genie.interfaces import Backend, Frontend, PatternMatcher, Session
+from genie.plan import verify as verify_plan
+from genie.plugins import Registry, registry
+from genie.schedule import Scheduler
+
+log = structlog.get_logger("genie.runtime")
+
+
+class DeviceEngine:
+    """The stages composed for one device: what a frontend is given (:class:`genie.interfaces.Engine`)."""
+
+    def __init__(
+        self,
+        device: Device,
+        session: Session,
+        scheduler: Scheduler,
+        patterns: Callable[[], Sequence[PatternMatcher]],
+    ) -> None:
+        self.device = device
+        self.session = session
+        self._scheduler = scheduler
+        self._patterns = patterns
+
+    def prepare(self, graph: Graph) -> int:
+        """Graph → annotate → schedule → verify → load. The plan's id in the session."""
+        started = time.perf_counter_ns()
+        verify_graph(graph)
+        annotated = annotate(graph, self._patterns())
+        plan = self._scheduler.schedule(annotated)
+        verify_plan(plan)
+        number = self.session.load(plan)
+        telemetry.counters.add("graphs")
+        telemetry.counters.add("graph_nodes", len(graph.steps))
+        telemetry.counters.add("prepare_ns", time.perf_counter_ns() - started)
+        return number
+
+
+class Runtime:
+    """Everything made under one set of settings. Any thread may call."""
+
+    def __init__(self, resolved: config.Resolved, plugins: Registry) -> None:
+        self.resolved = resolved
+        self._plugins = plugins
+        self._lock = threading.RLock()
+        self._backends: dict[str, Backend] = {}
+        self._devices: dict[str, tuple[Device, ...]] = {}
+        self._engines: dict[tuple[str, int, str], DeviceEngine] = {}
+        self._executors: dict[tuple[str, int], Executor] = {}
+        self._patterns: tuple[int, tuple[PatternMatcher, ...]] = (-1, ())
+        self._default = ""
+
+    @property
+    def settings(self) -> config.Settings:
+        return self.resolved.settings
+
+    @property
+    def connected(self) -> bool:
+        """Whether the backend was chosen and opened: from then on the settings are fixed."""
+        return bool(self._default)
+
+    def backend_name(self) -> str:
+        """The first backend of the settings' list that can be opened; the last one's error if none can."""
+        with self._lock:
+            if not self._default:
+                self._default = self._choose()
+            return self._default
+
+    def _choose(self) -> str:
+        *preferred, last = self.settings.backends
+        for name in preferred:
+            try:
+                self._open(name)
+            except (PluginError, BackendUnavailable) as error:
+                log.warning("backend passed over", backend=name, error=error.message)
+            else:
+                return name
+        self._open(last)
+        return last
+
+    def devices(self, backend: str = "") -> tuple[Device, ...]:
+        """The backend's devices, in the order ``remote_accelerator:i`` counts them."""
+        return self._open(backend or self.backend_name())
+
+    def device(self, index: int | None, backend: str = "") -> Device:
+        name = backend or self.backend_name()
+        devices = self._open(name)
+        number = 0 if index is None else index
+        if not 0 <= number < len(devices):
+            raise ConfigError(
+                f"there is no device {number}: the backend {name!r} has {len(devices)} "
+                f"({', '.join(device.id for device in devices)})",
+                where=self.resolved.origin("nodes") if self.settings.nodes else "",
+                hint=f"devices are numbered from 0 to {len(devices) - 1}",
+            )
+        return devices[number]
+
+    def index_of(self, device: Device | None, backend: str = "", exact: bool = True) -> int:
+        """The number of ``device`` here, by id or by address; unless ``exact``, else the first of its type, else 0."""
+        here = self.devices(backend)
+        if device is not None:
+            for number, each in enumerate(here):
+                if each.id == device.id or (
+                    each.address and (each.address, each.index) == (device.address, device.index)
+                ):
+                    return number
+            if exact:
+                raise ConfigError(
+                    f"device {device.id!r} is not one of this runtime's: {', '.join(each.id for each in here)}",
+                    hint="configure it with genie.init_cluster(), or call genie.shutdown() to start anew",
+                )
+        alike = (number for number, each in enumerate(here) if device is not None and each.type == device.type)
+        return next(alike, 0)
+
+    def engine(self, index: int | None = None, backend: str = "", policy: str = "") -> DeviceEngine:
+        """The engine of a device, with a session of its own, made now if need be."""
+        key = (backend or self.backend_name(), index or 0, policy or self.settings.policy)
+        with self._lock:
+            if key not in self._engines:
+                device = self.device(index, key[0])
+                scheduler = self.scheduler((device,), key[2])
+                session = self._backends[key[0]].connect(device)
+                self._engines[key] = DeviceEngine(device, session, scheduler, self.patterns)
+            return self._engines[key]
+
+    def executor(self, index: int = 0, backend: str = "") -> Executor:
+        """Runs whole plans on a device, in a session apart from the frontends'."""
+        key = (backend or self.backend_name(), index)
+        with self._lock:
+            executor = self._executors.get(key)
+            if executor is None or executor.closed:
+                device = self.device(index, key[0])
+                executor = self._executors[key] = Executor(self._backends[key[0]].connect(device))
+            return executor
+
+    def scheduler(self, devices: Sequence[Device], policy: str = "") -> Scheduler:
+        settings = self.settings
+        name = policy or settings.policy
+        scheduler = Scheduler(devices=devices, policy=self._plugins.make("policy", name, settings))
+        scheduler.set_cost_model(self._plugins.make("cost_model", settings.cost_model, settings))
+        scheduler.set_placement_strategy(self._plugins.make("placement_strategy", settings.placement, settings))
+        return scheduler
+
+    def patterns(self) -> tuple[PatternMatcher, ...]:
+        """All patterns there are. One that can't be made is reported, once, and left out: it is no one's request."""
+        version, patterns = self._patterns
+        if version == self._plugins.version:
+            return patterns
+        with self._lock:
+            version, made = self._plugins.version, []
+            for name in self._plugins.names("pattern"):
+                try:
+                    made.append(self._plugins.make("pattern", name, self.settings))
+                except GenieError as error:
+                    log.warning("pattern left out", pattern=name, error=error.message)
+            self._patterns = (version, tuple(made))
+            return self._patterns[1]
+
+    def sessions(self) -> list[Session]:
+        with self._lock:
+            return [*(e.session for e in self._engines.values()), *(e.session for e in self._executors.values())]
+
+    def stats(self) -> dict[str, telemetry.Number]:
+        """The process's counters and those of all sessions; equal names add up."""
+        total = telemetry.counters.snapshot()
+        for session in self.sessions():
+            for name, number in session.stats().items():
+                total[name] = total.get(name, 0) + number
+        return total
+
+    def close(self) -> None:
+        """End every session and backend. What can't be ended in an orderly way is reported, not raised."""
+        with self._lock:
+            closing: list[Any] = [*self._executors.values(), *(e.session for e in self._engines.values())]
+            closing += self._backends.values()
+            self._executors, self._engines, self._backends, self._devices = {}, {}, {}, {}
+            self._default = ""
+        for each in closing:
+            try:
+                each.close()
+            except Exception as error:
+                log.warning("not closed in order", what=type(each).__name__, error=str(error))
+
+    def _open(self, name: str) -> tuple[Device, ...]:
+        with self._lock:
+            if name not in self._devices:
+                backend = self._plugins.make("backend", name, self.settings)
+                try:
+                    devices = tuple(backend.devices())
+                    if not devices:
+                        raise BackendUnavailable(f"the backend {name!r} has no device")
+                except BaseException:
+                    backend.close()
+                    raise
+                self._backends[name], self._devices[name] = backend, devices
+            return self._devices[name]
+
+
+# --- the one of this process ---------------------------------------------------------------------
+
+_lock = threading.RLock()
+_current: Runtime | None = None
+_frontends: dict[str, Frontend] = {}
+_at_shutdown: list[Callable[[], None]] = []
+
+
+def current() -> Runtime:
+    """The runtime in force; one by environment and file is started if there is none."""
+    runtime = _current
+    if runtime is not None:
+        return runtime
+    with _lock:
+        return _current or _install(Runtime(config.resolve(), registry))
+
+
+def start(call: Mapping[str, Any]) -> Runtime:
+    """Start a runtime and connect it. While one is in force, the settings named in ``call`` must be its own."""
+    with _lock:
+        if _current is not None and _current.connected:
+            return _same(_current, config.convert(call))
+        runtime = Runtime(config.resolve(call), registry)
+        try:
+            runtime.devices()
+        except BaseException:
+            runtime.close()
+            raise
+        return _install(runtime)
+
+
+def change(**changes: Any) -> Runtime:
+    """Change settings that are not in use yet; :class:`ConfigError` if they are."""
+    with _lock:
+        runtime = current()
+        if runtime.connected:
+            return _same(runtime, config.convert(changes))
+        return _install(Runtime(config.replace(runtime.resolved, **changes), registry))
+
+
+def set_log_level(level: str) -> None:
+    """The one setting that may change at any time."""
+    with _lock:
+        runtime = current()
+        runtime.resolved = config.replace(runtime.resolved, log_level=level)
+        telemetry.configure(runtime.settings.log_level, runtime.settings.log_json)
+
+
+def shutdown() -> None:
+    """End the runtime in force, if any: frontends are told first, then sessions end. The next use starts anew."""
+    global _current
+    with _lock:
+        runtime, _current = _current, None
+        callbacks = list(_at_shutdown)
+    if runtime is None:
+        return
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            log.warning("shutdown callback failed", callback=repr(callback), error=str(error))
+    runtime.close()
+
+
+def on_shutdown(callback: Callable[[], None]) -> None:
+    """Have ``callback`` called at each shutdown, before sessions end (a frontend drops its engines)."""
+    with _lock:
+        if callback not in _at_shutdown:
+            _at_shutdown.append(callback)
+
+
+def frontend(name: str = "", program: object = None) -> Frontend:
+    """By name; else the one that accepts ``program``; else the one of the settings; else the only one."""
+    with _lock:
+        settings = current().settings
+        names = registry.names("frontend")
+        name = name or (settings.frontend if program is None else "")
+        if name:
+            return _frontend(name, settings)
+        if program is not None:
+            for candidate in names:
+                if (made := _frontend(candidate, settings)).accepts(program):
+                    return made
+            raise ConfigError(
+                f"no frontend accepts a {type(program).__module__}.{type(program).__qualname__}",
+                hint=f"installed frontends: {', '.join(names) or 'none (pip install genie-pytorch)'}",
+            )
+        if len(names) != 1:
+            raise ConfigError(
+                f"which frontend? installed: {', '.join(names) or 'none'}",
+                hint="set `frontend` (GENIE_FRONTEND)" if names else "pip install genie-pytorch",
+            )
+        return _frontend(names[0], settings)
+
+
+def loaded_frontends() -> tuple[Frontend, ...]:
+    with _lock:
+        return tuple(_frontends.values())
+
+
+def forget_frontend(name: str) -> None:
+    """A name was registered anew: its next use makes the new one."""
+    with _lock:
+        _frontends.pop(name, None)
+
+
+def _frontend(name: str, settings: config.Settings) -> Frontend:
+    # Kept for the life of the process, over every shutdown: a framework can be hooked once.
+    if name not in _frontends:
+        _frontends[name] = registry.make("frontend", name, settings)
+    return _frontends[name]
+
+
+def _install(runtime: Runtime) -> Runtime:
+    global _current
+    _hook_process()
+    settings = runtime.settings
+    telemetry.configure(settings.log_level, settings.log_json)
+    before, _current = _current, runtime
+    if before is not None:
+        before.close()
+    return runtime
+
+
+def _same(runtime: Runtime, wanted: Mapping[str, Any]) -> Runtime:
+    other = {key: value for key, value in wanted.items() if getattr(runtime.settings, key) != value}
+    if other:
+        key = next(iter(other))
+        raise ConfigError(
+            f"Genie is already running with {key}={getattr(runtime.settings, key)!r}, not {other[key]!r}"
+            + (f" (also different: {', '.join(list(other)[1:])})" if len(other) > 1 else ""),
+            where=runtime.resolved.origin(key),
+            hint="call genie.shutdown() first; tensors on the device do not survive it",
+        )
+    return runtime
+
+
+# --- the process: its end and its forks ----------------------------------------------------------
+
+_orphans: list[Runtime] = []
+_hooked = False
+
+
+def _hook_process() -> None:
+    global _hooked
+    if not _hooked:  # with the first runtime, not at import: that has no effects
+        _hooked = True
+        atexit.register(shutdown)
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    """A child shares its parent's sockets: it must neither use nor close them, so it keeps them out of reach."""
+    global _current, _lock
+    _lock = threading.RLock()
+    if _current is not None:
+        _orphans.append(_current)
+        _current = None
