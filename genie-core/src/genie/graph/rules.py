@@ -222,6 +222,8 @@ def _verify_semantics(graph: Graph, node: Node, semantics: Semantics) -> None:
     for number in (semantics.flops, semantics.bytes_read, semantics.bytes_written):
         if number is not None and not 0 <= number < 1 << 64:
             _broken(graph, node, f"{number} is no number of operations or bytes")
+    if semantics.priority is not None and not -_INT64 <= semantics.priority < _INT64:
+        _broken(graph, node, f"{semantics.priority} is no priority")
     for label in (semantics.role, semantics.phase, semantics.modality, semantics.residency):
         if label is not None and len(label) > MAX_NAME:
             _broken(graph, node, f"a label is longer than {MAX_NAME} characters")

@@ -1,0 +1,8 @@
+"""Scheduling: a graph and devices in, an execution plan out."""
+
+from genie.schedule.cost import Roofline, RooflineCostModel, Transfers
+from genie.schedule.placement import SingleDevice
+from genie.schedule.policy import policy
+from genie.schedule.scheduler import Scheduler
+
+__all__ = ["Roofline", "RooflineCostModel", "Scheduler", "SingleDevice", "Transfers", "policy"]
