@@ -1,3 +1,108 @@
 """Genie: programs of a framework, run on remote accelerators through a semantically rich graph."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from genie.api import (
+    annotate,
+    capture,
+    compile,
+    device_count,
+    devices,
+    engine,
+    execute,
+    execute_local,
+    get_graph,
+    get_stats,
+    init,
+    init_cluster,
+    is_capturing,
+    on_shutdown,
+    register_backend,
+    register_cost_model,
+    register_frontend,
+    register_pattern,
+    register_placement_strategy,
+    register_policy,
+    register_transport,
+    run,
+    set_backend,
+    set_log_level,
+    settings,
+    shutdown,
+)
+from genie.config import Settings
+from genie.device import Cluster, Device
+from genie.errors import GenieError
+from genie.execute import HostValue
+from genie.graph import Graph, TensorSpec
+from genie.interfaces import CostModel, PatternMatcher, PlacementStrategy, Policy
+from genie.plan import ExecutionPlan
+from genie.schedule import Scheduler
+
+if TYPE_CHECKING:
+    from genie import aio
+    from genie.hookspecs import hookimpl
+    from genie.remote import RemoteClient
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Cluster",
+    "CostModel",
+    "Device",
+    "ExecutionPlan",
+    "GenieError",
+    "Graph",
+    "HostValue",
+    "PatternMatcher",
+    "PlacementStrategy",
+    "Policy",
+    "RemoteClient",
+    "Scheduler",
+    "Settings",
+    "TensorSpec",
+    "__version__",
+    "aio",
+    "annotate",
+    "capture",
+    "compile",
+    "device_count",
+    "devices",
+    "engine",
+    "execute",
+    "execute_local",
+    "get_graph",
+    "get_stats",
+    "hookimpl",
+    "init",
+    "init_cluster",
+    "is_capturing",
+    "on_shutdown",
+    "register_backend",
+    "register_cost_model",
+    "register_frontend",
+    "register_pattern",
+    "register_placement_strategy",
+    "register_policy",
+    "register_transport",
+    "run",
+    "set_backend",
+    "set_log_level",
+    "settings",
+    "shutdown",
+]
+
+# Names whose modules bring asyncio, pluggy or sockets: not every program that imports genie needs those.
+_LATER = {"aio": "genie.aio", "hookimpl": "genie.hookspecs", "RemoteClient": "genie.remote"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'genie' has no attribute {name!r}")
+    module = import_module(_LATER[name])
+    value = module if module.__name__ == f"genie.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 
 from genie.errors import GraphError
 from genie.flops import sizes, work
 from genie.graph import Evidence, Graph, Node, Semantics, verify
 from genie.interfaces import PatternMatcher
+from genie.telemetry import get_logger
 
-log = structlog.get_logger("genie.annotate")
+log = get_logger("genie.annotate")
 
 _STRENGTH = {"user": 3, "framework": 2, "lineage": 1, "structure": 0}
 _FIELDS = {"semantic_role": "role", "compute_flops": "flops", "can_parallelize": "parallelizable"} | {

@@ -23,15 +23,14 @@ import pluggy
 
 from genie.config import Settings
 from genie.interfaces import Backend, CostModel, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
-
-PROJECT = "genie"
+from genie.plugins import GROUP
 
 _T = TypeVar("_T")
 Factory: TypeAlias = Callable[[Settings], _T]
 Offers: TypeAlias = Mapping[str, Callable[[Settings], Any]]
 
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 @hookspec

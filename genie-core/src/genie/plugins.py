@@ -2,7 +2,7 @@
 
 The discovery loop is our own: a plugin that fails is a row with its error, and raises when it is used; two
 distributions that offer one name are a row each, and raise when that name is used. Nothing is lost, nothing is
-silently first.
+silently first. pluggy and importlib.metadata are imported with the first look, not with Genie.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import contextlib
 import difflib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import attrs
-import pluggy
 
-from genie import hookspecs
 from genie.config import Settings
 from genie.errors import GenieError, PluginConflict, PluginFailed, PluginNotFound
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind: TypeAlias = Literal["frontend", "pattern", "backend", "transport", "cost_model", "placement_strategy", "policy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,7 +32,7 @@ _HOOKS: dict[Kind, str] = {
     "placement_strategy": "genie_placement_strategies",
     "policy": "genie_policies",
 }
-GROUP = hookspecs.PROJECT
+GROUP = "genie"
 RUN_TIME = "(registered at run time)"
 
 
@@ -56,7 +56,7 @@ class Offer:
 class Registry:
     """The plugins of a process. It makes objects; whoever asked owns, keeps and closes them."""
 
-    def __init__(self, entry_points: Iterable[metadata.EntryPoint] | None = None) -> None:
+    def __init__(self, entry_points: Iterable[EntryPoint] | None = None) -> None:
         self._entry_points = entry_points
         self._offers: list[Offer] | None = None
         self._registered: dict[tuple[Kind, str], Offer] = {}
@@ -67,6 +67,8 @@ class Registry:
         """Every offer and every failure, in a stable order; conflicts carry their error."""
         with self._lock:
             if self._offers is None:
+                from importlib import metadata
+
                 found = metadata.entry_points(group=GROUP) if self._entry_points is None else self._entry_points
                 offers = [offer for point in _distinct(found) for offer in _load(point)]
                 self._offers = [_marked(offer, offers) for offer in offers]
@@ -137,16 +139,20 @@ class Registry:
         return PluginNotFound(f"no {kind} is named {name!r}", hint=hint)
 
 
-def _distinct(points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
+def _distinct(points: Iterable[EntryPoint]) -> list[EntryPoint]:
     """One distribution seen twice on the path (an editable install and its source, say) is one plugin."""
-    seen: dict[tuple[str, str, str], metadata.EntryPoint] = {}
+    seen: dict[tuple[str, str, str], EntryPoint] = {}
     for point in points:
         seen.setdefault((_distribution(point)[0], point.name, point.value), point)
     return list(seen.values())
 
 
-def _load(point: metadata.EntryPoint) -> list[Offer]:
+def _load(point: EntryPoint) -> list[Offer]:
     """The offers of one entry point; one failed offer for whatever of it fails."""
+    import pluggy
+
+    from genie import hookspecs
+
     distribution, version = _distribution(point)
 
     def failed(text: str, cause: BaseException | None, kind: Kind | Literal[""] = "", name: str = "") -> Offer:
@@ -156,7 +162,7 @@ def _load(point: metadata.EntryPoint) -> list[Offer]:
         plugin = point.load()
     except Exception as error:
         return [failed(_describe(error), error)]
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(plugin, name=point.name)
@@ -194,7 +200,7 @@ def _marked(offer: Offer, offers: list[Offer]) -> Offer:
     return attrs.evolve(offer, error=f"the name is also offered by {', '.join(_title(other) for other in rivals)}")
 
 
-def _distribution(point: metadata.EntryPoint) -> tuple[str, str]:
+def _distribution(point: EntryPoint) -> tuple[str, str]:
     with contextlib.suppress(Exception):  # broken metadata of a stranger must not hide the other plugins
         if point.dist is not None:
             return point.dist.name, point.dist.version

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import structlog
-
 from genie import config, telemetry
 from genie.annotate import annotate
 from genie.device import Device
@@ -23,7 +21,7 @@ from genie.plan import verify as verify_plan
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 
-log = structlog.get_logger("genie.runtime")
+log = telemetry.get_logger("genie.runtime")
 
 
 class DeviceEngine:

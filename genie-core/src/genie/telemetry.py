@@ -1,4 +1,7 @@
-"""Logs and counters. Importing this sets nothing up; the runtime does, when it starts."""
+"""Logs and counters. Importing this sets nothing up; the runtime does, when it starts.
+
+structlog is imported with the first event: it takes longer to import than all of Genie.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,55 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 Number: TypeAlias = int | float
 Source: TypeAlias = Callable[[], Mapping[str, Number]]
 
 _configured_by_us = False
+_level: str | None = None
+_json = False
 
 
 def configure(level: str = "WARNING", json: bool = False) -> None:
     """Send our events to standard error, from ``level`` up. A program's own structlog set-up is left alone."""
+    global _level, _json
+    _level, _json = level, json
+    if "structlog" in sys.modules:
+        _apply()
+
+
+def get_logger(name: str) -> Logger:
+    """A structlog logger, made when it is first used."""
+    return Logger(name)
+
+
+class Logger:
+    """What modules hold: ``log.info("event", key=value)``, and so on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bound: Any = None
+
+    def __getattr__(self, method: str) -> Any:
+        if self._bound is None:
+            import structlog
+
+            _apply()
+            self._bound = structlog.get_logger(logger=self._name)
+        return getattr(self._bound, method)
+
+
+def _apply() -> None:
     global _configured_by_us
+    import structlog
+
+    if _level is None:  # nothing has started yet: what a program sees before is structlog's default, or its own
+        return
+    level, json = _level, _json
     if structlog.is_configured() and not _configured_by_us:
         return
     _configured_by_us = True
@@ -45,6 +84,8 @@ class _StandardError:
     """Looks standard error up each time, so that a program which replaces it gets our events too."""
 
     def __call__(self, *_args: Any) -> structlog.PrintLogger:
+        import structlog
+
         return structlog.PrintLogger(sys.stderr)
 
 

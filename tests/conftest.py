@@ -1,0 +1,55 @@
+"""Fixtures for all tests: a clean process-wide state, and distributions that are really on the path."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+Distribution = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's shell reaches a test."""
+    for variable in [name for name in os.environ if name.startswith("GENIE_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def fresh_runtime() -> Iterator[None]:
+    """No runtime before the test, and none after it."""
+    from genie import runtime
+
+    runtime.shutdown()
+    yield
+    runtime.shutdown()
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distribution:
+    """Make a distribution importable, as an installer would lay it out.
+
+    ``distribution("acme", {"acme": "<source>"}, {"acme": "acme"})``: name, module → source, entry point → value.
+    """
+
+    def make(name: str, modules: Mapping[str, str], entry_points: Mapping[str, str], version: str = "1.0") -> Path:
+        site = tmp_path / f"site-{name}"
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = [f"{point} = {value}" for point, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("[genie]\n" + "\n".join(lines) + "\n")
+        for module, source in modules.items():
+            (site / f"{module}.py").write_text(textwrap.dedent(source))
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.syspath_prepend(str(site))
+        importlib.invalidate_caches()
+        return site
+
+    return make
