@@ -31,16 +31,11 @@ async def run(
     **kwargs: Any,
 ) -> _T:
     """:func:`genie.run`."""
-    return await asyncio.to_thread(
-        api.run,
-        program,
-        *args,
-        backend=backend,
-        devices=devices,
-        policy=policy,
-        frontend=frontend,
-        **kwargs,
-    )
+
+    def call() -> _T:
+        return api.run(program, *args, backend=backend, devices=devices, policy=policy, frontend=frontend, **kwargs)
+
+    return await asyncio.to_thread(call)
 
 
 async def execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:

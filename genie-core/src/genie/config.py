@@ -9,7 +9,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -244,7 +244,7 @@ def _check_finite(number: float) -> str:
     return "" if math.isfinite(number) else f"{number!r} is not finite"
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], str]] = {
     "log_level": _check_level,
     "backend": _check_backend,
     "nodes": _check_nodes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from genie.bindings import Prediction, parameters
 from genie.errors import PlanError, RemoteOpError, SessionClosed, UnsupportedOperation
@@ -39,16 +39,17 @@ class HostValue(NamedTuple):
         if code not in _FORMATS or sys.byteorder != "little":
             return None
         flat = view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
-        return cls(TensorSpec(shape=tuple(view.shape), dtype=_FORMATS[code]), flat)
+        return cls(TensorSpec(shape=tuple(view.shape or ()), dtype=_FORMATS[code]), flat)
 
-    def view(self) -> memoryview:
+    def view(self) -> memoryview[Any]:
         """The elements as a typed, shaped memoryview. Raises :class:`UnsupportedOperation` for dtypes that C lacks
         (``bfloat16``, complex, …); their bytes are in ``data``."""
-        code = _DTYPES.get(self.spec.dtype)
+        code: Any = _DTYPES.get(self.spec.dtype)
         if code is None:
             raise UnsupportedOperation(f"a memoryview has no {self.spec.dtype}")
-        flat = memoryview(self.data).cast("B").cast(code)
-        return flat.cast("B").cast(code, list(self.spec.shape)) if flat.nbytes else flat
+        flat = memoryview(self.data).cast("B")
+        # Without elements there is no shape to give: a memoryview allows no zero in it.
+        return flat.cast(code, self.spec.shape) if flat.nbytes else flat.cast(code)
 
     def tolist(self) -> object:
         view = self.view()
