@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from genie.config import KEYS, Settings, replace, resolve
 from genie.errors import ConfigError
 

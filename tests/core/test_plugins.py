@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from genie.config import Settings
 from genie.errors import BackendUnavailable, ConfigError, PluginConflict, PluginFailed, PluginNotFound
 from genie.plugins import Offer, Registry
