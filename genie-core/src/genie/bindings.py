@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from genie.errors import ProtocolError
+from genie.errors import LocalProtocolError, ProtocolError
 from genie.graph import Arg, Graph, Many, ScalarTensor
 
 _MASK = (1 << 64) - 1
@@ -64,6 +64,8 @@ class Prediction:
 
     def encode(self, words: Sequence[int]) -> bytes:
         """Bytes for ``words`` (same length as the vector). The memory advances."""
+        if len(words) != len(self._last):
+            raise LocalProtocolError(f"{len(words)} words for a plan of {len(self._last)}")
         surprises = bytearray()
         count, previous = 0, -1
         for index, word in enumerate(words):

@@ -185,11 +185,11 @@ def _lines(plan: ExecutionPlan) -> Iterator[str]:
         for step in range(stage.start, stage.stop):
             for move in arrivals.get(step, ()):
                 what = f"%{move.value} {spec_text(plan.graph.values[move.value])}"
-                yield f"    move {what} from {ids[move.source]}: {move.bytes} bytes, {_time(move.seconds)}"
+                yield f"    move {what} from {ids[move.source]}: {move.bytes} bytes in {_time(move.seconds)}"
             made = plan.decisions[step]
-            gone = f" free {' '.join(f'%{value}' for value in plan.releases[step])}" if plan.releases[step] else ""
-            cost = f"{_time(made.seconds)} {made.source}"
-            yield f"    {node_text(plan.graph.steps[step], plan.graph)}  [{cost}]{gone}"
+            node = plan.graph.steps[step]
+            gone = f", then free {' '.join(f'%{value}' for value in plan.releases[step])}" if plan.releases[step] else ""
+            yield f"    #{node.id} {node.target}: {_time(made.seconds)} {made.source}{gone}"
     yield from plan.graph.text().splitlines()
 
 

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from genie.device import Cluster, Device
+from genie.errors import ConfigError
+
+YAML = """
+cluster:
+  devices:
+    - {id: gpu0, address: "10.0.0.10:8888", type: GPU, memory_gb: 16, compute_tflops: 10, network_gbps: 100}
+  backend: tcp            # local | tcp | dpdk | "dpdk,tcp"
+  scheduling: {policy: min_cost, recomputation_threshold_ms: 2.5}
+  fault_tolerance: {enabled: false, checkpoint_interval: 7}   # operations
+  security: {token_file: secret/token, ca: /etc/ca.pem}
+"""
+GOOD = {"id": "gpu0", "type": "GPU", "memory_gb": 16, "compute_tflops": 10}
+
+
+def test_a_device_is_a_value():
+    device = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100, address=None)
+    assert device == Device("gpu0", "GPU", 16, 10, 100)
+    assert device.memory_bytes == 16 * 2**30
+    assert device.kind == "gpu"
+    with pytest.raises(AttributeError):
+        device.id = "other"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id", ""),
+        ("id", 3),
+        ("type", "a\nb"),
+        ("memory_gb", 0),
+        ("memory_gb", "16"),
+        ("memory_gb", True),
+        ("compute_tflops", float("nan")),
+        ("network_gbps", float("inf")),
+        ("network_gbps", -1),
+        ("address", "host:0"),
+        ("address", "host:99999999999"),
+        ("address", "two words:1"),
+        ("index", -1),
+        ("memory_bandwidth_gb_s", 0),
+    ],
+)
+def test_a_device_names_the_wrong_key(key, value):
+    with pytest.raises(ConfigError, match=key if key != "address" else "address|port"):
+        Device(**{**GOOD, key: value})
+
+
+def test_a_cluster_file_says_everything(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(YAML)
+    cluster = Cluster.load(path)
+    assert cluster.devices == (Device("gpu0", "GPU", 16, 10, 100, "10.0.0.10:8888"),)
+    assert cluster.backends == ("tcp",)
+    assert (cluster.scheduling.policy, cluster.scheduling.recomputation_threshold_ms) == ("min_cost", 2.5)
+    assert (cluster.fault_tolerance.enabled, cluster.fault_tolerance.checkpoint_interval) == (False, 7)
+    assert cluster.security.token_file == str(tmp_path / "secret" / "token")
+    assert cluster.security.ca == "/etc/ca.pem"
+
+
+def test_defaults_and_preference_lists():
+    cluster = Cluster.parse({"cluster": {"backend": "dpdk, tcp"}})
+    assert cluster.backends == ("dpdk", "tcp")
+    assert cluster.devices == ()
+    assert cluster.scheduling.policy == "min_latency"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"bakend": "tcp"}, "bakend"),
+        ({"backend": "tcp,,"}, "backend"),
+        ({"backend": 3}, "cluster.backend"),
+        ({"scheduling": {"polcy": "x"}}, "polcy"),
+        ({"scheduling": {"recomputation_threshold_ms": -1}}, "recomputation_threshold_ms"),
+        ({"fault_tolerance": {"checkpoint_interval": 0}}, "checkpoint_interval"),
+        ({"fault_tolerance": {"enabled": "maybe"}}, "cluster.fault_tolerance.enabled"),
+        ({"security": {"cert": "c.pem"}}, "key"),
+        ({"devices": [{**GOOD, "memory": 3}]}, r"devices\[0\].*'memory'"),
+        ({"devices": [GOOD, {**GOOD, "id": "b", "memory_gb": "much"}]}, r"devices\[1\].memory_gb"),
+        ({"devices": [{**GOOD, "memory_gb": -4}]}, r"devices\[0\].*memory_gb"),
+        ({"devices": [{"id": "gpu0"}]}, r"devices\[0\].*type"),
+        ({"devices": [GOOD, GOOD]}, "gpu0.*twice"),
+        ({"devices": [{**GOOD, "address": "a:1"}, {**GOOD, "id": "b", "address": "a:1"}]}, "gpu0.*b.*a:1"),
+        ({"devices": "gpu0"}, "cluster.devices"),
+    ],
+)
+def test_a_wrong_cluster_names_the_key(body, named):
+    with pytest.raises(ConfigError, match=named) as caught:
+        Cluster.parse({"cluster": body}, where="c.yaml")
+    assert caught.value.where == "c.yaml"
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"cluster": None}, {"cluster": {}, "clutser": {}}])
+def test_the_top_of_the_file_is_checked(data):
+    with pytest.raises(ConfigError, match="clu"):
+        Cluster.parse(data)
+
+
+@pytest.mark.parametrize("text", ["cluster: [", "a: !!python/object/apply:os.system [true]", "\x00", "[" * 5000])
+def test_what_is_no_yaml_is_refused(tmp_path, text):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="YAML|cluster") as caught:
+        Cluster.load(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_missing_or_huge_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        Cluster.load(tmp_path / "none.yaml")
+    huge = tmp_path / "huge.yaml"
+    huge.write_bytes(b"#" * (1 << 21))
+    with pytest.raises(ConfigError, match="larger"):
+        Cluster.load(huge)
+
+
+def test_values_need_no_framework():
+    code = (
+        "import sys; import genie.device, genie.codec, genie.annotate, genie.schedule;"
+        "assert not {'torch', 'jax', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
