@@ -36,8 +36,8 @@ from genie.api import (
 from genie.config import Settings
 from genie.device import Cluster, Device
 from genie.errors import GenieError
-from genie.execute import HostValue
 from genie.graph import Graph, TensorSpec
+from genie.host import HostValue
 from genie.interfaces import CostModel, PatternMatcher, PlacementStrategy, Policy
 from genie.plan import ExecutionPlan
 from genie.schedule import Scheduler

@@ -12,8 +12,8 @@ from genie import config, runtime
 from genie.annotate import annotate as _annotate
 from genie.device import Cluster, Device
 from genie.errors import CaptureError, ConfigError, SchedulingError
-from genie.execute import HostValue
 from genie.graph import Graph, TensorSpec
+from genie.host import HostValue, flat, host_value
 from genie.interfaces import Backend, CostModel, Engine, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
 from genie.plan import ExecutionPlan
 from genie.plugins import registry
@@ -251,9 +251,14 @@ def _to_host(value: object) -> tuple[HostValue, Frontend | None]:
         case HostValue():
             return value, None
         case (TensorSpec() as spec, bytes() | bytearray() | memoryview() as data):
-            return HostValue(spec, data), None
-    if (plain := HostValue.of(value)) is not None:
-        return plain, None
-    its = runtime.frontend(program=value)
+            return HostValue(spec, flat(data)), None
+    its = next((its for its in runtime.loaded_frontends() if its.accepts(value)), None)
+    if its is None:
+        try:
+            memoryview(value)  # type: ignore[arg-type]
+        except TypeError:
+            its = runtime.frontend(program=value)
+        else:
+            return host_value(value), None
     spec, data = its.to_host(value)
-    return HostValue(spec, data), its
+    return HostValue(spec, flat(data)), its

@@ -132,7 +132,7 @@ def serve(
 @node_app.command("status")
 def node_status(address: str, as_json: Json = False) -> None:
     """What a node is and does: version, devices, sessions, memory."""
-    from genie.remote import status
+    from genie.remote.inspection import status
 
     answer = msgspec.to_builtins(status(address))
     if as_json:

@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from genie.bindings import Prediction, parameters
-from genie.errors import PlanError, RemoteOpError, SessionClosed, UnsupportedOperation
-from genie.graph import TensorSpec
-from genie.interfaces import Buffer, Session
+from genie.errors import PlanError, RemoteOpError, SessionClosed
+from genie.host import HostValue
+from genie.interfaces import Session
 from genie.plan import ExecutionPlan
-
-_FORMATS = {
-    "?": "bool", "b": "int8", "B": "uint8", "h": "int16", "H": "uint16", "i": "int32", "I": "uint32",
-    "q": "int64", "Q": "uint64", "e": "float16", "f": "float32", "d": "float64",
-}  # fmt: skip
-_DTYPES = {dtype: code for code, dtype in _FORMATS.items()}
-
-
-class HostValue(NamedTuple):
-    """A value in this process's memory: elements in C order, little-endian."""
-
-    spec: TensorSpec
-    data: Buffer
-
-    @classmethod
-    def of(cls, array: object) -> HostValue | None:
-        """From anything with the buffer protocol (``array.array``, NumPy, bytes); ``None`` if it has not."""
-        try:
-            view = memoryview(array)  # type: ignore[arg-type]
-        except TypeError:
-            return None
-        code = view.format.removeprefix("@").removeprefix("=").removeprefix("<")
-        if code in "lL":  # a C long, as wide as the platform has it
-            code = ("q" if code == "l" else "Q") if view.itemsize == 8 else ("i" if code == "l" else "I")
-        if code not in _FORMATS or sys.byteorder != "little":
-            return None
-        flat = view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
-        return cls(TensorSpec(shape=tuple(view.shape or ()), dtype=_FORMATS[code]), flat)
-
-    def view(self) -> memoryview[Any]:
-        """The elements as a typed, shaped memoryview. Raises :class:`UnsupportedOperation` for dtypes that C lacks
-        (``bfloat16``, complex, …); their bytes are in ``data``."""
-        code: Any = _DTYPES.get(self.spec.dtype)
-        if code is None:
-            raise UnsupportedOperation(f"a memoryview has no {self.spec.dtype}")
-        flat = memoryview(self.data).cast("B")
-        # Without elements there is no shape to give: a memoryview allows no zero in it.
-        return flat.cast(code, self.spec.shape) if flat.nbytes else flat.cast(code)
-
-    def tolist(self) -> object:
-        view = self.view()
-        return view[()] if not self.spec.shape else view.tolist()
 
 
 class Executor:
