@@ -1,0 +1,115 @@
+"""A backend whose devices are those of nodes, over any transport."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+import genie
+from genie.config import Settings
+from genie.device import Device
+from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
+from genie.interfaces import Transport
+from genie.remote.greeting import Met, farewell, meet, quicker
+from genie.remote.session import RemoteSession
+
+
+class RemoteBackend:
+    """``nodes`` are addresses; their devices, in order, are the backend's. A device of ``known`` (a cluster file)
+    stands for the node's own device of the same address and index: its id and figures are the user's."""
+
+    def __init__(
+        self,
+        name: str,
+        transport: Transport,
+        nodes: Sequence[str],
+        *,
+        known: Sequence[Device] = (),
+        timeout: float = 60.0,
+        connect_timeout: float = 10.0,
+        shortcut: bool = True,
+    ) -> None:
+        self.name = name
+        self._transport = transport
+        self._nodes = tuple(nodes)
+        self._known = {(device.address, device.index): device for device in known if device.address}
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._shortcut = shortcut
+        self._lock = threading.Lock()
+        self._devices: tuple[Device, ...] | None = None
+        self._quicker: dict[str, str] = {}
+        self._sessions: list[RemoteSession] = []
+
+    @classmethod
+    def from_settings(cls, name: str, transport: Transport, settings: Settings) -> RemoteBackend:
+        return cls(
+            name,
+            transport,
+            settings.nodes,
+            known=settings.cluster.devices if settings.cluster is not None else (),
+            timeout=settings.timeout,
+            connect_timeout=settings.connect_timeout,
+            shortcut=settings.unix_sockets,
+        )
+
+    def devices(self) -> tuple[Device, ...]:
+        """Asks every node, the first time."""
+        with self._lock:
+            if self._devices is None:
+                if not self._nodes:
+                    raise ConfigError(
+                        f"the backend {self.name!r} has no nodes",
+                        hint='set `nodes` (GENIE_NODES="host:port"), or devices with addresses in cluster.yaml',
+                    )
+                self._devices = tuple(device for node in self._nodes for device in self._ask(node))
+            return self._devices
+
+    def _ask(self, node: str) -> list[Device]:
+        met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+        farewell(met)
+        if self._shortcut and (local := quicker(met.welcome)):
+            self._quicker[node] = local
+        found = []
+        for index, device in enumerate(met.welcome.devices):
+            theirs = msgspec.structs.replace(device, id=f"{node}/{device.id}", address=node, index=index)
+            found.append(self._known.get((node, index), theirs))
+        for address, index in self._known:
+            if address == node and index >= len(found):
+                raise ConfigError(
+                    f"the cluster has a device {index} at {node}, which has {len(found)}",
+                    where=self._known[address, index].id,
+                    hint="count a node's devices from 0; `genie node status` lists them",
+                )
+        listed = [device for device in found if (device.address, device.index) in self._known]
+        return listed or found
+
+    def connect(self, device: Device) -> RemoteSession:
+        if device.address is None:
+            raise ConfigError(f"device {device.id!r} has no address", hint="it belongs to another backend")
+        met = self._meet(device.address, device.index)
+        session = RemoteSession(
+            met.connection, met.dialogue, device, met.welcome.limits, device.address, timeout=self._timeout
+        )
+        with self._lock:
+            self._sessions = [known for known in self._sessions if not known.closed]
+            self._sessions.append(session)
+        return session
+
+    def _meet(self, node: str, index: int) -> Met:
+        local = self._quicker.get(node)
+        if local:
+            # Gone (another mount namespace, a cleaned /tmp): the long way still works.
+            with contextlib.suppress(BackendUnavailable, ConnectionLost, DeadlineExceeded):
+                return meet(self._transport, local, index, self._connect_timeout, genie=genie.__version__)
+        return meet(self._transport, node, index, self._connect_timeout, genie=genie.__version__)
+
+    def close(self) -> None:
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+            self._devices = None
+        for session in sessions:
+            session.close()

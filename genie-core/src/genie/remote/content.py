@@ -1,0 +1,179 @@
+"""What a node remembers of uploads: contents by digest, in host memory.
+
+Every session gets a copy of its own, made on the node; so a program may write into its weights and no other session
+sees it, and no content ever crosses the wire twice. Partial contents outlive their connection for a while, so that
+an interrupted upload goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import attrs
+import blake3
+
+from genie.errors import ProtocolError
+
+_MANY_THREADS = 1 << 20
+
+
+@attrs.define(eq=False)
+class _Entry:
+    data: bytearray
+    hasher: blake3.blake3
+    held: int = 0
+    verified: bool = False
+    writer: str = ""  # the session that is sending it
+    users: set[str] = attrs.field(factory=set)  # sessions between their offer and their commit
+    touched: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.writer or self.users)
+
+
+class ContentStore:
+    """Contents within ``budget`` bytes, the least recently used go first; partial ones nobody is sending go after
+    ``partial_seconds``. Sessions are named by any string."""
+
+    def __init__(
+        self, budget: int, partial_seconds: float = 600.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._budget = budget
+        self._partial_seconds = partial_seconds
+        self._clock = clock
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._used = 0
+        self._lock = threading.Lock()
+        self._hits = 0
+
+    def begin(self, session: str, digest: bytes, size: int) -> int | None:
+        """How much of the content is here already; the rest is ``session``'s to send.
+
+        ``None``: it cannot be kept now (too large, or another session is sending it): upload it directly.
+        """
+        with self._lock:
+            self._expire()
+            entry = self._entries.get(digest)
+            if entry is not None and (len(entry.data) != size or (entry.writer and entry.writer != session)):
+                return None
+            if entry is None:
+                if not self._make_room(size):
+                    return None
+                try:
+                    data = bytearray(size)
+                except MemoryError:
+                    return None
+                threads = blake3.blake3.AUTO if size >= _MANY_THREADS else 1
+                entry = self._entries[digest] = _Entry(data, blake3.blake3(max_threads=threads))
+                self._used += size
+            self._touch(digest, entry)
+            if entry.verified:
+                self._hits += 1
+                entry.users.add(session)
+            else:
+                entry.writer = session
+            return entry.held
+
+    def room(self, session: str, digest: bytes, offset: int, size: int) -> memoryview:
+        """Where the next part of a content goes."""
+        with self._lock:
+            entry = self._sent_by(session, digest)
+            if offset != entry.held or size > len(entry.data) - offset:
+                raise ProtocolError(f"{size} bytes at {offset} of a content of which {entry.held} are here")
+            return memoryview(entry.data)[offset : offset + size]
+
+    def received(self, session: str, digest: bytes, size: int) -> None:
+        with self._lock:
+            entry = self._sent_by(session, digest)
+            start = entry.held
+        part = memoryview(entry.data)[start : start + size]
+        entry.hasher.update(part)  # only the writer gets here: not under the lock, others need not wait
+        with self._lock:
+            entry.held = start + size
+            self._touch(digest, entry)
+
+    def take(self, session: str, digest: bytes) -> memoryview:
+        """The whole content, verified; it stays until :meth:`done`. Raises :class:`ProtocolError`."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None or (session not in entry.users and entry.writer != session):
+                raise ProtocolError("a content was committed that was not offered")
+            if not entry.verified:
+                if entry.held < len(entry.data):
+                    raise ProtocolError(f"a content was committed with {entry.held} of {len(entry.data)} bytes sent")
+                if entry.hasher.digest() != digest:
+                    self._remove(digest)
+                    raise ProtocolError("a content does not have the digest it was announced with")
+                entry.verified = True
+                entry.writer = ""
+                entry.users.add(session)
+            self._touch(digest, entry)
+            return memoryview(entry.data).toreadonly()
+
+    def done(self, session: str, digest: bytes) -> None:
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None:
+                entry.users.discard(session)
+
+    def release(self, session: str) -> None:
+        """The session ended."""
+        with self._lock:
+            for entry in self._entries.values():
+                entry.users.discard(session)
+                if entry.writer == session:
+                    entry.writer = ""
+                    entry.touched = self._clock()
+            for digest in [digest for digest, entry in self._entries.items() if not entry.held and not entry.busy]:
+                self._remove(digest)
+
+    def expire(self) -> None:
+        with self._lock:
+            self._expire()
+
+    def stats(self) -> Mapping[str, int]:
+        with self._lock:
+            return {
+                "content_bytes": self._used,
+                "content_entries": len(self._entries),
+                "content_partial": sum(not entry.verified for entry in self._entries.values()),
+                "content_hits": self._hits,
+            }
+
+    def _sent_by(self, session: str, digest: bytes) -> _Entry:
+        entry = self._entries.get(digest)
+        if entry is None or entry.writer != session or entry.verified:
+            raise ProtocolError("part of a content that was not offered")
+        return entry
+
+    def _touch(self, digest: bytes, entry: _Entry) -> None:
+        entry.touched = self._clock()
+        self._entries.move_to_end(digest)
+
+    def _make_room(self, size: int) -> bool:
+        if size > self._budget:
+            return False
+        idle = sum(len(entry.data) for entry in self._entries.values() if not entry.busy)
+        if self._used - idle + size > self._budget:
+            return False
+        for digest in [digest for digest, entry in self._entries.items() if not entry.busy]:
+            if self._used + size <= self._budget:
+                break
+            self._remove(digest)
+        return True
+
+    def _expire(self) -> None:
+        oldest = self._clock() - self._partial_seconds
+        for digest in [
+            digest
+            for digest, entry in self._entries.items()
+            if not (entry.verified or entry.busy) and entry.touched < oldest
+        ]:
+            self._remove(digest)
+
+    def _remove(self, digest: bytes) -> None:
+        self._used -= len(self._entries.pop(digest).data)

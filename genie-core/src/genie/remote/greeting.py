@@ -1,0 +1,100 @@
+"""How a client meets a node: HELLO, WELCOME, and the quicker way where both are on one host."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from genie.errors import (
+    BackendUnavailable,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    ProtocolError,
+    VersionMismatch,
+)
+from genie.interfaces import Connection, Transport
+from genie.remote.identity import client_name, host_identity
+from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
+from genie.wire.messages import Hello, Welcome
+
+
+class Met(NamedTuple):
+    """An open session, or with device -1 a node that has said who it is."""
+
+    connection: Connection
+    dialogue: Dialogue
+    welcome: Welcome
+
+
+def quicker(welcome: Welcome) -> str:
+    """The node's address for clients on its own host, if this process is one; else ""."""
+    return welcome.local_address if welcome.host and welcome.host == host_identity() else ""
+
+
+def farewell(met: Met) -> None:
+    """End an open session in order."""
+    with contextlib.suppress(GenieError):
+        met.dialogue.say(Kind.BYE)
+        met.connection.send(frames.message(met.dialogue.next_seq(), 1, frames.record(Kind.BYE)))
+    met.connection.close()
+
+
+def meet(transport: Transport, address: str, device: int, timeout: float, *, genie: str = "") -> Met:
+    """Open a session on device number ``device`` of the node at ``address``; -1 only asks.
+
+    Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
+    what the node refused with.
+    """
+    hello = Hello(
+        major=PROTOCOL[0], minor=PROTOCOL[1], genie=genie, device=device, host=host_identity(), client=client_name()
+    )
+    deadline = time.monotonic() + timeout
+    connection = transport.connect(address, timeout)
+    dialogue = Dialogue(client=True)
+    try:
+        dialogue.say(Kind.HELLO)
+        header = frames.message(dialogue.next_seq(), 1, frames.record(Kind.HELLO, messages.put_struct(hello)))
+        connection.send(header)
+        message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
+        _, records = frames.split(message.header)
+        kind, body = records[0]
+        dialogue.hear(kind)
+        if kind == Kind.ERROR:
+            raise messages.get_error(body, address)
+        welcome = messages.get_welcome(body)
+        if welcome.major != PROTOCOL[0]:
+            raise VersionMismatch(
+                f"the node speaks version {welcome.major}.{welcome.minor} of the protocol (Genie {welcome.genie}), "
+                f"this side {PROTOCOL[0]}.{PROTOCOL[1]}",
+                where=address,
+                hint="install the same version of Genie on both sides",
+            )
+    except DeadlineExceeded as error:
+        connection.close()
+        raise DeadlineExceeded(
+            f"{address} accepted the connection, and did not greet within {timeout:g} s",
+            where=address,
+            hint="check that it is a Genie node's data port",
+        ) from error
+    except ConnectionLost as error:
+        connection.close()
+        raise BackendUnavailable(
+            f"{address} hung up during the greeting: {error.message}",
+            where=address,
+            hint="check that it is a Genie node's data port; see the node's log",
+        ) from error
+    except GenieError as error:
+        connection.close()
+        error.where = error.where or address
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    return Met(connection, dialogue, welcome)
+
+
+def _no_buffers(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    raise ProtocolError("a greeting came with bulk data")

@@ -1,0 +1,70 @@
+"""What a node is and does, for people and monitors."""
+
+from __future__ import annotations
+
+import msgspec
+
+from genie import config
+from genie.device import Device
+from genie.errors import BackendError
+from genie.interfaces import Transport
+from genie.plugins import registry
+from genie.remote.control import ControlClient
+from genie.remote.greeting import farewell, meet
+from genie.remote.server import SessionInfo
+from genie.wire import Limits
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """``control`` is ``serving``, ``not serving`` or ``unreachable``; with the last, what only the control plane
+    knows is empty."""
+
+    address: str
+    genie: str
+    protocol: str
+    control: str
+    devices: tuple[Device, ...]
+    limits: Limits
+    local_address: str = ""
+    control_address: str = ""
+    versions: dict[str, str] = {}
+    sessions: tuple[SessionInfo, ...] = ()
+    content: dict[str, int] = {}
+    draining: bool = False
+
+
+def status(address: str, *, transport: Transport | None = None, timeout: float | None = None) -> NodeStatus:
+    """Ask the node at ``address`` (of its data port) who it is, then its control plane for the rest."""
+    settings = config.resolve().settings
+    timeout = settings.connect_timeout if timeout is None else timeout
+    transport = registry.make("transport", "tcp", settings) if transport is None else transport
+    met = meet(transport, address, -1, timeout)
+    farewell(met)
+    welcome = met.welcome
+    known = NodeStatus(
+        address=address,
+        genie=welcome.genie,
+        protocol=f"{welcome.major}.{welcome.minor}",
+        control="unreachable",
+        devices=welcome.devices,
+        limits=welcome.limits,
+        local_address=welcome.local_address,
+    )
+    host, _, port = address.rpartition(":")
+    if not welcome.control_port or not port.isdigit():
+        return known
+    control = f"{host}:{welcome.control_port}"
+    try:
+        with ControlClient(control, timeout) as client:
+            capabilities = client.capabilities()
+            return msgspec.structs.replace(
+                known,
+                control="serving" if client.healthy() else "not serving",
+                control_address=control,
+                versions=capabilities.versions,
+                sessions=client.sessions(),
+                content=capabilities.content,
+                draining=capabilities.draining,
+            )
+    except BackendError:
+        return known

@@ -1,0 +1,119 @@
+"""``genie serve``: a node in the foreground until it is told to stop."""
+
+from __future__ import annotations
+
+import json as jsons
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+import structlog
+
+from genie.config import Settings
+from genie.interfaces import Backend, Transport
+from genie.plugins import registry
+from genie.remote.control import ControlPlane
+from genie.remote.server import NodeServer
+
+log = structlog.get_logger("genie.node")
+
+_GRACE_SECONDS = 30.0
+
+
+class _Stop:
+    """Asked to stop: how long sessions may take to end. A second request is for now."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Condition()
+        self.grace: float | None = None
+
+    def ask(self, grace: float) -> None:
+        # Reentrant (a Condition's lock is an RLock): a signal may arrive while the main thread holds it.
+        with self._asked:
+            self.grace = grace if self.grace is None else 0.0
+            self._asked.notify_all()
+
+    def wait(self, node: NodeServer) -> None:
+        with self._asked:
+            while self.grace is None:
+                if not self._asked.wait(timeout=30.0):
+                    node.content().expire()
+
+
+def serve(
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8888,
+    devices: Sequence[str] = (),
+    backend: str = "local",
+    transport: str = "tcp",
+    unix: str | None = None,
+    json: bool = False,
+    out: TextIO | None = None,
+) -> None:
+    """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
+
+    One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
+    ``port`` + 1, or at a free port if that is taken.
+    """
+    made: Backend = registry.make("backend", backend, settings)
+    carrier: Transport = registry.make("transport", transport, settings)
+    stop = _Stop()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets)
+    try:
+        node.start()
+        control = ControlPlane(node, stop.ask)
+        data_port = int(node.address.rpartition(":")[2])
+        node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
+        try:
+            with _signals(stop):
+                _ready(node, json=json, out=out or sys.stdout)
+                stop.wait(node)
+                control.not_serving()
+                grace = stop.grace or 0.0
+                while grace > 0.0 and not node.drain(min(grace, 0.5)):
+                    grace = min(grace, stop.grace or 0.0) - 0.5
+        finally:
+            control.close()
+    finally:
+        node.close()
+        made.close()
+
+
+def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:
+    facts = {
+        "event": "ready",
+        "address": node.address,
+        "local_address": node.local_address,
+        "control_port": node.control_port,
+        "devices": [device.id for device in node.devices],
+    }
+    if json:
+        line = jsons.dumps(facts)
+    else:
+        line = f"genie node ready at {node.address}: {', '.join(device.id for device in node.devices)}"
+        if node.control_port:
+            line += f" (control port {node.control_port})"
+    print(line, file=out, flush=True)
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.ask(_GRACE_SECONDS if number == signal.SIGTERM else 0.0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may have handlers; the control plane still stops the node
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,356 @@
+"""One client on a node: its messages, turned into calls of the local backend's session, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import structlog
+
+from genie import codec
+from genie.device import Device
+from genie.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    LimitExceeded,
+    NodeError,
+    OutOfMemory,
+    ProtocolError,
+    VersionMismatch,
+)
+from genie.graph import TensorSpec
+from genie.interfaces import Buffer, Connection, Session
+from genie.remote.content import ContentStore
+from genie.host import flat
+from genie.wire import Dialogue, Kind, Limits, frames, messages
+
+log = structlog.get_logger("genie.node")
+
+_EXECUTE = int(Kind.EXECUTE)
+_MOST_FAILURES = 1 << 10
+_MOST_PLANS = 1 << 16
+
+
+@runtime_checkable
+class Allocating(Protocol):
+    """A local session that lets a value be received where it will live."""
+
+    def allocate(self, handle: int, spec: TensorSpec) -> memoryview | None:
+        """A new contiguous value and its memory, writable until the next call; ``None`` if the host can't write it."""
+
+
+class _Refused(Exception):
+    """An upload has no place: the handle knows why."""
+
+
+class NodeSession:
+    """Serves one open conversation until it ends; :meth:`serve` does not raise.
+
+    What is never answered may fail: a failed upload is remembered with its handle, anything else until the next look
+    at any value, whose answer it becomes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connection: Connection,
+        dialogue: Dialogue,
+        session: Session,
+        store: ContentStore,
+        limits: Limits,
+        capacity: int,
+    ) -> None:
+        self.name = name
+        self.device: Device = session.device
+        self.since = time.time()
+        self._connection = connection
+        self._dialogue = dialogue
+        self._session = session
+        self._store = store
+        self._limits = limits
+        self._capacity = capacity
+        self._plans: list[int] = []
+        self._failed_plans: dict[int, GenieError] = {}
+        self._failed: dict[int, GenieError] = {}
+        self._deferred: GenieError | None = None
+        self._allocated = 0  # the handle whose memory is being received into, if the backend offered it
+        self._work: dict[int, Callable[[memoryview], None]] = {
+            Kind.LOAD_PLAN: self._load,
+            Kind.UPLOAD: self._upload,
+            Kind.FREE: self._free,
+            Kind.SEED: self._seed,
+            Kind.SET_GENERATOR_STATE: self._set_generator_state,
+            Kind.UPLOAD_COMMIT: self._commit,
+        }
+        self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
+            Kind.UPLOAD_BEGIN: self._begin,
+            Kind.FETCH: self._fetch,
+            Kind.DESCRIBE: self._describe,
+            Kind.GENERATOR_STATE: self._generator_state,
+            Kind.SYNC: self._synchronize,
+            Kind.STATS: self._stats,
+        }
+
+    def serve(self) -> None:
+        try:
+            while self._one_message():
+                pass
+        except ConnectionLost as error:
+            log.info("client gone", session=self.name, reason=error.message)
+        except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
+            log.warning("client dismissed", session=self.name, reason=error.message)
+            self._dismiss(error)
+        except Exception as error:
+            log.exception("session failed", session=self.name)
+            self._dismiss(NodeError(f"the node failed: {type(error).__name__}: {error}"))
+        finally:
+            self._dialogue.close()
+            self._connection.close()
+            self._store.release(self.name)
+            try:
+                self._session.close()
+            except Exception:
+                log.exception("session not closed in order", session=self.name)
+
+    def _one_message(self) -> bool:
+        try:
+            message = self._connection.receive(self._memory, None)
+        except _Refused:
+            return True
+        seq, records = frames.split(message.header)
+        self._dialogue.numbered(seq)
+        if message.buffers:
+            self._bulk(records[0], message.buffers[0])
+            return True
+        for kind, body in records:
+            if kind == _EXECUTE:
+                self._execute(body)
+            elif kind in self._work:
+                self._work[kind](body)
+            elif kind in self._requests:
+                self._answer(seq, kind, body)
+            else:
+                self._dialogue.hear(kind)  # raises for all but BYE
+                return False
+        return True
+
+    def _execute(self, body: memoryview) -> None:
+        number, used = messages.get_varint(body)
+        try:
+            plan = self._plans[number]
+        except IndexError:
+            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+        if plan < 0:
+            self._defer(self._failed_plans[number])
+            return
+        try:
+            self._session.execute(plan, body[used:])
+        except GenieError as error:
+            # What it needed may be missing because its upload failed: that is the reason to tell.
+            self._defer(next(iter(self._failed.values()), error))
+
+    # --- bulk data: checked before it is received ---------------------------------------------------
+
+    def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+        """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
+        connection, and what no honest client sends ends the session."""
+        self._allocated = 0
+        seq, records = frames.split(header)
+        if len(records) != 1 or len(sizes) != 1:
+            raise ProtocolError("bulk data comes with one record and one buffer")
+        (kind, body), size = records[0], sizes[0]
+        if kind == Kind.UPLOAD:
+            handle, spec, rest = messages.get_value(body)
+            if rest or messages.spec_bytes(spec, self._limits) != size:
+                raise ProtocolError(f"{size} bytes of data for a value of shape {spec.shape}, {spec.dtype}")
+            try:
+                return [self._memory_of(handle, spec, size)]
+            except (GenieError, MemoryError) as error:
+                # The client goes on: its data is received and dropped, and the handle tells why when it is looked at.
+                self._dialogue.numbered(seq)
+                self._fail(handle, error)
+                raise _Refused from error
+        if kind == Kind.UPLOAD_CHUNK:
+            digest, offset = messages.get_chunk(body)
+            return [self._store.room(self.name, digest, offset, size)]
+        if kind == Kind.LOAD_PLAN:
+            if size > self._limits.plan:
+                raise LimitExceeded(f"a plan of {size} bytes; the limit is {self._limits.plan}")
+            return [memoryview(bytearray(size))]
+        raise ProtocolError(f"record kind {kind} takes no bulk data")
+
+    def _memory_of(self, handle: int, spec: TensorSpec, size: int) -> memoryview:
+        if isinstance(self._session, Allocating):
+            target = self._session.allocate(handle, spec)
+            if target is not None:
+                self._allocated = handle
+                return target
+        if size > self._capacity:
+            raise OutOfMemory(
+                f"a value of {size} bytes does not fit: the device has memory for {self._capacity}",
+                device=self.device.id,
+                kind="OutOfMemory",
+            )
+        return memoryview(bytearray(size))
+
+    def _bulk(self, record: tuple[int, memoryview], data: Buffer) -> None:
+        kind, body = record
+        if kind == Kind.UPLOAD:
+            if not self._allocated:
+                handle, spec, _ = messages.get_value(body)
+                self._take(handle, spec, data)
+        elif kind == Kind.UPLOAD_CHUNK:
+            digest, _ = messages.get_chunk(body)
+            self._store.received(self.name, digest, len(data))
+        else:
+            self._load(body, data)
+
+    # --- work: never answered -----------------------------------------------------------------------
+
+    def _load(self, body: memoryview, data: Buffer | None = None) -> None:
+        number, used = messages.get_varint(body)
+        if number != len(self._plans):
+            raise ProtocolError(f"plan {number} was sent where {len(self._plans)} was due")
+        if number >= _MOST_PLANS:
+            raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
+        try:
+            plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
+            self._plans.append(self._session.load(plan))
+        except GenieError as error:
+            self._plans.append(-1)
+            self._failed_plans[number] = error
+            self._defer(error)
+
+    def _upload(self, body: memoryview) -> None:
+        handle, spec, data = messages.get_value(body)
+        if messages.spec_bytes(spec, self._limits) != len(data):
+            raise ProtocolError(f"{len(data)} bytes of data for a value of shape {spec.shape}, {spec.dtype}")
+        self._take(handle, spec, data)
+
+    def _take(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
+        try:
+            self._session.upload(handle, spec, data)
+        except (GenieError, MemoryError) as error:
+            self._fail(handle, error)
+
+    def _commit(self, body: memoryview) -> None:
+        digest, handle, spec = messages.get_commit(body)
+        size = messages.spec_bytes(spec, self._limits)
+        try:
+            content = self._store.take(self.name, digest)
+            if len(content) != size:
+                raise ProtocolError(f"a content of {len(content)} bytes for a value of {size}")
+            self._session.upload(handle, spec, content)
+        except (GenieError, MemoryError) as error:
+            self._fail(handle, error)
+        finally:
+            self._store.done(self.name, digest)
+
+    def _free(self, body: memoryview) -> None:
+        handles = messages.get_handles(body)
+        if self._failed:
+            for handle in handles:
+                self._failed.pop(handle, None)
+        try:
+            self._session.free(handles)
+        except GenieError as error:  # what was never made, because a step before it failed, need not be freed
+            log.debug("not freed", session=self.name, reason=error.message)
+
+    def _seed(self, body: memoryview) -> None:
+        generator, seed = messages.get_pair(body, "SEED")
+        try:
+            self._session.seed(generator, seed)
+        except GenieError as error:
+            self._defer(error)
+
+    def _set_generator_state(self, body: memoryview) -> None:
+        generator = messages.get_number(body[:8], "SET_GENERATOR_STATE")
+        try:
+            self._session.set_generator_state(generator, bytes(body[8:]))
+        except GenieError as error:
+            self._defer(error)
+
+    def _defer(self, error: GenieError) -> None:
+        if self._deferred is None:
+            self._deferred = error
+
+    def _fail(self, handle: int, error: GenieError | MemoryError) -> None:
+        if not isinstance(error, GenieError):
+            error = OutOfMemory(str(error) or "no memory for a value", device=self.device.id, kind="MemoryError")
+        if len(self._failed) < _MOST_FAILURES:
+            self._failed[handle] = error
+        else:
+            self._defer(error)
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    def _answer(self, seq: int, kind: int, body: memoryview) -> None:
+        data: memoryview | None = None
+        try:
+            answer, payload, data = self._requests[kind](body)
+        except (GenieError, MemoryError) as error:
+            answer, payload = Kind.ERROR, messages.put_error(error)
+        header = frames.message(seq, 1, frames.record(answer, payload), () if data is None else (len(data),))
+        self._connection.send(header, () if data is None else (data,))
+
+    def _look(self, handle: int) -> None:
+        if self._deferred is not None:
+            error, self._deferred = self._deferred, None
+            raise error
+        if self._failed and handle in self._failed:
+            raise self._failed[handle]
+
+    def _begin(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        digest, size = messages.get_chunk(body)
+        if size > self._limits.tensor:
+            raise LimitExceeded(f"a content of {size} bytes; the limit is {self._limits.tensor}")
+        held = self._store.begin(self.name, digest, size)
+        return Kind.HELD, messages.put_held(held or 0, direct=held is None), None
+
+    def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        handle, wanted = messages.get_pair(body, "FETCH")
+        self._look(handle)
+        value = self._session.fetch(handle)
+        data = memoryview(value.data)
+        if wanted not in (messages.ANY_SIZE, data.nbytes):
+            raise NodeError(f"the value has {data.nbytes} bytes, the memory for it {wanted}", where=f"handle {handle}")
+        spec = TensorSpec(tuple(value.spec.shape), value.spec.dtype)
+        return Kind.VALUE, messages.put_struct(spec), data if data.ndim == 1 and data.format == "B" else flat(data)
+
+    def _describe(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        handle = messages.get_handle(body, "DESCRIBE")
+        self._look(handle)
+        return Kind.SPEC, messages.put_struct(self._session.describe(handle)), None
+
+    def _generator_state(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        return Kind.STATE, self._session.generator_state(messages.get_number(body, "GENERATOR_STATE")), None
+
+    def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        self._session.synchronize()
+        return Kind.DONE, b"", None
+
+    def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        counters = {name: int(number) for name, number in self.stats().items()}
+        return Kind.COUNTERS, messages.put_struct(counters), None
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def stats(self) -> Mapping[str, int]:
+        return {**self._session.stats(), **self._store.stats()}
+
+    def stop(self) -> None:
+        """From any thread: no further message is read."""
+        self._connection.close()
+
+    def abandon(self) -> None:
+        """It was never served."""
+        self._session.close()
+
+    def _dismiss(self, error: GenieError) -> None:
+        with contextlib.suppress(GenieError, OSError):
+            self._connection.send(
+                frames.message(self._dialogue.seq, 1, frames.record(Kind.BYE, messages.put_error(error)))
+            )

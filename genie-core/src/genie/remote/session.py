@@ -1,0 +1,375 @@
+"""The client's side of a session: :class:`genie.interfaces.Session` over a connection.
+
+Whatever needs no answer is queued or sent and forgotten; only looks wait. There is no thread of its own: the
+caller's thread reads, since handing a message between threads costs more than the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+import blake3
+
+from genie import codec
+from genie.device import Device
+from genie.errors import (
+    BackendError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    LimitExceeded,
+    LocalProtocolError,
+    NodeError,
+    ProtocolError,
+    SessionClosed,
+)
+from genie.graph import TensorSpec
+from genie.interfaces import Buffer, Connection
+from genie.plan import ExecutionPlan
+from genie.host import HostValue, flat
+from genie.wire import Dialogue, Kind, Limits, frames, messages
+
+INLINE = 1 << 16  # smaller uploads wait in the outbox for company
+OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
+CHUNK = 4 << 20
+_OUTBOX_BYTES = 1 << 18
+_OUTBOX_RECORDS = 1 << 12
+_FREED_AT_ONCE = 1 << 12
+_PLANS_REMEMBERED = 512
+_MANY_THREADS = 1 << 20  # bytes from which hashing in several threads pays
+
+_EXECUTE = int(Kind.EXECUTE)
+
+_Memory = Callable[[Sequence[int]], Sequence[memoryview]]
+
+
+class RemoteSession:
+    """One ordered stream of work on one device of a node."""
+
+    def __init__(
+        self, connection: Connection, dialogue: Dialogue, device: Device, limits: Limits, node: str, timeout: float
+    ) -> None:
+        self.device = device
+        self._connection = connection
+        self._dialogue = dialogue
+        self._limits = limits
+        self._node = node
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
+        # Handles to free. Garbage collection frees, at any moment, also while this thread holds the lock.
+        self._freed: deque[int] = deque()
+        self._plans: dict[str, int] = {}
+        self._recent: OrderedDict[int, tuple[ExecutionPlan, int]] = OrderedDict()
+        self._plan_heads: list[bytes] = []
+        self._ended: GenieError | None = None
+        self._traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
+        self._traffic |= dict.fromkeys(("plans_sent", "executions", "weights_offered", "weights_known"), 0)
+
+    # --- work -------------------------------------------------------------------------------------
+
+    def load(self, plan: ExecutionPlan) -> int:
+        with self._lock:
+            known = self._recent.get(id(plan))
+            if known is not None:
+                self._recent.move_to_end(id(plan))
+                return known[1]
+            data = codec.encode(plan)
+            if len(data) > self._limits.plan:
+                raise LimitExceeded(f"a plan of {len(data)} bytes; the node takes {self._limits.plan}")
+            content = codec.digest(data)
+            number = self._plans.get(content)
+            if number is None:
+                number = len(self._plan_heads)
+                head = messages.put_varint(number)
+                if len(data) < INLINE:
+                    self._queue(Kind.LOAD_PLAN, head + data)
+                else:
+                    self._send_bulk(Kind.LOAD_PLAN, head, memoryview(data))
+                self._plans[content] = number
+                self._plan_heads.append(head)
+                self._traffic["plans_sent"] += 1
+            self._recent[id(plan)] = (plan, number)  # the plan is held, so its id stays its own
+            if len(self._recent) > _PLANS_REMEMBERED:
+                self._recent.popitem(last=False)
+            return number
+
+    def execute(self, plan: int, bindings: Buffer) -> None:
+        with self._lock:
+            if not 0 <= plan < len(self._plan_heads):
+                raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+            if self._freed:
+                self._queue_freed()
+            head = self._plan_heads[plan]
+            self._outbox.append(frames.RECORD.pack(_EXECUTE, len(head) + len(bindings)) + head + bindings)
+            self._traffic["executions"] += 1
+            self._flush()
+
+    def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
+        view = flat(data)
+        spec = TensorSpec(tuple(spec.shape), spec.dtype)
+        size = messages.spec_bytes(spec, self._limits)
+        if len(view) != size:
+            raise LocalProtocolError(f"{len(view)} bytes for a value of {size} (shape {spec.shape}, {spec.dtype})")
+        with self._lock:
+            if shared and size >= OFFERED:
+                self._upload_by_content(handle, spec, view)
+            else:
+                self._upload(handle, spec, view)
+
+    def _upload(self, handle: int, spec: TensorSpec, view: memoryview) -> None:
+        if len(view) < INLINE:
+            self._queue(Kind.UPLOAD, messages.put_value(handle, spec, view))
+        else:
+            self._send_bulk(Kind.UPLOAD, messages.put_value(handle, spec), view)
+
+    def _upload_by_content(self, handle: int, spec: TensorSpec, view: memoryview) -> None:
+        size = len(view)
+        threads = blake3.blake3.AUTO if size >= _MANY_THREADS else 1
+        digest = blake3.blake3(view, max_threads=threads).digest()
+        self._traffic["weights_offered"] += 1
+        answer, _ = self._ask(Kind.UPLOAD_BEGIN, messages.put_chunk(digest, size), Kind.HELD)
+        held, direct = messages.get_held(answer)
+        if direct:
+            self._upload(handle, spec, view)
+            return
+        if held > size:
+            self._fail(ProtocolError(f"the node says it holds {held} bytes of {size}", where=self._node))
+        for offset in range(held, size, CHUNK):
+            self._send_bulk(Kind.UPLOAD_CHUNK, messages.put_chunk(digest, offset), view[offset : offset + CHUNK])
+        self._queue(Kind.UPLOAD_COMMIT, messages.put_commit(digest, handle, spec))
+        if held == size:
+            self._traffic["weights_known"] += 1
+        elif held:
+            # The first part is somebody's earlier upload; only the whole proves whether it was the right one.
+            try:
+                self._ask(Kind.DESCRIBE, messages.HANDLE.pack(handle), Kind.SPEC)
+            except ProtocolError:
+                if self._ended is not None:
+                    raise
+                self._upload(handle, spec, view)
+
+    def free(self, handles: Sequence[int]) -> None:
+        self._freed.extend(handles)
+        if len(self._freed) >= _FREED_AT_ONCE and self._lock.acquire(blocking=False):
+            try:
+                if self._ended is None:
+                    self._queue_freed()
+                    self._flush()
+            finally:
+                self._lock.release()
+
+    def seed(self, generator: int, seed: int) -> None:
+        with self._lock:
+            self._queue(Kind.SEED, messages.put_pair(generator, seed))
+
+    def set_generator_state(self, generator: int, state: Buffer) -> None:
+        with self._lock:
+            self._queue(Kind.SET_GENERATOR_STATE, messages.HANDLE.pack(generator) + bytes(state))
+
+    # --- looks ------------------------------------------------------------------------------------
+
+    def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
+        target = None if out is None else flat(out)
+        wanted = messages.ANY_SIZE if target is None else len(target)
+
+        def memory(sizes: Sequence[int]) -> Sequence[memoryview]:
+            (size,) = sizes
+            if target is None:
+                return (memoryview(bytearray(size)),)
+            return (target if size == wanted else memoryview(bytearray(size)),)
+
+        with self._lock:
+            answer, buffers = self._ask(Kind.FETCH, messages.put_pair(handle, wanted), Kind.VALUE, memory)
+            spec = messages.get_spec(answer)
+            if len(buffers) != 1 or messages.spec_bytes(spec, self._limits) != len(buffers[0]):
+                self._fail(ProtocolError("the node sent a value of another size than it says", where=self._node))
+        if target is not None and len(buffers[0]) != wanted:
+            raise LocalProtocolError(f"the value has {len(buffers[0])} bytes, the memory for it {wanted}")
+        return HostValue(spec, memoryview(buffers[0]))
+
+    def describe(self, handle: int) -> TensorSpec:
+        with self._lock:
+            answer, _ = self._ask(Kind.DESCRIBE, messages.HANDLE.pack(handle), Kind.SPEC)
+            return messages.get_spec(answer)
+
+    def generator_state(self, generator: int) -> bytes:
+        with self._lock:
+            answer, _ = self._ask(Kind.GENERATOR_STATE, messages.HANDLE.pack(generator), Kind.STATE)
+            return bytes(answer)
+
+    def synchronize(self) -> None:
+        with self._lock:
+            self._ask(Kind.SYNC, b"", Kind.DONE)
+
+    @property
+    def closed(self) -> bool:
+        """Ended, for whatever reason."""
+        return self._ended is not None
+
+    @property
+    def traffic(self) -> Mapping[str, int]:
+        """This side's counters, without asking the node."""
+        return dict(self._traffic)
+
+    def stats(self) -> Mapping[str, int]:
+        """The node's counters of this session and this side's own; of an ended session the latter alone."""
+        counters: dict[str, int] = {}
+        with self._lock, contextlib.suppress(BackendError):
+            answer, _ = self._ask(Kind.STATS, b"", Kind.COUNTERS)
+            counters = messages.get_counters(answer)
+        return {**counters, **self._traffic}
+
+    def close(self) -> None:
+        with self._lock:
+            if self._ended is not None:
+                return
+            with contextlib.suppress(GenieError):
+                self._queue(Kind.BYE)
+                self._flush()
+            self._end(SessionClosed("the session was closed", where=self._node))
+
+    # --- the conversation; with the lock held -----------------------------------------------------
+
+    def _queue(self, kind: Kind, payload: bytes = b"") -> None:
+        if self._ended is not None:
+            self._refuse()
+        record = frames.record(kind, payload)
+        self._outbox.append(record)
+        self._outbox_bytes += len(record)
+        if self._outbox_bytes > _OUTBOX_BYTES or len(self._outbox) > _OUTBOX_RECORDS:
+            self._flush()
+
+    def _queue_freed(self) -> None:
+        handles = []
+        with contextlib.suppress(IndexError):
+            while len(handles) < _FREED_AT_ONCE:
+                handles.append(self._freed.popleft())
+        if handles:
+            self._queue(Kind.FREE, messages.put_handles(handles))
+
+    def _flush(self) -> int:
+        """Send what is queued. The number of the message."""
+        if self._ended is not None:
+            self._refuse()
+        outbox, self._outbox, self._outbox_bytes = self._outbox, [], 0
+        seq = self._dialogue.next_seq()
+        self._send(frames.message(seq, len(outbox), b"".join(outbox)))
+        return seq
+
+    def _send_bulk(self, kind: Kind, payload: bytes, data: memoryview) -> None:
+        if self._freed:
+            self._queue_freed()
+        if self._outbox:
+            self._flush()
+        if self._ended is not None:
+            self._refuse()
+        header = frames.message(self._dialogue.next_seq(), 1, frames.record(kind, payload), (len(data),))
+        self._send(header, data)
+
+    def _send(self, header: bytes, data: memoryview | None = None) -> None:
+        try:
+            self._connection.send(header, () if data is None else (data,))
+        except GenieError as error:
+            self._fail(self._last_words() or error)
+        except BaseException:
+            # Interrupted: nobody knows how much went out, and both sides' memories of bindings may differ.
+            self._end(ConnectionLost("sending was interrupted", where=self._node, hint="open a new session"))
+            raise
+        self._traffic["bytes_sent"] += len(header) + (0 if data is None else len(data))
+        self._traffic["messages_sent"] += 1
+
+    def _ask(
+        self, kind: Kind, payload: bytes, answer: Kind, memory: _Memory | None = None
+    ) -> tuple[memoryview, Sequence[Buffer]]:
+        if self._ended is not None:
+            self._refuse()
+        if self._freed:
+            self._queue_freed()
+        self._outbox.append(frames.record(kind, payload))
+        seq = self._flush()
+        self._traffic["round_trips"] += 1
+
+        def allocate(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+            if memory is not None and frames.sequence(header) == seq and header[_kind_at(len(sizes))] == answer:
+                return memory(sizes)
+            return [memoryview(bytearray(size)) for size in sizes]
+
+        try:
+            while True:
+                message = self._connection.receive(allocate, self._timeout)
+                self._traffic["bytes_received"] += len(message.header) + sum(map(len, message.buffers))
+                got, records = frames.split(message.header)
+                heard, body = records[0]
+                self._dialogue.hear(heard)
+                if heard == Kind.BYE:
+                    raise _farewell(body, self._node)
+                if got == seq:
+                    break
+                if (seq - got) & frames.SEQ_MASK > 1 << 31:
+                    raise ProtocolError(f"an answer to message {got}, which was not sent yet", where=self._node)
+                # An answer nobody waited for: its question was interrupted or came too late.
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"{self._node} did not answer {kind.name} within {self._timeout:g} s",
+                where=self._node,
+                hint="the node may still be computing: ask again, or raise `timeout` (GENIE_TIMEOUT)",
+            ) from error
+        except GenieError as error:
+            self._fail(error)
+        if heard == Kind.ERROR:
+            raise messages.get_error(body, self._node)
+        if heard != answer:
+            self._fail(ProtocolError(f"{Kind(heard).name} is no answer to {kind.name}", where=self._node))
+        return body, message.buffers
+
+    def _last_words(self) -> GenieError | None:
+        """Why the node hung up, if it said so."""
+        try:
+            while True:
+                message = self._connection.receive(_scratch, 0.2)
+                kind, body = frames.split(message.header)[1][0]
+                if kind == Kind.BYE:
+                    return _farewell(body, self._node)
+        except GenieError:
+            return None
+
+    def _fail(self, error: GenieError) -> NoReturn:
+        self._end(error)
+        raise error
+
+    def _end(self, error: GenieError) -> None:
+        self._ended = error
+        self._dialogue.close()
+        self._outbox.clear()
+        self._freed.clear()
+        self._connection.close()
+
+    def _refuse(self) -> NoReturn:
+        reason = self._ended
+        assert reason is not None
+        if isinstance(reason, SessionClosed):
+            raise SessionClosed(reason.message, where=reason.where, hint=reason.hint)
+        raise ConnectionLost(
+            f"the session is over: {reason.message}", where=self._node, hint="its values are lost; open a new session"
+        ) from reason
+
+
+def _kind_at(buffers: int) -> int:
+    return frames.PREFIX.size + 8 * buffers
+
+
+def _scratch(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    return [memoryview(bytearray(size)) for size in sizes]
+
+
+def _farewell(body: memoryview, node: str) -> GenieError:
+    if not body:
+        return SessionClosed("the node ended the session", where=node)
+    error = messages.get_error(body, node)
+    return error if isinstance(error, BackendError) else NodeError(str(error), where=node)

@@ -1,0 +1,127 @@
+"""The kinds of records, who may send them, and the order of a conversation."""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import Final
+
+from genie.errors import LocalProtocolError, ProtocolError
+
+PROTOCOL: Final = (1, 0)  # major, minor of what the records mean
+
+
+class Kind(IntEnum):
+    """Numbers are for ever: a retired one is not used again."""
+
+    HELLO = 1
+    WELCOME = 2
+    ERROR = 3
+    BYE = 4
+
+    # Never answered; what goes wrong is told by the answer to a later request.
+    LOAD_PLAN = 16
+    EXECUTE = 17
+    UPLOAD = 18
+    FREE = 19
+    SEED = 20
+    SET_GENERATOR_STATE = 21
+    UPLOAD_CHUNK = 22
+    UPLOAD_COMMIT = 23
+
+    # Answered, in order.
+    UPLOAD_BEGIN = 32
+    FETCH = 33
+    DESCRIBE = 34
+    GENERATOR_STATE = 35
+    SYNC = 36
+    STATS = 37
+
+    # Answers.
+    HELD = 48
+    VALUE = 49
+    SPEC = 50
+    STATE = 51
+    DONE = 52
+    COUNTERS = 53
+
+
+WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)
+REQUESTS: Final = frozenset(kind for kind in Kind if 32 <= kind < 48)
+ANSWERS: Final = frozenset(kind for kind in Kind if kind >= 48) | {Kind.ERROR}
+# The records whose bulk may travel as the message's one buffer.
+BULKY: Final = frozenset({Kind.LOAD_PLAN, Kind.UPLOAD, Kind.UPLOAD_CHUNK, Kind.SET_GENERATOR_STATE, Kind.VALUE})
+
+
+class State(Enum):
+    NEW = "new"
+    GREETED = "greeted"  # HELLO is on its way, or being considered
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+def _client_says() -> dict[tuple[State, int], State]:
+    rules: dict[tuple[State, int], State] = {(State.NEW, int(Kind.HELLO)): State.GREETED}
+    rules |= {(State.OPEN, int(kind)): State.OPEN for kind in WORK | REQUESTS}
+    rules |= {(state, int(Kind.BYE)): State.CLOSED for state in (State.NEW, State.GREETED, State.OPEN)}
+    return rules
+
+
+def _node_says() -> dict[tuple[State, int], State]:
+    rules: dict[tuple[State, int], State] = {
+        (State.GREETED, int(Kind.WELCOME)): State.OPEN,
+        (State.GREETED, int(Kind.ERROR)): State.CLOSED,
+        (State.NEW, int(Kind.ERROR)): State.CLOSED,
+    }
+    rules |= {(State.OPEN, int(kind)): State.OPEN for kind in ANSWERS}
+    rules[State.OPEN, int(Kind.BYE)] = State.CLOSED
+    return rules
+
+
+_CLIENT_SAYS: Final = _client_says()
+_NODE_SAYS: Final = _node_says()
+
+
+class Dialogue:
+    """One side's view of a session: what may be said next, and with which number.
+
+    The client numbers its messages 0, 1, 2 …; an answer carries the number of the message that asked.
+    """
+
+    def __init__(self, *, client: bool) -> None:
+        self.state = State.NEW
+        self._seq = -1  # of the last message from the client
+        self._mine, self._theirs = (_CLIENT_SAYS, _NODE_SAYS) if client else (_NODE_SAYS, _CLIENT_SAYS)
+
+    @property
+    def seq(self) -> int:
+        return self._seq
+
+    def next_seq(self) -> int:
+        """The number of the client's next message; it must then be sent."""
+        self._seq = (self._seq + 1) & 0xFFFFFFFF
+        return self._seq
+
+    def numbered(self, seq: int) -> None:
+        """A message from the client arrived."""
+        if seq != (self._seq + 1) & 0xFFFFFFFF:
+            raise ProtocolError(f"message {seq} arrived where {(self._seq + 1) & 0xFFFFFFFF} was due")
+        self._seq = seq
+
+    def say(self, kind: int) -> None:
+        state = self._mine.get((self.state, kind))
+        if state is None:
+            raise LocalProtocolError(f"{_name(kind)} cannot be sent in a session that is {self.state.value}")
+        self.state = state
+
+    def hear(self, kind: int) -> None:
+        state = self._theirs.get((self.state, kind))
+        if state is None:
+            raise ProtocolError(f"{_name(kind)} is not allowed in a session that is {self.state.value}")
+        self.state = state
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+
+
+def _name(kind: int) -> str:
+    return Kind(kind).name if kind in Kind._value2member_map_ else f"record kind {kind}"

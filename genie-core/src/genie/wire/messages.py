@@ -1,0 +1,282 @@
+"""What the records of each kind carry, checked as it is read."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Final, TypeVar
+
+import msgspec
+
+import genie.errors
+from genie.device import Device
+from genie.errors import GenieError, LimitExceeded, ProtocolError, RemoteOpError
+from genie.graph import DTYPES, TensorSpec
+from genie.wire.frames import Buffer, Limits
+
+_T = TypeVar("_T")
+
+HANDLE: Final = struct.Struct("<Q")
+_PAIR: Final = struct.Struct("<QQ")
+_VALUE_HEAD: Final = struct.Struct("<QH")  # handle, bytes of the spec
+_CHUNK: Final = struct.Struct("<32sQ")  # digest, offset or size
+_HELD: Final = struct.Struct("<QB")
+
+DIGEST_BYTES: Final = 32
+ANY_SIZE: Final = (1 << 64) - 1
+LARGEST_HANDLE: Final = (1 << 63) - 1
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """``device`` is the device's number on the node; -1 asks for the welcome alone."""
+
+    major: int
+    minor: int
+    genie: str = ""
+    device: int = -1
+    host: str = ""
+    client: str = ""
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """``local_address`` is a quicker way to the node for clients whose host identity equals ``host``."""
+
+    major: int
+    minor: int
+    genie: str = ""
+    session: str = ""
+    devices: tuple[Device, ...] = ()
+    limits: Limits = Limits()
+    host: str = ""
+    local_address: str = ""
+    control_port: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error on its way home. ``error`` names a class of ``genie.errors``."""
+
+    error: str
+    message: str
+    where: str = ""
+    hint: str = ""
+    op: str = ""
+    plan: int = -1
+    step: int = -1
+    kind: str = ""
+    device: str = ""
+    source: str = ""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_welcome_decoder = msgspec.msgpack.Decoder(Welcome)
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
+_counters_decoder = msgspec.msgpack.Decoder(dict[str, int])
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: Buffer, what: str) -> _T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"the peer sent a malformed {what}: {error}") from error
+
+
+def _unpack(layout: struct.Struct, data: memoryview, what: str) -> tuple[int, ...]:
+    if len(data) != layout.size:
+        raise ProtocolError(f"a {what} record has {len(data)} bytes instead of {layout.size}")
+    return layout.unpack(data)
+
+
+def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
+    """Bytes of a contiguous value of this shape and dtype, once both are in bounds."""
+    item = DTYPES.get(spec.dtype)
+    if item is None:
+        raise ProtocolError(f"unknown dtype {spec.dtype[:64]!r}")
+    if len(spec.shape) > limits.rank:
+        raise LimitExceeded(f"a tensor of rank {len(spec.shape)}; the limit is {limits.rank}")
+    if any(not 0 <= size <= LARGEST_HANDLE for size in spec.shape):
+        raise ProtocolError(f"a tensor with the impossible shape {spec.shape}")
+    size = math.prod(spec.shape) * item
+    if size > limits.tensor:
+        raise LimitExceeded(
+            f"a tensor of {size} bytes (shape {tuple(spec.shape)}, {spec.dtype}); the limit is {limits.tensor} bytes",
+            hint="split the tensor, or start the node on a device with more memory",
+        )
+    return size
+
+
+# --- greeting and errors ---------------------------------------------------------------------------
+
+
+def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -> bytes:
+    return _encode(value)
+
+
+def get_hello(data: Buffer) -> Hello:
+    return _decode(_hello_decoder, data, "HELLO")
+
+
+def get_welcome(data: Buffer) -> Welcome:
+    return _decode(_welcome_decoder, data, "WELCOME")
+
+
+def get_counters(data: Buffer) -> dict[str, int]:
+    return _decode(_counters_decoder, data, "COUNTERS")
+
+
+def get_spec(data: Buffer) -> TensorSpec:
+    return _decode(_spec_decoder, data, "tensor spec")
+
+
+def put_error(error: BaseException) -> bytes:
+    """Anything a node may raise; what is no error of ours becomes a ``NodeError`` naming its type."""
+    if isinstance(error, RemoteOpError):
+        failure = Failure(
+            error=type(error).__name__,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            op=error.op,
+            plan=error.plan,
+            step=error.step,
+            kind=error.kind,
+            device=error.device,
+            source=error.source,
+        )
+    elif isinstance(error, GenieError):
+        failure = Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
+    elif isinstance(error, MemoryError):
+        failure = Failure(error="OutOfMemory", message=str(error) or "the node ran out of memory", kind="MemoryError")
+    else:
+        failure = Failure(error="NodeError", message=f"{type(error).__name__}: {error}")
+    return _encode(failure)
+
+
+def get_error(data: Buffer, node: str) -> GenieError:
+    """The error to raise here; only classes of ``genie.errors`` are ever built."""
+    failure = _decode(_failure_decoder, data, "ERROR")
+    found = getattr(genie.errors, failure.error, None)
+    where = failure.where or node
+    if isinstance(found, type) and issubclass(found, RemoteOpError):
+        return found(
+            failure.message,
+            op=failure.op,
+            plan=failure.plan,
+            step=failure.step,
+            kind=failure.kind,
+            device=failure.device,
+            source=failure.source,
+            where=where,
+            hint=failure.hint,
+        )
+    if not (isinstance(found, type) and issubclass(found, GenieError)):
+        return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
+    return found(failure.message, where=where, hint=failure.hint)
+
+
+# --- work ------------------------------------------------------------------------------------------
+
+
+def put_varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def get_varint(data: Buffer) -> tuple[int, int]:
+    """A number below 2**35 and the bytes it took."""
+    number = shift = 0
+    for offset, byte in enumerate(data[:5]):
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, offset + 1
+        shift += 7
+    raise ProtocolError("a plan number is cut short or too large")
+
+
+def put_value(handle: int, spec: TensorSpec, data: Buffer = b"") -> bytes:
+    """UPLOAD: handle, spec, and the bytes unless they travel as the message's buffer."""
+    packed = _encode(spec)
+    return b"".join((_VALUE_HEAD.pack(handle, len(packed)), packed, data))
+
+
+def get_value(data: memoryview) -> tuple[int, TensorSpec, memoryview]:
+    if len(data) < _VALUE_HEAD.size:
+        raise ProtocolError("an UPLOAD record is cut short")
+    handle, length = _VALUE_HEAD.unpack_from(data)
+    start = _VALUE_HEAD.size + length
+    if start > len(data):
+        raise ProtocolError("an UPLOAD record is cut short")
+    return _handle(handle), get_spec(data[_VALUE_HEAD.size : start]), data[start:]
+
+
+def put_chunk(digest: bytes, offset: int) -> bytes:
+    """UPLOAD_CHUNK (offset of the message's buffer in the content) and UPLOAD_BEGIN (size of the content)."""
+    return _CHUNK.pack(digest, offset)
+
+
+def get_chunk(data: memoryview) -> tuple[bytes, int]:
+    if len(data) != _CHUNK.size:
+        raise ProtocolError(f"a content record has {len(data)} bytes instead of {_CHUNK.size}")
+    digest, number = _CHUNK.unpack(data)
+    return digest, number
+
+
+def put_commit(digest: bytes, handle: int, spec: TensorSpec) -> bytes:
+    return digest + put_value(handle, spec)
+
+
+def get_commit(data: memoryview) -> tuple[bytes, int, TensorSpec]:
+    handle, spec, rest = get_value(data[DIGEST_BYTES:])
+    if rest:
+        raise ProtocolError(f"{len(rest)} bytes after an UPLOAD_COMMIT")
+    return bytes(data[:DIGEST_BYTES]), handle, spec
+
+
+def put_held(held: int, *, direct: bool) -> bytes:
+    return _HELD.pack(held, direct)
+
+
+def get_held(data: memoryview) -> tuple[int, bool]:
+    held, direct = _unpack(_HELD, data, "HELD")
+    return held, bool(direct)
+
+
+def put_handles(handles: list[int] | tuple[int, ...]) -> bytes:
+    return struct.pack(f"<{len(handles)}Q", *handles)
+
+
+def get_handles(data: memoryview) -> tuple[int, ...]:
+    if len(data) % 8:
+        raise ProtocolError(f"a FREE record has {len(data)} bytes, no multiple of 8")
+    return struct.unpack(f"<{len(data) // 8}Q", data)
+
+
+def put_pair(first: int, second: int) -> bytes:
+    """FETCH (handle, size or ``ANY_SIZE``) and SEED (generator, seed modulo 2**64)."""
+    return _PAIR.pack(first, second & ANY_SIZE)
+
+
+def get_pair(data: memoryview, what: str) -> tuple[int, int]:
+    first, second = _unpack(_PAIR, data, what)
+    return first, second
+
+
+def get_number(data: memoryview, what: str) -> int:
+    return _unpack(HANDLE, data, what)[0]
+
+
+def get_handle(data: memoryview, what: str) -> int:
+    return _handle(get_number(data, what))
+
+
+def _handle(handle: int) -> int:
+    if not 0 < handle <= LARGEST_HANDLE:
+        raise ProtocolError(f"{handle} is no handle")
+    return handle
