@@ -1,0 +1,268 @@
+#include "infer.h"
+
+#include "rules.h"
+#include "stream.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Exceptions.h>
+
+#include <mutex>
+#include <unordered_map>
+
+namespace genie {
+
+namespace {
+
+using torch::jit::Stack;
+using Key = std::vector<uint64_t>;
+
+struct KeyHash {
+  size_t operator()(const Key& key) const {
+    uint64_t h = 0x9E3779B97F4A7C15ull ^ key.size();
+    for (const auto word : key) {
+      h = (h ^ word) * 0xFF51AFD7ED558CCDull;
+      h ^= h >> 29;
+    }
+    return h;
+  }
+};
+
+void add_tensor(Key& key, const at::Tensor& tensor) {
+  if (!tensor.defined()) {
+    key.push_back(~uint64_t(0));
+    return;
+  }
+  auto* impl = tensor.unsafeGetTensorImpl();
+  const auto sizes = tensor.sizes();
+  key.push_back(
+      static_cast<uint64_t>(sizes.size()) | static_cast<uint64_t>(tensor.scalar_type()) << 8 |
+      static_cast<uint64_t>(tensor.device().type()) << 16 | static_cast<uint64_t>(impl->is_wrapped_number()) << 24 |
+      static_cast<uint64_t>(tensor.is_conj()) << 25 | static_cast<uint64_t>(tensor.is_neg()) << 26);
+  key.push_back(static_cast<uint64_t>(tensor.storage_offset()));
+  for (const auto size : sizes) {
+    key.push_back(static_cast<uint64_t>(size));
+  }
+  for (const auto stride : tensor.strides()) {
+    key.push_back(static_cast<uint64_t>(stride));
+  }
+}
+
+void add_value(Key& key, const c10::IValue& value, ArgKind kind, bool factory) {
+  key.push_back(0xA000 + static_cast<uint64_t>(value.isNone() ? 0 : value.isTensor() ? 1 : 2));
+  if (value.isNone()) {
+    return;
+  }
+  if (value.isTensor()) {
+    add_tensor(key, value.toTensor());
+  } else if (value.isInt()) {
+    key.push_back(kind == ArgKind::kScalar && !factory ? 1 : static_cast<uint64_t>(value.toInt()));
+  } else if (value.isDouble()) {
+    uint64_t bits;
+    const double number = value.toDouble();
+    std::memcpy(&bits, &number, sizeof bits);
+    key.push_back(kind == ArgKind::kScalar && !factory ? 2 : bits);
+  } else if (value.isBool()) {
+    key.push_back(value.toBool() ? 3 : 4);
+  } else if (value.isComplexDouble()) {
+    key.push_back(5);
+  } else if (value.isDevice()) {
+    key.push_back(static_cast<uint64_t>(value.toDevice().type()));
+  } else if (value.isString()) {
+    key.push_back(std::hash<std::string>()(value.toStringRef()));
+    for (const char c : value.toStringRef()) {
+      key.push_back(static_cast<uint64_t>(c));
+    }
+  } else if (value.isIntList()) {
+    const auto list = value.toIntVector();
+    key.push_back(list.size());
+    for (const auto item : list) {
+      key.push_back(static_cast<uint64_t>(item));
+    }
+  } else if (value.isList()) {
+    const auto list = value.toListRef();
+    key.push_back(list.size());
+    for (const auto& item : list) {
+      add_value(key, item, kind, factory);
+    }
+  } else {
+    key.push_back(static_cast<uint64_t>(value.isGenerator()));
+  }
+}
+
+at::Tensor to_meta(const at::Tensor& tensor) {
+  if (!tensor.defined() || !on_device(tensor)) {
+    return tensor;
+  }
+  const auto meta = tensor.dtype();
+  const auto nbytes = at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), meta.itemsize(), tensor.storage_offset());
+  c10::Storage storage(c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(),
+      static_cast<int64_t>(std::max<size_t>(nbytes, tensor.storage().nbytes())),
+      c10::DataPtr(nullptr, c10::Device(c10::DeviceType::Meta)),
+      c10::GetAllocator(c10::DeviceType::Meta),
+      /*resizable=*/true));
+  auto result = at::detail::make_tensor_base<c10::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::Meta), meta);
+  auto* impl = result.unsafeGetTensorImpl();
+  impl->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
+    impl->set_wrapped_number(true);
+  }
+  at::Tensor out(std::move(result));
+  if (tensor.is_conj()) {
+    out._set_conj(true);
+  }
+  if (tensor.is_neg()) {
+    out._set_neg(true);
+  }
+  return out;
+}
+
+c10::IValue to_meta(const c10::IValue& value) {
+  if (value.isTensor()) {
+    return to_meta(value.toTensor());
+  }
+  if (value.isDevice()) {
+    return value.toDevice().type() == c10::DeviceType::PrivateUse1 ? c10::Device(c10::DeviceType::Meta)
+                                                                   : value.toDevice();
+  }
+  if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& item : value.toTensorVector()) {
+      list.push_back(to_meta(item));
+    }
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (const auto& item : value.toListRef()) {
+      list.push_back(item.isNone() ? std::nullopt : std::optional<at::Tensor>(to_meta(item.toTensor())));
+    }
+    return list;
+  }
+  if (value.isGenerator()) {
+    return c10::IValue(); // a meta kernel draws nothing
+  }
+  return value;
+}
+
+void add_spec(Inferred& result, const c10::IValue& value) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    result.specs.push_back(spec_of(value.toTensor()));
+  } else {
+    Spec undefined;
+    undefined.defined = false;
+    result.specs.push_back(std::move(undefined));
+  }
+}
+
+Inferred run_meta(const Operator& op, const Stack& stack) {
+  Stack meta;
+  meta.reserve(stack.size());
+  for (const auto& value : stack) {
+    meta.push_back(to_meta(value));
+  }
+  Stack arguments(meta);
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    op.handle.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &meta);
+  }
+  Inferred result;
+  for (size_t i = 0; i < op.returns.size(); ++i) {
+    const auto kind = op.returns[i].kind;
+    if (kind == ReturnKind::kSame || kind == ReturnKind::kSameList || kind == ReturnKind::kHost) {
+      result.lengths.push_back(0);
+    } else if (meta[i].isList()) {
+      const auto items = meta[i].toListRef();
+      result.lengths.push_back(static_cast<uint32_t>(items.size()));
+      for (const auto& item : items) {
+        add_spec(result, item);
+      }
+    } else {
+      result.lengths.push_back(1);
+      add_spec(result, meta[i]);
+    }
+  }
+  if (op.resizes) {
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (op.written[i] && arguments[i].isTensor()) {
+        add_spec(result, arguments[i]);
+        result.written.push_back(std::move(result.specs.back()));
+        result.specs.pop_back();
+      }
+    }
+  }
+  return result;
+}
+
+// A refusal that says the meta kernel can't know, not that the program is wrong.
+bool means_unknown(const std::string& message) {
+  for (const char* text :
+       {"not implemented", "data-dependent", "DynamicOutputShape", "doesn't register", "Could not run", "meta tensor",
+        "Meta", "meta", "NYI", "no fake impl", "unsupported"}) {
+    if (message.find(text) != std::string::npos) {
+      return true;
+    }
+  }
+  return false;
+}
+
+struct Memory {
+  std::unordered_map<Key, Inferred, KeyHash> known;
+};
+
+} // namespace
+
+const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
+  thread_local Key key;
+  thread_local Inferred scratch;
+  thread_local Memory memory;
+  if (op.rule != Rule::kNone && apply_rule(op, stack, scratch)) {
+    return &scratch;
+  }
+  key.clear();
+  key.push_back(op.id);
+  for (size_t i = 0; i < stack.size(); ++i) {
+    add_value(key, stack[i], op.args[i], op.factory);
+  }
+  const auto found = memory.known.find(key);
+  if (found != memory.known.end()) {
+    ++counters.memo_hits;
+    return &found->second;
+  }
+  ++counters.memo_misses;
+  Inferred result;
+  try {
+    result = run_meta(op, stack);
+  } catch (python_error& error) {
+    // A meta kernel written in Python. Its refusals are looked at like any other.
+    error.persist();
+    if (must || (op.mutates && !means_unknown(error.what()))) {
+      throw;
+    }
+    return nullptr;
+  } catch (const c10::NotImplementedError&) {
+    if (must) {
+      throw;
+    }
+    return nullptr;
+  } catch (const std::exception& error) {
+    // What a meta kernel refuses, a real one may do: the node is the authority. Except where asking would
+    // leave the written operand in doubt.
+    if (must || (op.mutates && !means_unknown(error.what()))) {
+      throw;
+    }
+    return nullptr;
+  }
+  constexpr size_t kMost = 1 << 16;
+  if (memory.known.size() >= kMost) {
+    memory.known.clear();
+  }
+  return &memory.known.emplace(key, std::move(result)).first->second;
+}
+
+} // namespace genie

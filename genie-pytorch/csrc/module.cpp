@@ -1,0 +1,106 @@
+// The extension's Python face.
+#include "describe.h"
+#include "device.h"
+#include "record.h"
+#include "source.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace py = pybind11;
+
+namespace genie {
+
+namespace {
+
+at::Tensor tensor_of(py::handle object) {
+  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "genie: a tensor is needed");
+  return THPVariable_Unpack(object.ptr());
+}
+
+std::vector<uint32_t> living(const Segment& segment) {
+  std::vector<uint32_t> outputs;
+  for (const auto& [index, value] : segment.made) {
+    if (value.use_count() > 1) {
+      outputs.push_back(index);
+    }
+  }
+  return outputs;
+}
+
+py::dict stats() {
+  Lock lock;
+  py::dict result;
+  result["total_ops"] = counters.operators;
+  result["segments"] = counters.segments;
+  result["plan_hits"] = counters.plan_hits;
+  result["plan_misses"] = counters.plan_misses;
+  result["syncs"] = counters.syncs;
+  result["shape_hits"] = counters.memo_hits;
+  result["shape_misses"] = counters.memo_misses;
+  result["asked_node"] = counters.asked_node;
+  return result;
+}
+
+} // namespace
+
+PYBIND11_MODULE(_C, m) {
+  register_operators();
+  m.def("register_device", &register_device, "Number of device indices PyTorch sees.");
+  m.def("set_port", &set_port);
+  m.def("set_device", [](int index) { set_current_device(static_cast<c10::DeviceIndex>(index)); });
+  m.def("current_device", [] { return static_cast<int>(current_device()); });
+  m.def("flush", [](int device) {
+    Lock lock;
+    flush_all(static_cast<int16_t>(device));
+  });
+  m.def("stats", &stats);
+  m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
+  m.def("set_module", &set_current_module);
+  m.def("current_module", &current_module);
+  m.def("source_text", &source_text);
+  m.def("current_source", &current_source);
+  m.def("ignore_sources_under", &ignore_sources_under);
+  m.def("enter_capture", [] { return ++capture_depth(); });
+  m.def("leave_capture", [] { return --capture_depth(); });
+  m.def("capture_depth", [] { return capture_depth(); });
+  // The value behind a tensor: (device, handle); handle 0 while its segment is pending.
+  m.def("handle_of", [](py::handle object) {
+    const auto tensor = tensor_of(object);
+    TORCH_CHECK_VALUE(on_device(tensor), "genie: the tensor is on ", tensor.device(), ", not remote_accelerator");
+    Lock lock;
+    auto& stream = stream_for(static_cast<int16_t>(tensor.device().index()), nullptr);
+    touch(stream, tensor);
+    auto* value = value_of(tensor);
+    if (value->home != nullptr) {
+      flush(*value->home);
+    }
+    return py::make_tuple(static_cast<int>(value->device), value->handle);
+  });
+  // What this thread has recorded and not sent, as data.
+  m.def("pending", [](int device) {
+    Lock lock;
+    auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    return describe_segment(stream.segment, living(stream.segment), false);
+  });
+  // What this thread has sent since its last look: [(plan id, words)].
+  m.def("history", [](int device) {
+    Lock lock;
+    auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    py::list result;
+    for (const auto& sent : stream.history) {
+      result.append(py::make_tuple(sent.plan->id, sent.plan->outputs, sent.plan->inputs, sent.words));
+    }
+    return result;
+  });
+  m.def("start_history", [](int device) {
+    Lock lock;
+    auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    flush(stream);
+    stream.history.clear();
+    stream.looked = false;
+  });
+}
+
+} // namespace genie

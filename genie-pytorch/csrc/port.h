@@ -1,0 +1,34 @@
+// The way out: what the recorder asks of the engine the application connected (see genie.interfaces.Engine).
+#pragma once
+
+#include "value.h"
+
+#include <string>
+#include <vector>
+
+namespace genie {
+
+struct Segment;
+
+// All of these take the GIL themselves. Errors of the engine come out as the Python exceptions they are.
+namespace port {
+
+// The segment as a plan the engine has loaded; its id.
+int64_t prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs);
+void execute(int16_t device, int64_t plan, const std::string& bindings);
+void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight);
+void fetch(int16_t device, uint64_t handle, void* data, size_t nbytes);
+Spec describe(int16_t device, uint64_t handle);
+void free(int16_t device, const std::vector<uint64_t>& handles);
+void seed(int16_t device, uint32_t generator, uint64_t seed);
+std::string generator_state(int16_t device, uint32_t generator);
+void set_generator_state(int16_t device, uint32_t generator, const std::string& state);
+void synchronize(int16_t device);
+// Told of a look, with what was looked at and how; for counters and warnings.
+void looked(int16_t device, const std::string& what);
+void warn_mixed(const std::string& op);
+bool connected(int16_t device);
+
+} // namespace port
+
+} // namespace genie

@@ -1,0 +1,165 @@
+#define Py_BUILD_CORE 1
+#include <Python.h>
+#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000
+#include <internal/pycore_frame.h>
+#define GENIE_RAW_FRAMES 1
+#endif
+#undef Py_BUILD_CORE
+
+#include "source.h"
+
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace genie {
+
+namespace {
+
+thread_local uint32_t module_id = 0;
+
+std::vector<std::string> ignored;
+
+#ifdef GENIE_RAW_FRAMES
+
+struct Site {
+  PyCodeObject* code;
+  int offset;
+};
+
+// A code object is kept alive once seen, so that its address stays its name.
+struct CodeNote {
+  bool user;
+  std::unordered_map<int, uint32_t> sites; // instruction → source id
+};
+
+std::shared_mutex guard;
+std::unordered_map<PyCodeObject*, CodeNote> codes;
+std::vector<Site> sites{{nullptr, 0}};
+
+_PyInterpreterFrame* top_frame() {
+  PyThreadState* state = PyGILState_GetThisThreadState();
+  if (state == nullptr) {
+    return nullptr;
+  }
+#if PY_VERSION_HEX >= 0x030D0000
+  return state->current_frame;
+#else
+  return state->cframe == nullptr ? nullptr : state->cframe->current_frame;
+#endif
+}
+
+PyCodeObject* code_of(_PyInterpreterFrame* frame) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* executable = frame->f_executable;
+  return executable != nullptr && PyCode_Check(executable) ? reinterpret_cast<PyCodeObject*>(executable) : nullptr;
+#else
+  return frame->f_code;
+#endif
+}
+
+bool is_user(PyCodeObject* code) {
+  const char* name = PyUnicode_AsUTF8(code->co_filename);
+  if (name == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  const std::string path(name);
+  if (path.empty() || path[0] == '<') {
+    return path == "<stdin>" || path == "<string>";
+  }
+  for (const auto& prefix : ignored) {
+    if (path.compare(0, prefix.size(), prefix) == 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+uint32_t learn(PyCodeObject* code, int offset) {
+  const auto gil = PyGILState_Ensure();
+  uint32_t id = 0;
+  {
+    std::unique_lock<std::shared_mutex> lock(guard);
+    auto found = codes.find(code);
+    if (found == codes.end()) {
+      Py_INCREF(reinterpret_cast<PyObject*>(code));
+      found = codes.emplace(code, CodeNote{is_user(code), {}}).first;
+    }
+    if (found->second.user) {
+      auto [site, fresh] = found->second.sites.emplace(offset, static_cast<uint32_t>(sites.size()));
+      if (fresh) {
+        sites.push_back({code, offset});
+      }
+      id = site->second;
+    }
+  }
+  PyGILState_Release(gil);
+  return id;
+}
+
+struct Recent {
+  PyCodeObject* code = nullptr;
+  int offset = -1;
+  uint32_t id = 0;
+  bool user = false;
+};
+// Direct-mapped memory of the last sites, since almost every operator comes from a site seen before.
+thread_local Recent recent[1024];
+
+#endif
+
+} // namespace
+
+uint32_t current_source() {
+#ifdef GENIE_RAW_FRAMES
+  for (auto* frame = top_frame(); frame != nullptr; frame = frame->previous) {
+    PyCodeObject* code = code_of(frame);
+    if (code == nullptr) {
+      continue;
+    }
+    const int offset = static_cast<int>(frame->prev_instr - _PyCode_CODE(code));
+    const auto key = reinterpret_cast<uintptr_t>(code);
+    auto& slot = recent[((key >> 4) ^ (key >> 14) ^ static_cast<uintptr_t>(offset)) & 1023];
+    if (slot.code != code || slot.offset != offset) {
+      const uint32_t id = learn(code, offset);
+      slot = Recent{code, offset, id, id != 0};
+    }
+    if (slot.user) {
+      return slot.id;
+    }
+  }
+#endif
+  return 0;
+}
+
+std::string source_text(uint32_t id) {
+#ifdef GENIE_RAW_FRAMES
+  std::shared_lock<std::shared_mutex> lock(guard);
+  if (id == 0 || id >= sites.size()) {
+    return "";
+  }
+  const auto& site = sites[id];
+  const char* name = PyUnicode_AsUTF8(site.code->co_filename);
+  const int line = PyCode_Addr2Line(site.code, site.offset * static_cast<int>(sizeof(_Py_CODEUNIT)));
+  return std::string(name == nullptr ? "?" : name) + ":" + std::to_string(line);
+#else
+  (void)id;
+  return "";
+#endif
+}
+
+void ignore_sources_under(const std::string& prefix) {
+  ignored.push_back(prefix);
+}
+
+uint32_t current_module() {
+  return module_id;
+}
+
+void set_current_module(uint32_t id) {
+  module_id = id;
+}
+
+} // namespace genie

@@ -1,0 +1,484 @@
+#include "stream.h"
+
+#include "operator.h"
+#include "port.h"
+#include "source.h"
+
+#include <Python.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+
+namespace genie {
+
+Counters counters;
+
+namespace {
+
+std::recursive_mutex recorder;
+
+std::mutex forgotten_guard;
+std::unordered_map<int16_t, std::vector<uint64_t>> forgotten;
+
+std::unordered_map<int16_t, uint64_t> handles;
+
+std::deque<std::unique_ptr<Stream>> streams;
+
+thread_local c10::DeviceIndex thread_device = 0;
+
+uint64_t next_serial() {
+  static uint64_t serial = 0;
+  return ++serial;
+}
+
+std::deque<std::string> strings;
+std::unordered_map<std::string, uint32_t> string_ids;
+
+struct TokensHash {
+  size_t operator()(const std::vector<uint32_t>& tokens) const {
+    uint64_t h = 0x9E3779B97F4A7C15ull ^ tokens.size();
+    for (const auto token : tokens) {
+      h = (h ^ token) * 0xFF51AFD7ED558CCDull;
+      h ^= h >> 32;
+    }
+    return h;
+  }
+};
+
+// Keyed by the whole structure, compared in full: two plans are never taken for each other.
+using PlanTable = std::unordered_map<std::vector<uint32_t>, std::shared_ptr<Plan>, TokensHash>;
+std::unordered_map<int16_t, PlanTable> plans;
+
+} // namespace
+
+Lock::Lock() {
+  if (recorder.try_lock()) {
+    return;
+  }
+  if (PyGILState_Check()) {
+    PyThreadState* state = PyEval_SaveThread();
+    recorder.lock();
+    PyEval_RestoreThread(state);
+  } else {
+    recorder.lock();
+  }
+}
+
+Lock::~Lock() {
+  recorder.unlock();
+}
+
+c10::DeviceIndex current_device() {
+  return thread_device;
+}
+
+void set_current_device(c10::DeviceIndex index) {
+  thread_device = index;
+}
+
+uint64_t new_handle(int16_t device) {
+  return ++handles[device];
+}
+
+void forget(int16_t device, uint64_t handle) {
+  std::lock_guard<std::mutex> lock(forgotten_guard);
+  forgotten[device].push_back(handle);
+}
+
+std::vector<uint64_t> take_forgotten(int16_t device) {
+  std::lock_guard<std::mutex> lock(forgotten_guard);
+  std::vector<uint64_t> taken;
+  taken.swap(forgotten[device]);
+  return taken;
+}
+
+uint32_t intern(const std::string& text) {
+  const auto [found, fresh] = string_ids.emplace(text, static_cast<uint32_t>(strings.size()));
+  if (fresh) {
+    strings.push_back(text);
+  }
+  return found->second;
+}
+
+const std::string& interned(uint32_t id) {
+  return strings.at(id);
+}
+
+void Segment::clear(uint64_t next) {
+  serial = next;
+  tokens.clear();
+  parameters.clear();
+  leaves.clear();
+  made.clear();
+  values.clear();
+  geometry.clear();
+  commands = 0;
+}
+
+Stream& stream_for(int16_t device, const Value* hint) {
+  if (torch::autograd::get_current_graph_task_id() != -1 && hint != nullptr && hint->home != nullptr) {
+    return *hint->home;
+  }
+  thread_local std::unordered_map<int16_t, Stream*> mine;
+  auto& stream = mine[device];
+  if (stream == nullptr) {
+    streams.push_back(std::make_unique<Stream>());
+    stream = streams.back().get();
+    stream->device = device;
+    stream->segment.clear(next_serial());
+  }
+  return *stream;
+}
+
+uint32_t note_value(Segment& segment, const Spec& spec) {
+  ValueNote note{spec.dtype, static_cast<uint32_t>(segment.geometry.size())};
+  segment.geometry.push_back(static_cast<int64_t>(spec.sizes.size()));
+  segment.geometry.insert(segment.geometry.end(), spec.sizes.begin(), spec.sizes.end());
+  segment.geometry.insert(segment.geometry.end(), spec.strides.begin(), spec.strides.end());
+  segment.values.push_back(note);
+  return static_cast<uint32_t>(segment.values.size() - 1);
+}
+
+void touch(Stream& stream, const at::Tensor& tensor) {
+  if (value_of(tensor) == nullptr) {
+    adopt(stream, tensor);
+  }
+  Value* value = value_of(tensor);
+  if (value->home != nullptr && value->home != &stream) {
+    flush(*value->home);
+  }
+  if (auto* context = context_of(tensor.storage())) {
+    Stream* other = context->stream;
+    if (other != nullptr && other != &stream && context->segment == other->segment.serial) {
+      flush(*other);
+    }
+  }
+}
+
+// --- writing -----------------------------------------------------------------------------------
+
+Writer::Writer(Stream& stream, uint32_t op, uint32_t arguments) : stream_(stream), segment_(stream.segment) {
+  if (stream.looked) {
+    stream.looked = false;
+    stream.history.clear();
+  }
+  const uint32_t module = current_module();
+  const uint32_t source = current_source();
+  auto& tokens = segment_.tokens;
+  tokens.push_back(kOp);
+  tokens.push_back(op);
+  tokens.push_back(module);
+  tokens.push_back(source);
+  tokens.push_back(arguments);
+  segment_.mark = (op * 2654435761u) ^ (source * 40503u) ^ (module * 69069u);
+  ++segment_.commands;
+  ++counters.operators;
+}
+
+void Writer::value(const at::Tensor& tensor) {
+  Value* value = value_of(tensor);
+  if (value->segment != segment_.serial) {
+    value->segment = segment_.serial;
+    value->index = note_value(segment_, spec_of(tensor));
+    segment_.leaves.push_back({ValuePtr::reclaim_copy(value), value->index});
+  }
+  if (auto* context = context_of(tensor.storage())) {
+    context->stream = &stream_;
+    context->segment = segment_.serial;
+  }
+  put(kValue, value->index);
+}
+
+void Writer::value(const ValuePtr& value, const Spec& spec) {
+  if (value->segment != segment_.serial) {
+    value->segment = segment_.serial;
+    value->index = note_value(segment_, spec);
+    segment_.leaves.push_back({value, value->index});
+  }
+  put(kValue, value->index);
+}
+
+void Writer::integer(int64_t number) {
+  put(kInt);
+  segment_.parameters.push_back(static_cast<uint64_t>(number));
+}
+
+void Writer::real(double number) {
+  put(kFloat);
+  uint64_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  segment_.parameters.push_back(bits);
+}
+
+void Writer::complex(c10::complex<double> number) {
+  uint32_t words[4];
+  const double parts[2] = {number.real(), number.imag()};
+  std::memcpy(words, parts, sizeof words);
+  put(kComplex);
+  segment_.tokens.insert(segment_.tokens.end(), words, words + 4);
+}
+
+void Writer::string(const std::string& text) {
+  put(kString, intern(text));
+}
+
+void Writer::host_scalar(const at::Tensor& tensor) {
+  put(kHostScalar, static_cast<uint32_t>(tensor.scalar_type()));
+  segment_.tokens.push_back(tensor.unsafeGetTensorImpl()->is_wrapped_number() ? 1u : 0u);
+  const auto scalar = tensor.item();
+  if (scalar.isBoolean()) {
+    boolean(scalar.toBool());
+  } else if (scalar.isFloatingPoint()) {
+    real(scalar.toDouble());
+  } else {
+    integer(scalar.toLong());
+  }
+}
+
+void Writer::returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values) {
+  put(kReturns, static_cast<uint32_t>(specs.size()));
+  for (const auto& spec : specs) {
+    put(spec.defined ? 1u : 0u);
+    if (!spec.defined) {
+      values.emplace_back();
+      continue;
+    }
+    auto value = c10::make_intrusive<Value>(stream_.device);
+    value->segment = segment_.serial;
+    value->index = note_value(segment_, spec);
+    value->home = &stream_;
+    segment_.made.emplace_back(value->index, value);
+    values.push_back(std::move(value));
+  }
+}
+
+// --- sending -----------------------------------------------------------------------------------
+
+namespace {
+
+void put_varint(std::string& out, uint64_t number) {
+  while (number > 0x7F) {
+    out.push_back(static_cast<char>(number & 0x7F | 0x80));
+    number >>= 7;
+  }
+  out.push_back(static_cast<char>(number));
+}
+
+} // namespace
+
+std::string Plan::encode(const std::vector<uint64_t>& words) {
+  std::string surprises;
+  uint64_t count = 0;
+  size_t after = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const uint64_t surprise = words[i] - last[i] - step[i];
+    if (surprise != 0) {
+      put_varint(surprises, i - after);
+      put_varint(surprises, (surprise << 1) ^ (surprise >> 63 ? ~uint64_t(0) : 0));
+      ++count;
+      after = i + 1;
+    }
+    step[i] = words[i] - last[i];
+    last[i] = words[i];
+  }
+  std::string out;
+  put_varint(out, count);
+  return out + surprises;
+}
+
+void flush(Stream& stream) {
+  auto& segment = stream.segment;
+  if (segment.commands == 0) {
+    return;
+  }
+  // A flush calls out, and what it calls may drop tensors, never record: the segment is closed first.
+  Segment closed;
+  std::swap(closed, segment);
+  segment.clear(next_serial());
+
+  const auto device = stream.device;
+  // What nobody but this segment holds is dead: made values stay unnamed, leaves are donated.
+  std::vector<uint32_t> outputs;
+  closed.tokens.push_back(kEnd);
+  for (const auto& [index, value] : closed.made) {
+    if (value.use_count() > 1) {
+      outputs.push_back(index);
+      closed.tokens.push_back(index);
+    }
+  }
+  closed.tokens.push_back(kEnd);
+  for (const auto& leaf : closed.leaves) {
+    const bool donated = leaf.value.use_count() == 1;
+    closed.tokens.push_back(donated ? 1 : 0);
+    leaf.value->released = leaf.value->released || donated;
+  }
+
+  std::vector<uint64_t> words;
+  words.reserve(1 + closed.leaves.size() + closed.parameters.size());
+  words.push_back(handles[device] + 1);
+  for (const auto& leaf : closed.leaves) {
+    words.push_back(leaf.value->handle);
+  }
+  words.insert(words.end(), closed.parameters.begin(), closed.parameters.end());
+  size_t named = 0;
+  for (auto& [index, value] : closed.made) {
+    value->home = nullptr;
+    if (named < outputs.size() && outputs[named] == index) {
+      value->handle = new_handle(device);
+      ++named;
+    }
+  }
+
+  ++counters.segments;
+  auto& table = plans[device];
+  auto found = table.find(closed.tokens);
+  std::shared_ptr<Plan> plan;
+  if (found != table.end()) {
+    ++counters.plan_hits;
+    plan = found->second;
+  } else {
+    ++counters.plan_misses;
+    plan = std::make_shared<Plan>();
+    plan->id = port::prepare(device, closed, outputs);
+    plan->inputs = static_cast<uint32_t>(closed.leaves.size());
+    plan->outputs = std::move(outputs);
+    plan->last.assign(1 + closed.leaves.size(), 0);
+    plan->last.insert(plan->last.end(), closed.parameters.begin(), closed.parameters.end());
+    plan->step.assign(plan->last.size(), 0);
+    table.emplace(std::move(closed.tokens), plan);
+  }
+  const auto gone = take_forgotten(device);
+  if (!gone.empty()) {
+    port::free(device, gone);
+  }
+  port::execute(device, plan->id, plan->encode(words));
+  constexpr size_t kHistory = 4096;
+  if (stream.history.size() < kHistory) {
+    stream.history.push_back({plan, std::move(words)});
+  }
+}
+
+void flush_all(int16_t device) {
+  for (auto& stream : streams) {
+    if (device < 0 || stream->device == device) {
+      flush(*stream);
+    }
+  }
+}
+
+uint64_t settle(const ValuePtr& value) {
+  if (value->home != nullptr) {
+    flush(*value->home);
+  }
+  for (auto& stream : streams) {
+    // Others may have writes to this memory pending; a look is rare enough to let them all go.
+    if (stream->device == value->device) {
+      flush(*stream);
+      stream->looked = true;
+    }
+  }
+  TORCH_INTERNAL_ASSERT(value->handle != 0, "genie: a value was looked at that no segment made");
+  return value->handle;
+}
+
+void maybe_cut(Stream& stream) {
+  constexpr uint32_t kLeast = 24;
+  constexpr uint32_t kMost = 96;
+  const auto& segment = stream.segment;
+  if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.mark >> 7) % 24 == 0)) {
+    flush(stream);
+  }
+}
+
+namespace {
+
+const Operator& find_operator(const char* name, const char* overload) {
+  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload));
+}
+
+ValuePtr write_empty(Stream& stream, int64_t length, at::ScalarType dtype) {
+  static const Operator& empty = find_operator("aten::empty", "memory_format");
+  Writer writer(stream, empty.id, 6);
+  writer.list(1);
+  writer.integer(length);
+  writer.dtype(dtype);
+  writer.none();
+  writer.device(true);
+  writer.none();
+  writer.none();
+  Spec spec;
+  spec.sizes = {length};
+  spec.strides = {1};
+  spec.dtype = dtype;
+  std::vector<ValuePtr> values;
+  writer.returns({spec}, values);
+  return values[0];
+}
+
+} // namespace
+
+void adopt(Stream& stream, const at::Tensor& tensor) {
+  static const Operator& set = find_operator("aten::set_", "source_Tensor_storage_offset");
+  const auto dtype = tensor.scalar_type();
+  ValuePtr value = write_empty(stream, 0, dtype);
+  auto* context = context_of(tensor.storage());
+  ValuePtr base = context == nullptr ? ValuePtr() : context->latest.lock();
+  if (!base && context != nullptr) {
+    base = context->first.lock();
+  }
+  TORCH_CHECK(
+      base || tensor.storage().nbytes() == 0,
+      "genie: no tensor is left that names this storage on remote_accelerator; keep the tensor it came from alive");
+  if (base) {
+    if (base->home != nullptr && base->home != &stream) {
+      flush(*base->home);
+    }
+    // All that is known of the base here is its memory, which is all that set_ takes of it.
+    Spec memory;
+    memory.sizes = {static_cast<int64_t>(tensor.storage().nbytes())};
+    memory.strides = {1};
+    memory.dtype = at::kByte;
+    Spec fresh;
+    fresh.sizes = {0};
+    fresh.strides = {1};
+    fresh.dtype = dtype;
+    Writer writer(stream, set.id, 5);
+    writer.value(value, fresh);
+    writer.value(base, memory);
+    writer.integer(tensor.storage_offset());
+    writer.list(tensor.dim());
+    for (const auto size : tensor.sizes()) {
+      writer.integer(size);
+    }
+    writer.list(tensor.dim());
+    for (const auto stride : tensor.strides()) {
+      writer.integer(stride);
+    }
+    std::vector<ValuePtr> none;
+    writer.returns({}, none);
+  }
+  set_value(tensor, std::move(value));
+}
+
+void reset() {
+  Lock lock;
+  for (auto& stream : streams) {
+    for (auto& [index, value] : stream->segment.made) {
+      value->home = nullptr;
+    }
+    stream->segment.clear(next_serial());
+    stream->history.clear();
+  }
+  plans.clear();
+  std::lock_guard<std::mutex> guard(forgotten_guard);
+  forgotten.clear();
+}
+
+ValuePtr make_root(int64_t nbytes, int16_t device) {
+  Lock lock;
+  return write_empty(stream_for(device, nullptr), nbytes, at::kByte);
+}
+
+} // namespace genie

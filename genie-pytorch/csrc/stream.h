@@ -1,0 +1,178 @@
+// The command stream: operators in the order the program issued them, cut into segments, each sent as a plan.
+#pragma once
+
+#include "value.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace genie {
+
+struct Operator;
+
+// Structure of a segment, as 32-bit tokens. Two segments with equal tokens are the same plan with other parameters.
+enum Token : uint32_t {
+  kOp = 1,      // operator, module, source, number of arguments
+  kNone,
+  kValue,       // value index
+  kInt,         // parameter
+  kFloat,       // parameter
+  kTrue,
+  kFalse,
+  kComplex,     // four words of bits
+  kString,      // interned
+  kDtype,       // ScalarType
+  kLayout,
+  kMemoryFormat,
+  kDevice,      // 1: the plan's own device, 0: the node's host
+  kGenerator,   // number
+  kList,        // length, then the items
+  kHostScalar,  // dtype, wrapped, then kInt / kFloat / kTrue / kFalse
+  kReturns,     // number of fresh values, then for each: 1 if defined
+  kEnd,         // outputs and donated inputs follow
+};
+
+struct Leaf {
+  ValuePtr value;
+  uint32_t index; // value index
+};
+
+// What is kept of a value for the graph: enough to print it, little enough to keep for every operator.
+struct ValueNote {
+  at::ScalarType dtype;
+  uint32_t geometry; // into Segment::geometry: rank, sizes, strides
+};
+
+// A plan the node already has, and both sides' memory of its last execution (see genie.bindings).
+struct Plan {
+  int64_t id;
+  std::vector<uint64_t> last;
+  std::vector<uint64_t> step;
+  std::vector<uint32_t> outputs;
+  uint32_t inputs;
+  std::string encode(const std::vector<uint64_t>& words);
+};
+
+struct Segment {
+  uint64_t serial = 0;
+  std::vector<uint32_t> tokens;
+  std::vector<uint64_t> parameters;
+  std::vector<Leaf> leaves;
+  std::vector<std::pair<uint32_t, ValuePtr>> made; // fresh values: index, value
+  std::vector<ValueNote> values;
+  std::vector<int64_t> geometry;
+  uint32_t commands = 0;
+  uint32_t mark = 0; // hash of the last command's operator, module and source
+  void clear(uint64_t next_serial);
+};
+
+// One thread's work on one device.
+struct Stream {
+  int16_t device = 0;
+  Segment segment;
+  // Executions since the last look or since the capture began, for the program's view of its graph.
+  struct Sent {
+    std::shared_ptr<Plan> plan;
+    std::vector<uint64_t> words;
+  };
+  std::vector<Sent> history;
+  bool looked = false; // the next command starts a new history
+};
+
+struct Counters {
+  uint64_t operators = 0;
+  uint64_t segments = 0;
+  uint64_t plan_hits = 0;
+  uint64_t plan_misses = 0;
+  uint64_t syncs = 0;
+  uint64_t memo_hits = 0;
+  uint64_t memo_misses = 0;
+  uint64_t asked_node = 0;
+  uint64_t record_ns = 0;
+};
+extern Counters counters;
+
+// The recorder's one lock. Taken without holding the GIL while waiting, so that a holder may ask for the GIL.
+class Lock {
+ public:
+  Lock();
+  ~Lock();
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+};
+
+c10::DeviceIndex current_device();
+void set_current_device(c10::DeviceIndex index);
+
+// The stream the calling thread records to. A backward pass runs on threads of its own: it records where its
+// operands were made, so that a training step is one stream.
+Stream& stream_for(int16_t device, const Value* hint);
+
+// Makes a tensor ready to be an operand in `stream`: sends what other streams have pending on its memory, and
+// finds a value for a tensor that was made around the dispatcher. May send or throw; writing below does neither.
+void touch(Stream& stream, const at::Tensor& tensor);
+// Gives a tensor that has none a value: a new tensor on the node, set to the memory its storage stands for.
+void adopt(Stream& stream, const at::Tensor& tensor);
+
+// Writes one command whose operands were touched. The caller holds the lock.
+class Writer {
+ public:
+  Writer(Stream& stream, uint32_t op, uint32_t arguments);
+  void none() { put(kNone); }
+  void value(const at::Tensor& tensor);
+  void value(const ValuePtr& value, const Spec& spec);
+  void integer(int64_t number);
+  void real(double number);
+  void boolean(bool flag) { put(flag ? kTrue : kFalse); }
+  void complex(c10::complex<double> number);
+  void string(const std::string& text);
+  void dtype(at::ScalarType type) { put(kDtype, static_cast<uint32_t>(type)); }
+  void layout(int64_t layout) { put(kLayout, static_cast<uint32_t>(layout)); }
+  void memory_format(int64_t format) { put(kMemoryFormat, static_cast<uint32_t>(format)); }
+  void device(bool own) { put(kDevice, own ? 1u : 0u); }
+  void generator(uint32_t number) { put(kGenerator, number); }
+  void list(size_t length) { put(kList, static_cast<uint32_t>(length)); }
+  void host_scalar(const at::Tensor& tensor);
+  // Declares the fresh values; returns the tensors' values in order (null where undefined).
+  void returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values);
+
+ private:
+  void put(uint32_t token) { segment_.tokens.push_back(token); }
+  void put(uint32_t token, uint32_t operand) {
+    segment_.tokens.push_back(token);
+    segment_.tokens.push_back(operand);
+  }
+  Stream& stream_;
+  Segment& segment_;
+};
+
+uint32_t note_value(Segment& segment, const Spec& spec);
+
+// Sends what `stream` has pending. The caller holds the lock.
+void flush(Stream& stream);
+// Sends everything pending on a device (or on all, with -1).
+void flush_all(int16_t device);
+// Sends what must be sent before `value` can be looked at; gives its handle.
+uint64_t settle(const ValuePtr& value);
+// Called after each command: cuts the stream at places that depend on its content alone, so that a loop is cut
+// at the same places each time round.
+void maybe_cut(Stream& stream);
+
+uint64_t new_handle(int16_t device);
+void forget(int16_t device, uint64_t handle); // any thread, no lock
+std::vector<uint64_t> take_forgotten(int16_t device);
+
+// The sessions end: what was pending or planned means nothing any more. Values already sent are dead names.
+void reset();
+
+ValuePtr make_root(int64_t nbytes, int16_t device);
+
+const std::string& interned(uint32_t id);
+uint32_t intern(const std::string& text);
+
+} // namespace genie

@@ -1,0 +1,78 @@
+// What the client knows of a value that lives on a node: a name for it, and its geometry.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/util/SmallVector.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace genie {
+
+struct Stream;
+
+// Geometry of a tensor, as the operator that makes it decides.
+struct Spec {
+  c10::SmallVector<int64_t, 5> sizes;
+  c10::SmallVector<int64_t, 5> strides;
+  int64_t offset = 0;
+  at::ScalarType dtype = at::kFloat;
+  bool conj = false;
+  bool neg = false;
+  bool defined = true;
+
+  bool operator==(const Spec& other) const {
+    return dtype == other.dtype && offset == other.offset && conj == other.conj && neg == other.neg &&
+        defined == other.defined && sizes == other.sizes && strides == other.strides;
+  }
+};
+
+Spec spec_of(const at::Tensor& tensor);
+
+// One SSA value. Tensors that are the same value (detach, .data) share it: PyTorch copies the backend meta along.
+// While its segment is pending a value is known by its index there; once the segment is sent, by its handle.
+struct Value final : c10::BackendMeta {
+  explicit Value(int16_t device) : device(device) {}
+  ~Value() override;
+
+  // Position in the segment that saw this value last; meaningless unless `segment` is that segment's serial.
+  uint64_t segment = 0;
+  uint32_t index = 0;
+  int16_t device;
+  uint64_t handle = 0;   // 0 until sent
+  bool released = false; // the node knows it is gone: no free to send
+  Stream* home = nullptr; // stream of the pending segment that makes it; null once sent
+};
+
+using ValuePtr = c10::intrusive_ptr<Value>;
+
+// Context of every storage on the device. Values are held weakly: a storage must not keep a temporary alive.
+struct StorageContext {
+  c10::weak_intrusive_ptr<Value> first{c10::intrusive_ptr<Value>()};
+  c10::weak_intrusive_ptr<Value> latest{c10::intrusive_ptr<Value>()};
+  ValuePtr root; // set for storages made by the allocator, which no operator made
+  // The last stream that touched this memory and the segment it did so in: another stream must let it go first.
+  Stream* stream = nullptr;
+  uint64_t segment = 0;
+};
+
+StorageContext* context_of(const c10::Storage& storage);
+
+// The value behind a tensor, or null when the tensor was made around the dispatcher (from a bare storage).
+inline Value* value_of(const at::Tensor& tensor) {
+  return static_cast<Value*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+}
+
+void set_value(const at::Tensor& tensor, ValuePtr value);
+
+// A tensor with fresh storage, or a view of `base`'s storage.
+at::Tensor make_tensor(const Spec& spec, ValuePtr value, const at::Tensor* base = nullptr);
+
+c10::Storage make_storage(int64_t nbytes, int16_t device);
+
+inline bool on_device(const at::Tensor& tensor) {
+  return tensor.device().type() == c10::DeviceType::PrivateUse1;
+}
+
+} // namespace genie

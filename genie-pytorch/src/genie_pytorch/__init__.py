@@ -1,0 +1,15 @@
+"""Genie's PyTorch frontend. Importing it makes ``remote_accelerator`` a device of PyTorch."""
+
+from __future__ import annotations
+
+from genie_pytorch import device as _device
+
+_device.register()
+
+from genie_pytorch.lazy_tensor import LazyTensor  # noqa: E402  (a metaclass needs the device's name registered)
+
+__all__ = ["LazyTensor", "autoload"]
+
+
+def autoload() -> None:
+    """Entry point of group ``torch.backends``: importing torch has imported this package, which is all there is."""

@@ -1,0 +1,1 @@
+TORCH_VERSION = "2.13.0+cpu"

@@ -1,0 +1,198 @@
+"""What the native recorder calls: per device index, the engine the application connected."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from genie.api import engine as connect
+from genie.errors import OutOfMemory, RemoteOpError
+from genie.graph import Graph, TensorSpec
+from genie.interfaces import Engine
+from genie_pytorch import lower
+from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
+from genie_pytorch.native import _C, source_text
+
+# Indices from here on are engines that are no device of the cluster's list (genie.run(backend=…)).
+FIRST_PRIVATE = 64
+
+# c10::default_rng_seed_val: what PyTorch's generators start from.
+DEFAULT_SEED = 67280421310721
+
+Progress = Callable[[int], None]
+
+
+class Port:
+    """Engines by device index, the graphs they were given, and seeds kept until there is an engine to seed."""
+
+    def __init__(self) -> None:
+        self._engines: dict[int, Engine] = {}
+        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._seed = DEFAULT_SEED
+        self._seeds: dict[int, int] = {}
+        self._lock = threading.RLock()
+        self._warned: set[str] = set()
+        self.kind: lower.Kind = "lazy_dag"
+        self.upload_progress: Progress | None = None
+
+    # --- engines
+
+    def engine(self, device: int) -> Engine:
+        found = self._engines.get(device)
+        if found is None:
+            with self._lock:
+                found = self._engines.get(device) or self._connected(device, connect(device))
+        return found
+
+    def index_of(self, engine: Engine) -> int:
+        """The device index under which tensors of this engine live."""
+        with self._lock:
+            for index, known in self._engines.items():
+                if known is engine:
+                    return index
+            index = max([FIRST_PRIVATE - 1, *self._engines]) + 1
+            self._connected(index, engine)
+            return index
+
+    def forget(self) -> None:
+        """The engines' sessions are about to end: their values with them."""
+        with self._lock:
+            self._engines.clear()
+            self._graphs.clear()
+            _C.reset()
+
+    def connected(self, device: int) -> bool:
+        return device in self._engines
+
+    def _connected(self, device: int, engine: Engine) -> Engine:
+        self._engines[device] = engine
+        engine.session.seed(0, self._seeds.setdefault(device, self._seed))
+        return engine
+
+    def graph(self, device: int, plan: int) -> Graph:
+        return self._graphs[device, plan]
+
+    # --- called by the recorder
+
+    def prepare(self, device: int, segment: lower.Description) -> int:
+        graph = lower.to_graph(segment, self.kind)
+        plan = self.engine(device).prepare(graph)
+        self._graphs[device, plan] = graph
+        return plan
+
+    def execute(self, device: int, plan: int, bindings: bytes) -> None:
+        self._engines[device].session.execute(plan, bindings)
+
+    def upload(
+        self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool
+    ) -> None:
+        session = self.engine(device).session
+        session.upload(handle, TensorSpec(shape, NAME_OF_CODE[dtype]), data, shared=weight)
+        if self.upload_progress is not None:
+            self.upload_progress(data.nbytes)
+
+    def fetch(self, device: int, handle: int, out: memoryview) -> None:
+        try:
+            self._engines[device].session.fetch(handle, out)
+        except RemoteOpError as error:
+            raise self._located(device, error) from None
+
+    def describe(self, device: int, handle: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        try:
+            spec = self._engines[device].session.describe(handle)
+        except RemoteOpError as error:
+            raise self._located(device, error) from None
+        stride = spec.stride if spec.stride is not None else _contiguous(spec.shape)
+        return CODE_OF_NAME[spec.dtype], spec.shape, stride
+
+    def free(self, device: int, handles: list[int]) -> None:
+        self._engines[device].session.free(handles)
+
+    def seed(self, device: int, generator: int, seed: int) -> None:
+        if generator == 0:
+            self._seeds[device] = seed
+            if device not in self._engines:
+                return  # it is seeded when it is connected: seeding alone must not connect
+        self.engine(device).session.seed(generator, seed)
+
+    def seed_all(self, seed: int) -> None:
+        """Seed the default generator of every device there is, and of those to come."""
+        self._seed = seed
+        self._seeds = dict.fromkeys(self._engines, seed)
+        if self._engines:
+            _C.flush(-1)
+        for engine in self._engines.values():
+            engine.session.seed(0, seed)
+
+    def initial_seed(self, device: int) -> int:
+        return self._seeds.get(device, self._seed)
+
+    def generator_state(self, device: int, generator: int) -> bytes:
+        return self.engine(device).session.generator_state(generator)
+
+    def set_generator_state(self, device: int, generator: int, state: bytes) -> None:
+        self.engine(device).session.set_generator_state(generator, state)
+
+    def synchronize(self, device: int) -> None:
+        if device in self._engines:
+            self._engines[device].session.synchronize()
+
+    def warn_mixed(self, op: str) -> None:
+        line = source_text(_C.current_source())
+        if line not in self._warned:
+            self._warned.add(line)
+            warnings.warn(
+                f"{line or 'a program'}: {op} mixes a tensor on remote_accelerator with one on the CPU; the remote "
+                "one is brought home and the operator runs on the CPU. Move the CPU tensor to the device, or work "
+                "inside genie.capture(). (Said once per line.)",
+                stacklevel=2,
+            )
+
+    def _located(self, device: int, error: RemoteOpError) -> RemoteOpError:
+        """The same error, saying which line issued the operator and being of the type PyTorch raises."""
+        graph = self._graphs.get((device, error.plan))
+        if graph is not None and 0 <= error.step < len(graph.steps):
+            node = graph.steps[error.step]
+            if node.source >= 0 and not error.source:
+                error.source = graph.sources[node.source]
+            if node.module >= 0 and not error.where:
+                error.where = graph.modules[node.module].path
+        typed = _TYPED.get(error.kind)
+        if typed is None or isinstance(error, typed):
+            return error
+        other = typed(
+            error.message,
+            op=error.op,
+            plan=error.plan,
+            step=error.step,
+            kind=error.kind,
+            device=error.device,
+            source=error.source,
+            where=error.where,
+            hint=error.hint,
+        )
+        return other
+
+
+def _subclass(base: type[Exception]) -> Any:
+    return type(f"Remote{base.__name__}", (RemoteOpError, base), {"__doc__": f"An operator's {base.__name__}."})
+
+
+_TYPED: dict[str, Any] = {
+    each.__name__: _subclass(each) for each in (IndexError, ValueError, TypeError, NotImplementedError)
+} | {"OutOfMemoryError": OutOfMemory}
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+port = Port()
+_C.set_port(port)
