@@ -23,7 +23,8 @@ import pluggy
 
 from genie.config import Settings
 from genie.interfaces import Backend, CostModel, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
-from genie.plugins import GROUP
+
+GROUP = "genie"  # of entry points, and pluggy's name of the project
 
 _T = TypeVar("_T")
 Factory: TypeAlias = Callable[[Settings], _T]

@@ -32,7 +32,6 @@ _HOOKS: dict[Kind, str] = {
     "placement_strategy": "genie_placement_strategies",
     "policy": "genie_policies",
 }
-GROUP = "genie"
 RUN_TIME = "(registered at run time)"
 
 
@@ -68,6 +67,8 @@ class Registry:
         with self._lock:
             if self._offers is None:
                 from importlib import metadata
+
+                from genie.hookspecs import GROUP
 
                 found = metadata.entry_points(group=GROUP) if self._entry_points is None else self._entry_points
                 offers = [offer for point in _distinct(found) for offer in _load(point)]
@@ -119,6 +120,12 @@ class Registry:
             self._registered[kind, name] = Offer(kind, name, RUN_TIME, "", _place(factory), factory=factory)
             self.version += 1
 
+    def unregister(self, kind: Kind, name: str) -> None:
+        """Take a run-time registration back; what is installed under the name holds again."""
+        with self._lock:
+            if self._registered.pop((kind, name), None) is not None:
+                self.version += 1
+
     def _missing(self, kind: Kind, name: str) -> GenieError:
         failed = [offer for offer in self.offers() if not offer.kind]
         # A plugin that failed to import can't say what it would have offered; its names usually give it away.
@@ -162,7 +169,7 @@ def _load(point: EntryPoint) -> list[Offer]:
         plugin = point.load()
     except Exception as error:
         return [failed(_describe(error), error)]
-    manager = pluggy.PluginManager(GROUP)
+    manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(plugin, name=point.name)

@@ -319,6 +319,12 @@ def forget_frontend(name: str) -> None:
         _frontends.pop(name, None)
 
 
+def forget_frontends() -> None:
+    """Make every frontend anew on its next use."""
+    with _lock:
+        _frontends.clear()
+
+
 def _frontend(name: str, settings: config.Settings) -> Frontend:
     # Kept for the life of the process, over every shutdown: a framework can be hooked once.
     if name not in _frontends:

@@ -47,7 +47,7 @@ class Logger:
             import structlog
 
             _apply()
-            self._bound = structlog.get_logger(logger=self._name)
+            self._bound = structlog.get_logger(part=self._name)
         return getattr(self._bound, method)
 
 

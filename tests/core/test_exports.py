@@ -1,0 +1,51 @@
+"""The public names, pinned: a change here is a change of the contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import genie
+
+PUBLIC = """
+    Cluster CostModel Device ExecutionPlan GenieError Graph HostValue PatternMatcher PlacementStrategy Policy
+    RemoteClient Scheduler Settings TensorSpec __version__ aio annotate capture compile device_count devices engine
+    execute execute_local get_graph get_stats hookimpl init init_cluster is_capturing on_shutdown register_backend
+    register_cost_model register_frontend register_pattern register_placement_strategy register_policy
+    register_transport run set_backend set_log_level settings shutdown
+"""
+
+
+def python(source: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.strip()
+
+
+def test_the_public_names() -> None:
+    assert sorted(genie.__all__) == sorted(PUBLIC.split())
+
+
+def test_each_is_there() -> None:
+    assert [name for name in genie.__all__ if getattr(genie, name, None) is None] == []
+
+
+def test_importing_has_no_effects_and_brings_nothing_heavy() -> None:
+    heavy = "torch jax numpy grpc pluggy structlog rich typer asyncio yaml"
+    source = (
+        "import sys, threading, signal, structlog; configured = structlog.is_configured()\n"
+        "before = (threading.active_count(), signal.getsignal(signal.SIGINT), sys.excepthook)\n"
+        "import genie\n"
+        "assert before == (threading.active_count(), signal.getsignal(signal.SIGINT), sys.excepthook)\n"
+        "assert structlog.is_configured() == configured\n"
+        "from genie import runtime; assert runtime._current is None"
+    )
+    python(source)
+    assert python(f"import sys, genie; print(*[m for m in {heavy.split()} if m in sys.modules])") == ""
+
+
+def test_importing_is_quick() -> None:
+    source = "import time; start = time.process_time(); import genie; print(time.process_time() - start)"
+    # Time on the processor: what else the machine does must not count.
+    python("import genie")  # compiled files are there from here on
+    assert min(float(python(source)) for _ in range(5)) < 0.15
