@@ -53,7 +53,9 @@ def test_the_bytes_are_as_documented():
     assert Prediction(1, [5]).encode([1, 0, 4]) == bytes([2, 0, 2, 1, 1])
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80", b"\x01", b"\x01\x00", b"\x09", b"\x01\x03\x02", b"\x00\x00", b"\xff" * 30])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80", b"\x01", b"\x01\x00", b"\x09", b"\x01\x03\x02", b"\x00\x00", b"\xff" * 30]
+)
 def test_malformed_bytes(data):
     with pytest.raises(ProtocolError):
         Prediction(1, [5]).decode(data)

@@ -108,7 +108,7 @@ def test_the_top_of_the_file_is_checked(data):
 def test_what_is_no_yaml_is_refused(tmp_path, text):
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="YAML|cluster") as caught:
+    with pytest.raises(ConfigError, match=r"YAML|cluster") as caught:
         Cluster.load(path)
     assert caught.value.where == str(path)
 

@@ -30,6 +30,8 @@ _TYPES: dict[str, type] = (
     | dict.fromkeys(("flops", "bytes_read", "bytes_written", "priority"), int)
 )
 
+_LONGEST = 1 << 12  # as the graph's rules have it
+
 
 class _Label(NamedTuple):
     value: Any
@@ -98,7 +100,7 @@ def _read(labels: object, by: str, source: str, specificity: int) -> list[tuple[
         raise _Garbage(f"{labels!r} is no mapping of labels")
     given: dict[str, Evidence] = {}
     for why in labels.get("evidence", ()):
-        if not isinstance(why, Evidence) or why.source not in _STRENGTH:
+        if not (isinstance(why, Evidence) and _sound(why)):
             raise _Garbage(f"{why!r} is no Evidence")
         given[_FIELDS.get(why.label, why.label)] = why
     read: list[tuple[str, _Label]] = []
@@ -110,11 +112,23 @@ def _read(labels: object, by: str, source: str, specificity: int) -> list[tuple[
             raise _Garbage(f"there is no label {key!r}; labels: {', '.join(sorted(_FIELDS))}")
         if type(value) is not _TYPES[field]:
             raise _Garbage(f"label {key!r} must be of type {_TYPES[field].__name__}, not {value!r}")
+        if isinstance(value, str) and len(value) > _LONGEST:
+            raise _Garbage(f"label {key!r} is longer than {_LONGEST} characters")
         if isinstance(value, int) and not (-1 << 63 if field == "priority" else 0) <= value < 1 << 63:
             raise _Garbage(f"label {key!r} is out of range: {value!r}")
         why = given.get(field) or Evidence(field, source, by)  # type: ignore[arg-type]
         read.append((field, _Label(value, _STRENGTH[why.source], specificity, by, why)))
     return read
+
+
+def _sound(why: Evidence) -> bool:
+    texts = (why.label, why.reason)
+    return (
+        why.source in _STRENGTH
+        and all(type(text) is str and len(text) <= _LONGEST for text in texts)
+        and type(why.confidence) in (int, float)
+        and 0 <= why.confidence <= 1
+    )
 
 
 def _stronger(node: int, key: str, old: _Label | None, new: _Label) -> _Label:

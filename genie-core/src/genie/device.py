@@ -44,6 +44,7 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise ConfigError(f"{key} must be a number, not {number!r}", where=f"device {self.id!r}")
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{key} must be positive and finite, not {number!r}", where=f"device {self.id!r}")
+            msgspec.structs.force_setattr(self, key, float(number))  # 16 and 16.0 are one device, byte for byte
         if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
             raise ConfigError(f"index must be a number from 0 on, not {self.index!r}", where=f"device {self.id!r}")
         if self.address is not None:

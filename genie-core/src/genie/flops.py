@@ -145,7 +145,8 @@ for _rank in (1, 2, 3):
 
 # What only makes memory; what picks from its first operand; what replaces what it writes to; what writes some of it.
 _ALLOCATES = {
-    f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted")
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 }
 _PICKS = {f"aten::{name}" for name in ("embedding", "index_select", "gather", "index", "take", "take_along_dim")}
 _REPLACES = {

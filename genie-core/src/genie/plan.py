@@ -13,7 +13,7 @@ import msgspec
 from genie import graph as graphs
 from genie.device import Device
 from genie.errors import PlanError
-from genie.graph import Graph, Node, node_text, spec_text
+from genie.graph import Graph, Node, node_text, printable, spec_text
 
 MAX_DEVICES = 1 << 10
 MAX_TEXT = 1 << 12
@@ -114,7 +114,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
 
     def text(self) -> str:
         """The plan as stable text."""
-        return "\n".join(_lines(self)) + "\n"
+        return "\n".join(map(printable, _lines(self))) + "\n"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -188,7 +188,9 @@ def _lines(plan: ExecutionPlan) -> Iterator[str]:
                 yield f"    move {what} from {ids[move.source]}: {move.bytes} bytes in {_time(move.seconds)}"
             made = plan.decisions[step]
             node = plan.graph.steps[step]
-            gone = f", then free {' '.join(f'%{value}' for value in plan.releases[step])}" if plan.releases[step] else ""
+            gone = (
+                f", then free {' '.join(f'%{value}' for value in plan.releases[step])}" if plan.releases[step] else ""
+            )
             yield f"    #{node.id} {node.target}: {_time(made.seconds)} {made.source}{gone}"
     yield from plan.graph.text().splitlines()
 

@@ -16,6 +16,7 @@ from genie.graph.model import (
     Semantics,
     TensorSpec,
     node_text,
+    printable,
     refs,
     spec_text,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Semantics",
     "TensorSpec",
     "node_text",
+    "printable",
     "refs",
     "spec_text",
     "verify",

@@ -206,7 +206,7 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
 
     def text(self) -> str:
         """The graph as stable text, one line per node and one more for its labels."""
-        return "\n".join(_lines(self)) + "\n"
+        return "\n".join(map(printable, _lines(self))) + "\n"
 
     @cached_property
     def _bound(self) -> tuple[BoundNode, ...]:
@@ -328,6 +328,13 @@ def _quoted(text: str) -> str:
     return msgspec.json.encode(text).decode()
 
 
+def printable(text: str) -> str:
+    """``text`` without the control characters that a file from elsewhere may aim at a terminal or a log."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def spec_text(spec: TensorSpec) -> str:
     text = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
     return text if spec.stride is None else f"{text} strides({', '.join(map(str, spec.stride))})"
@@ -358,7 +365,7 @@ def node_text(node: Node, graph: Graph) -> str:
         line += f"  ; {module.path} ({module.type})"
     if node.source >= 0:
         line += f"  @ {graph.sources[node.source]}"
-    return line
+    return printable(line)
 
 
 def _lines(graph: Graph) -> Iterator[str]:

@@ -18,6 +18,7 @@ from genie.graph.model import (
     ScalarTensor,
     Semantics,
     TensorSpec,
+    printable,
     refs,
     spec_text,
 )
@@ -241,4 +242,4 @@ def _verify_semantics(graph: Graph, node: Node, semantics: Semantics) -> None:
 
 def _broken(graph: Graph, node: Node, rule: str) -> NoReturn:
     where = graph.sources[node.source] if 0 <= node.source < len(graph.sources) else ""
-    raise GraphError(f"node {node.id} ({node.target[:160]}): {rule}", where=where)
+    raise GraphError(printable(f"node {node.id} ({node.target[:160]}): {rule}"), where=printable(where))

@@ -60,7 +60,7 @@ def transfers(
         for value in node.operands():
             at = holders.setdefault(value, [place])
             if place not in at:
-                cost = estimate(devices[at[0]], devices[place], size[value])
+                cost = float(estimate(devices[at[0]], devices[place], size[value]))
                 moves.append(Transfer(value, at[0], place, step, size[value], cost))
                 at.append(place)
         for value in node.outputs:
@@ -102,7 +102,7 @@ def split_peaks(
 def makespan(graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer]) -> float:
     """Seconds from start to end: devices work side by side, each on one node at a time, in order of steps."""
     if not moves and len({made.device for made in decisions}) < 2:
-        return sum([made.seconds for made in decisions])
+        return sum([made.seconds for made in decisions], 0.0)
     ready: dict[tuple[int, int], float] = {}  # (value, device) → when it is there
     free: dict[int, float] = {}
     arriving = _by_step(moves)

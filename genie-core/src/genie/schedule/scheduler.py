@@ -97,7 +97,7 @@ class Scheduler:
     def _estimates(self, nodes: Sequence[Node], device: Device) -> list[float]:
         compute = self._compute
         try:
-            seconds = [compute(node, device) for node in nodes]
+            seconds = [float(compute(node, device)) for node in nodes]
             sound = all(map(isfinite, seconds)) and (not seconds or min(seconds) >= 0)
         except Exception as error:  # a plugin may raise anything
             raise SchedulingError(
