@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from genie.device import Device
@@ -19,6 +20,10 @@ from genie.graph import (
     Semantics,
     TensorSpec,
 )
+
+# The same examples every time, and no clock: a busy machine is no failure.
+settings.register_profile("genie", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("genie")
 
 GPU = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100, address="10.0.0.1:8888")
 CPU = Device(id="cpu0", type="CPU", memory_gb=64, compute_tflops=1, network_gbps=10, address="10.0.0.2:8888")
