@@ -1,4 +1,4 @@
-"""A backend whose device is Python: float32 and int64, a few operators, one value after the other."""
+"""A backend whose device is Python: a few dtypes, a few operators, one value after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genie.errors import NodeError, OutOfMemory, PlanError, RemoteOpError, Sessi
 from genie.graph import Many, Ref
 from genie.plan import verify
 
-CODES = {"float32": "f", "int64": "q"}
+CODES = {"float32": "f", "float64": "d", "int64": "q", "int32": "i", "int16": "h", "uint8": "B"}
 MEMORY = 1 << 26
 
 
@@ -81,7 +81,7 @@ class AbacusSession:
                     values.update({output: made for output in node.outputs if output >= 0})
                 except OutOfMemory as refused:
                     error = refused
-                except (ArithmeticError, ValueError, TypeError) as failed:
+                except (ArithmeticError, RuntimeError, ValueError, TypeError) as failed:
                     where = {"op": node.target, "plan": number, "step": step, "device": self.device.id}
                     error = RemoteOpError(str(failed), kind=type(failed).__name__, **where)
             if error is not None:
@@ -209,7 +209,7 @@ def _paired(one, other):
     if not isinstance(other, Value):
         return one.spec, [(cell, other) for cell in one.cells]
     if one.spec.shape != other.spec.shape:
-        raise ValueError(f"an abacus does not broadcast {one.spec.shape} and {other.spec.shape}")
+        raise RuntimeError(f"an abacus does not broadcast {one.spec.shape} and {other.spec.shape}")
     return one.spec, list(zip(one.cells, other.cells, strict=True))
 
 
@@ -239,7 +239,7 @@ def relu(session, one):
 def mm(session, one, other):
     (rows, inner), (also, columns) = one.spec.shape, other.spec.shape
     if inner != also:
-        raise ValueError(f"{one.spec.shape} and {other.spec.shape} can't be multiplied")
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({rows}x{inner} and {also}x{columns})")
     cells = [
         math.fsum(one.cells[r * inner + k] * other.cells[k * columns + c] for k in range(inner))
         for r in range(rows)
@@ -250,7 +250,7 @@ def mm(session, one, other):
 
 def view(session, one, shape):
     if math.prod(shape) != len(one.cells):
-        raise ValueError(f"shape {shape} is invalid for {len(one.cells)} numbers")
+        raise RuntimeError(f"shape {shape} is invalid for {len(one.cells)} numbers")
     return Value(shape, one.spec.dtype, one.cells)
 
 
