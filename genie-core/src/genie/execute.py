@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from genie.bindings import Prediction, parameters
-from genie.errors import PlanError, RemoteOpError, SessionClosed
+from genie.errors import LimitExceeded, PlanError, RemoteOpError, SessionClosed
 from genie.host import HostValue
 from genie.interfaces import Session
 from genie.plan import ExecutionPlan
@@ -23,15 +23,15 @@ class Executor:
         self.closed = False
 
     def run(self, plan: ExecutionPlan, inputs: Sequence[HostValue]) -> list[HostValue]:
-        """The plan's outputs, in order. Raises :class:`PlanError` if ``inputs`` do not fit the plan, and
-        :class:`RemoteOpError` for a step that failed; anything else also ends the session."""
+        """The plan's outputs, in order. Raises :class:`PlanError` if ``inputs`` do not fit the plan,
+        :class:`RemoteOpError` for a step that failed, :class:`LimitExceeded`; anything else also ends the session."""
         _check(plan, inputs)
         with self._lock:
             if self.closed:
                 raise SessionClosed("the session was closed", hint="genie.execute opens a new one")
             try:
                 return self._run(plan, inputs)
-            except RemoteOpError:
+            except (RemoteOpError, PlanError, LimitExceeded):
                 raise
             except BaseException:
                 # Both sides remember the last bindings; after a break in the middle they may differ.
@@ -46,17 +46,19 @@ class Executor:
         if prediction is None:
             prediction = self._predictions[number] = Prediction(len(graph.inputs), words)
         handles = self._take(len(inputs))
-        first = self._take(len(graph.outputs)).start
-        for handle, declared, value in zip(handles, graph.inputs, inputs, strict=True):
-            weight = declared.origin in ("parameter", "buffer")
-            session.upload(handle, value.spec, value.data, shared=weight)
-        session.execute(number, prediction.encode([first, *handles, *words]))
-        made = range(first, first + len(graph.outputs))
+        made = self._take(len(graph.outputs))
+        held: list[int] = []
         try:
+            for handle, declared, value in zip(handles, graph.inputs, inputs, strict=True):
+                weight = declared.origin in ("parameter", "buffer")
+                session.upload(handle, value.spec, value.data, shared=weight)
+                held.append(handle)
+            session.execute(number, prediction.encode([made.start, *handles, *words]))
+            donated = {handle for handle, declared in zip(handles, graph.inputs, strict=True) if declared.donated}
+            held = [*(handle for handle in held if handle not in donated), *made]
             fetched = [session.fetch(handle) for handle in made]
         finally:
-            donated = {h for h, declared in zip(handles, graph.inputs, strict=True) if declared.donated}
-            session.free([h for h in (*handles, *made) if h not in donated])
+            session.free(held)
         return [HostValue(value.spec, value.data) for value in fetched]
 
     def _take(self, count: int) -> range:
