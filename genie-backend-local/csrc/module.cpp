@@ -1,0 +1,279 @@
+// The Python face: buffers in and out, errors by their genie.errors classes, the GIL released for all work.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <ATen/Parallel.h>
+
+#include "loader.h"
+#include "names.h"
+#include "session.h"
+
+namespace py = pybind11;
+
+namespace genie_local {
+namespace {
+
+using NoGil = py::gil_scoped_release;
+
+// A contiguous buffer of any Python object.
+class View {
+ public:
+  View(const py::handle& object, bool writable) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_CONTIG : PyBUF_CONTIG_RO) != 0) {
+      throw py::error_already_set();
+    }
+  }
+  ~View() {
+    PyBuffer_Release(&view_);
+  }
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+
+  const uint8_t* data() const {
+    return static_cast<const uint8_t*>(view_.buf);
+  }
+  void* out() const {
+    return view_.buf;
+  }
+  size_t size() const {
+    return static_cast<size_t>(view_.len);
+  }
+
+ private:
+  Py_buffer view_{};
+};
+
+Spec to_spec(const std::vector<int64_t>& shape, const std::string& dtype) {
+  const auto type = dtype_named(dtype);
+  if (!type) {
+    throw Refused(Refusal::node, "no dtype is called '" + dtype + "'");
+  }
+  return {shape, *type, {}};
+}
+
+py::tuple to_tuple(const std::vector<int64_t>& numbers) {
+  py::tuple tuple(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    tuple[i] = numbers[i];
+  }
+  return tuple;
+}
+
+struct Allocation {
+  at::Tensor host;
+};
+
+py::memoryview view_of(const py::object& owner) {
+  return py::memoryview(owner);
+}
+
+void raise(const Failure& failure) {
+  const auto errors = py::module_::import("genie.errors");
+  const auto type = errors.attr(failure.kind == "OutOfMemoryError" ? "OutOfMemory" : "RemoteOpError");
+  const auto error = type(
+      failure.message,
+      py::arg("op") = failure.op,
+      py::arg("source") = failure.source,
+      py::arg("device") = failure.device,
+      py::arg("plan") = failure.plan,
+      py::arg("step") = failure.step,
+      py::arg("kind") = failure.kind);
+  PyErr_SetObject(type.ptr(), error.ptr());
+}
+
+void raise(const Refused& refused) {
+  const auto errors = py::module_::import("genie.errors");
+  const char* name = "GenieError";
+  switch (refused.kind) {
+    case Refusal::plan:
+      name = "PlanError";
+      break;
+    case Refusal::protocol:
+      name = "ProtocolError";
+      break;
+    case Refusal::node:
+      name = "NodeError";
+      break;
+    case Refusal::memory:
+      raise(Failure{"OutOfMemoryError", refused.what()});
+      return;
+    case Refusal::closed:
+      name = "SessionClosed";
+      break;
+  }
+  PyErr_SetString(errors.attr(name).ptr(), refused.what());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) {
+      std::rethrow_exception(pointer);
+    }
+  } catch (const Refused& refused) {
+    raise(refused);
+  } catch (const Poisoned& poisoned) {
+    raise(*poisoned.failure);
+  }
+}
+
+py::tuple fetch(Session& session, int64_t handle) {
+  Spec spec;
+  Bytes bytes;
+  {
+    const NoGil no_gil;
+    bytes = session.fetch(handle, spec);
+  }
+  return py::make_tuple(to_tuple(spec.shape), name_of(spec.dtype), view_of(py::cast(std::move(bytes))));
+}
+
+py::tuple fetch_into(Session& session, int64_t handle, const py::handle& out) {
+  const View view(out, true);
+  Spec spec;
+  {
+    const NoGil no_gil;
+    session.fetch_into(handle, spec, view.out(), view.size());
+  }
+  return py::make_tuple(to_tuple(spec.shape), name_of(spec.dtype));
+}
+
+py::dict counters(Session& session) {
+  Counters counted;
+  {
+    const NoGil no_gil;
+    counted = session.counters();
+  }
+  py::dict named;
+  named["values"] = counted.values;
+  named["plans"] = counted.plans;
+  named["executions"] = counted.executions;
+  named["steps"] = counted.steps;
+  named["failed_steps"] = counted.failed_steps;
+  named["skipped_steps"] = counted.skipped_steps;
+  named["uploaded_bytes"] = counted.uploaded;
+  named["fetched_bytes"] = counted.fetched;
+  named["memory_bytes"] = counted.memory;
+  named["peak_memory_bytes"] = counted.peak_memory;
+  return named;
+}
+
+void bind_session(py::module_& module) {
+  py::class_<Session>(module, "Session")
+      .def(
+          py::init([](const std::string& device, const std::string& name, int64_t memory_limit) {
+            return std::make_unique<Session>(c10::Device(device), name, memory_limit);
+          }),
+          py::arg("device"),
+          py::arg("name"),
+          py::arg("memory_limit"))
+      .def(
+          "load",
+          [](Session& session, int64_t id, const py::object& graph) {
+            auto plan = load_plan(graph, session.device());
+            const NoGil no_gil;
+            session.load(id, std::move(plan));
+          })
+      .def(
+          "execute",
+          [](Session& session, int64_t plan, const py::object& bindings) {
+            const View view(bindings, false);
+            const NoGil no_gil;
+            session.execute(plan, view.data(), view.size());
+          })
+      .def(
+          "upload",
+          [](Session& session,
+             int64_t handle,
+             const std::vector<int64_t>& shape,
+             const std::string& dtype,
+             const py::object& data) {
+            const auto spec = to_spec(shape, dtype);
+            const View view(data, false);
+            const NoGil no_gil;
+            session.upload(handle, spec, view.data(), view.size());
+          })
+      .def(
+          "allocate",
+          [](Session& session, const std::vector<int64_t>& shape, const std::string& dtype) {
+            const auto spec = to_spec(shape, dtype);
+            const NoGil no_gil;
+            return Allocation{session.allocate(spec)};
+          })
+      .def(
+          "commit",
+          [](Session& session, int64_t handle, const Allocation& allocation) {
+            const NoGil no_gil;
+            session.commit(handle, allocation.host);
+          })
+      .def(
+          "describe",
+          [](Session& session, int64_t handle) {
+            Spec spec;
+            {
+              const NoGil no_gil;
+              spec = session.describe(handle);
+            }
+            return py::make_tuple(to_tuple(spec.shape), name_of(spec.dtype), to_tuple(spec.stride));
+          })
+      .def("fetch", &fetch)
+      .def("fetch_into", &fetch_into)
+      .def("free", &Session::free, py::call_guard<NoGil>())
+      .def("share", &Session::share, py::call_guard<NoGil>())
+      .def("adopt", &Session::adopt, py::call_guard<NoGil>())
+      .def("seed", &Session::seed, py::call_guard<NoGil>())
+      .def(
+          "generator_state",
+          [](Session& session, int64_t generator) {
+            std::string state;
+            {
+              const NoGil no_gil;
+              state = session.generator_state(generator);
+            }
+            return py::bytes(state);
+          })
+      .def(
+          "set_generator_state",
+          [](Session& session, int64_t generator, const py::object& state) {
+            const View view(state, false);
+            const NoGil no_gil;
+            session.set_generator_state(generator, view.data(), view.size());
+          })
+      .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
+      .def("counters", &counters)
+      .def("take_warnings", &Session::take_warnings, py::call_guard<NoGil>())
+      .def("close", &Session::close, py::call_guard<NoGil>());
+}
+
+}  // namespace
+}  // namespace genie_local
+
+PYBIND11_MODULE(GENIE_MODULE, module) {
+  using namespace genie_local;
+  py::register_exception_translator(&translate);
+  module.attr("torch_version") = TORCH_VERSION;
+
+  py::class_<Bytes>(module, "Bytes", py::buffer_protocol()).def_buffer([](Bytes& bytes) {
+    return py::buffer_info(
+        static_cast<uint8_t*>(bytes.data), static_cast<py::ssize_t>(bytes.size), /*readonly=*/true);
+  });
+  py::class_<Allocation>(module, "Allocation", py::buffer_protocol()).def_buffer([](Allocation& allocation) {
+    return py::buffer_info(
+        static_cast<uint8_t*>(allocation.host.mutable_data_ptr()),
+        static_cast<py::ssize_t>(allocation.host.nbytes()));
+  });
+  py::class_<SharedValue>(module, "SharedValue")
+      .def_property_readonly("shape", [](const SharedValue& value) { return to_tuple(value.spec.shape); })
+      .def_property_readonly("dtype", [](const SharedValue& value) { return name_of(value.spec.dtype); })
+      .def_property_readonly("nbytes", [](const SharedValue& value) { return value.storage_size; });
+  bind_session(module);
+
+  py::class_<Prediction>(module, "Prediction")
+      .def(py::init<size_t, const std::vector<uint64_t>&>())
+      .def("decode", [](Prediction& prediction, const py::object& data) {
+        const View view(data, false);
+        prediction.decode(view.data(), view.size());
+        return py::make_tuple(py::cast(prediction.words()), py::cast(prediction.changed()));
+      });
+  module.def("set_threads", [](int threads) { at::set_num_threads(threads); });
+  module.def("threads", [] { return at::get_num_threads(); });
+}

@@ -1,0 +1,319 @@
+#include "run.h"
+
+#include <ATen/ops/scalar_tensor.h>
+
+#include <algorithm>
+
+namespace genie_local {
+namespace {
+
+constexpr int64_t largest_handle = INT64_MAX;
+
+std::string value_text(int64_t handle) {
+  return "handle " + std::to_string(handle);
+}
+
+at::Tensor copy_of_scalar(const at::Tensor& tensor) {
+  return scalar_tensor(tensor.item(), tensor.scalar_type(), tensor.unsafeGetTensorImpl()->is_wrapped_number());
+}
+
+at::Tensor tensor_of(const c10::IValue& result) {
+  if (result.isTensor()) {
+    return result.toTensor();
+  }
+  if (result.isNone()) {
+    return {};
+  }
+  const auto number = result.toScalar();
+  return at::scalar_tensor(number, at::TensorOptions().dtype(number.type()));
+}
+
+}  // namespace
+
+void Session::Run::bind(const std::vector<uint64_t>& words) {
+  auto& slots = session_.slots_;
+  slots.assign(plan_.values, nullptr);
+  session_.own_.resize(std::max(session_.own_.size(), plan_.values));
+
+  first_output_ = static_cast<int64_t>(words[0]);
+  const auto outputs = static_cast<int64_t>(plan_.outputs.size());
+  if (outputs > 0 && (first_output_ <= 0 || first_output_ > largest_handle - outputs)) {
+    throw Refused(Refusal::node, value_text(first_output_) + " is no positive 63-bit number");
+  }
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const auto handle = static_cast<int64_t>(words[1 + i]);
+    const auto found = session_.values_.find(handle);
+    if (found == session_.values_.end()) {
+      throw Refused(
+          Refusal::node,
+          value_text(handle) + ", input " + std::to_string(i) + " of plan " + std::to_string(plan_.id) + ", is unknown");
+    }
+    slots[plan_.inputs[i].value] = &found->second;
+    poisoned_ |= found->second.failure != nullptr;
+  }
+  for (int64_t k = 0; k < outputs; ++k) {
+    session_.check_new(first_output_ + k);
+  }
+  if (!plan_.donates) {
+    return;
+  }
+  std::vector<Holder*> bound(slots);
+  std::sort(bound.begin(), bound.end());
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const auto& input = plan_.inputs[i];
+    const auto range = std::equal_range(bound.begin(), bound.end(), slots[input.value]);
+    if (input.donated && range.second - range.first > 1) {
+      throw Refused(Refusal::node, value_text(static_cast<int64_t>(words[1 + i])) + " is donated and bound twice");
+    }
+  }
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const auto& input = plan_.inputs[i];
+    if (input.donated) {
+      // The table's entry stays until the end: erasing would move the other inputs' entries.
+      auto& own = session_.own_[input.value];
+      own = std::move(*slots[input.value]);
+      *slots[input.value] = Holder{};
+      slots[input.value] = &own;
+      donated_.push_back(static_cast<int64_t>(words[1 + i]));
+    }
+  }
+}
+
+void Session::Run::steps() {
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    step(plan_.steps[i], i);
+  }
+}
+
+void Session::Run::step(Step& step, size_t index) {
+  auto failure = poisoned_ ? failed_operand(step) : nullptr;
+  if (failure) {
+    ++session_.counters_.skipped_steps;
+  } else {
+    try {
+      auto& stack = session_.stack_;
+      stack.clear();
+      for (auto& argument : step.arguments) {
+        push(argument, step);
+      }
+      for (const auto value : step.written) {
+        auto* storage = session_.slots_[value]->storage;
+        if (storage != nullptr) {
+          unshare(*storage);
+        }
+      }
+      const auto before = session_.memory_.live();
+      call(step);
+      keep_results(step);
+      for (const auto value : step.written) {
+        session_.memory_.refresh(*session_.slots_[value]);
+      }
+      if (session_.memory_.exceeded()) {
+        const auto& memory = session_.memory_;
+        C10_THROW_ERROR(OutOfMemoryError, shortage(memory.live() - before, before, memory.limit()));
+      }
+    } catch (...) {
+      auto made = current_failure();
+      made.op = step.op->name;
+      made.source = step.source < 0 ? "" : plan_.sources[step.source];
+      made.device = session_.name_;
+      made.plan = plan_.id;
+      made.step = static_cast<int64_t>(index);
+      failure = std::make_shared<const Failure>(std::move(made));
+      ++session_.counters_.failed_steps;
+    }
+  }
+  if (failure) {
+    poison(step, failure);
+  }
+  for (const auto value : step.released) {
+    session_.memory_.release(*session_.slots_[value]);
+  }
+}
+
+void Session::Run::push(Argument& argument, const Step& step) {
+  auto& stack = session_.stack_;
+  switch (argument.kind) {
+    case Argument::Kind::constant:
+      stack.push_back(argument.constant);
+      break;
+    case Argument::Kind::value:
+      stack.emplace_back(session_.slots_[argument.value]->tensor);
+      break;
+    case Argument::Kind::tensors:
+    case Argument::Kind::optional_tensors:
+      push_list(argument);
+      break;
+    case Argument::Kind::fresh:
+      stack.emplace_back(copy_of_scalar(argument.constant.toTensor()));
+      break;
+    case Argument::Kind::generator:
+      stack.emplace_back(generator(argument.value, step));
+      break;
+  }
+}
+
+void Session::Run::push_list(const Argument& argument) {
+  const auto tensor = [&](int32_t value) -> const at::Tensor& {
+    return value >= 0 ? session_.slots_[value]->tensor : argument.scalars[-2 - value];
+  };
+  if (argument.kind == Argument::Kind::tensors) {
+    c10::List<at::Tensor> list;
+    list.reserve(argument.values.size());
+    for (const auto value : argument.values) {
+      list.push_back(tensor(value));
+    }
+    session_.stack_.emplace_back(std::move(list));
+  } else {
+    c10::List<std::optional<at::Tensor>> list;
+    list.reserve(argument.values.size());
+    for (const auto value : argument.values) {
+      list.push_back(value == -1 ? std::nullopt : std::optional(tensor(value)));
+    }
+    session_.stack_.emplace_back(std::move(list));
+  }
+}
+
+at::Generator& Session::Run::generator(int64_t number, const Step& step) {
+  auto device = step.device;
+  if (!session_.device_.is_cpu()) {
+    // A draw happens where its operand is, be that the host.
+    for (const auto& value : session_.stack_) {
+      if (value.isTensor() && value.toTensor().defined()) {
+        device = value.toTensor().device();
+        break;
+      }
+    }
+  }
+  if (device.is_meta()) {
+    device = c10::Device(c10::kCPU);
+  }
+  return session_.generators_.get(number, device);
+}
+
+void Session::Run::call(const Step& step) {
+  ++session_.counters_.steps;
+  auto& stack = session_.stack_;
+  if (step.op->shim != nullptr) {
+    step.op->shim(stack);
+  } else if (step.op->draws_default) {
+    const AsDefault drawing(generator(0, step));
+    step.op->handle.callBoxed(stack);
+  } else {
+    step.op->handle.callBoxed(stack);
+  }
+}
+
+void Session::Run::keep_results(const Step& step) {
+  size_t next = 0;
+  const auto take = [&](at::Tensor tensor) {
+    if (next < step.outputs.size()) {
+      keep(step.outputs[next], std::move(tensor));
+    }
+    ++next;
+  };
+  for (auto& result : session_.stack_) {
+    if (result.isTensor()) {
+      take(std::move(result).toTensor());
+    } else if (result.isTensorList()) {
+      for (const at::Tensor& tensor : result.toTensorVector()) {
+        take(tensor);
+      }
+    } else {
+      take(tensor_of(result));
+    }
+  }
+  TORCH_CHECK(
+      next == step.outputs.size(), "the operator made ", next, " values, the plan numbers ", step.outputs.size());
+  session_.stack_.clear();
+}
+
+void Session::Run::keep(int32_t value, at::Tensor tensor) {
+  if (value < 0) {
+    return;
+  }
+  auto& own = session_.own_[value];
+  own.tensor = std::move(tensor);
+  session_.memory_.hold(own);
+  session_.slots_[value] = &own;
+}
+
+FailurePtr Session::Run::failed_operand(const Step& step) const {
+  for (const auto& argument : step.arguments) {
+    if (argument.kind == Argument::Kind::value) {
+      if (const auto& failure = session_.slots_[argument.value]->failure) {
+        return failure;
+      }
+    }
+    for (const auto value : argument.values) {
+      if (value >= 0 && session_.slots_[value]->failure) {
+        return session_.slots_[value]->failure;
+      }
+    }
+  }
+  return nullptr;
+}
+
+void Session::Run::poison(const Step& step, const FailurePtr& failure) {
+  poisoned_ = true;
+  session_.stack_.clear();
+  for (const auto value : step.outputs) {
+    if (value >= 0) {
+      auto& own = session_.own_[value];
+      session_.memory_.release(own);
+      own.failure = failure;
+      session_.slots_[value] = &own;
+    }
+  }
+  for (const auto value : step.written) {
+    poison_storage(*session_.slots_[value], failure);
+  }
+}
+
+// What a step should have written is stale for everyone who shares the memory.
+void Session::Run::poison_storage(Holder& holder, const FailurePtr& failure) {
+  if (holder.failure) {
+    return;
+  }
+  const auto* storage = holder.storage;
+  const auto hit = [&](Holder& other) {
+    if (&other == &holder || (storage != nullptr && other.storage == storage)) {
+      session_.memory_.release(other);
+      other.failure = failure;
+    }
+  };
+  for (auto& own : session_.own_) {
+    hit(own);
+  }
+  for (auto& [handle, value] : session_.values_) {
+    hit(value);
+  }
+}
+
+void Session::Run::finish() {
+  std::vector<Holder> outputs;
+  outputs.reserve(plan_.outputs.size());
+  for (const auto value : plan_.outputs) {
+    Holder holder;
+    holder.tensor = session_.slots_[value]->tensor;
+    holder.failure = session_.slots_[value]->failure;
+    session_.memory_.hold(holder);
+    outputs.push_back(std::move(holder));
+  }
+  abandon();
+  for (size_t k = 0; k < outputs.size(); ++k) {
+    session_.values_[first_output_ + static_cast<int64_t>(k)] = std::move(outputs[k]);
+  }
+}
+
+void Session::Run::abandon() {
+  session_.stack_.clear();
+  for (size_t value = 0; value < plan_.values; ++value) {
+    session_.memory_.release(session_.own_[value]);
+  }
+  for (const auto handle : donated_) {
+    session_.values_.erase(handle);
+  }
+}
+
+}  // namespace genie_local

@@ -1,0 +1,305 @@
+#include "session.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cstring>
+
+#include "clean.h"
+#include "names.h"
+#include "run.h"
+
+namespace genie_local {
+namespace {
+
+using Lock = std::lock_guard<std::mutex>;
+
+int64_t bytes_of(const Spec& spec) {
+  int64_t bytes = static_cast<int64_t>(c10::elementSize(spec.dtype));
+  for (const auto dim : spec.shape) {
+    if (dim < 0 || __builtin_mul_overflow(bytes, dim, &bytes)) {
+      throw Refused(Refusal::node, "the shape of a value does not fit 64 bits");
+    }
+  }
+  return bytes;
+}
+
+Spec spec_of(const at::Tensor& tensor) {
+  return {
+      tensor.sizes().vec(),
+      tensor.scalar_type(),
+      tensor.layout() == c10::kStrided ? tensor.strides().vec() : std::vector<int64_t>()};
+}
+
+[[noreturn]] void unfetchable(const std::string& what) {
+  throw Poisoned(std::make_shared<const Failure>(
+      Failure{"NotImplementedError", what + " cannot be brought home: make it a dense tensor first"}));
+}
+
+void check_fetchable(const at::Tensor& tensor) {
+  if (!tensor.defined()) {
+    throw Poisoned(std::make_shared<const Failure>(Failure{"RuntimeError", "the value is an undefined tensor"}));
+  }
+  if (tensor.layout() != c10::kStrided || tensor.is_quantized() || name_of(tensor.scalar_type()) == nullptr) {
+    unfetchable(std::string("a tensor of ") + toString(tensor.scalar_type()) + " and layout " +
+                (tensor.layout() == c10::kStrided ? "strided" : "that is not strided"));
+  }
+  if (tensor.device().is_meta()) {
+    unfetchable("a tensor on the meta device");
+  }
+}
+
+// Errors of PyTorch outside of a plan's steps.
+template <class Function>
+auto translated(Function&& function) {
+  try {
+    return function();
+  } catch (const c10::Error&) {
+    throw Poisoned(std::make_shared<const Failure>(current_failure()));
+  }
+}
+
+}  // namespace
+
+void Session::check_open() const {
+  if (!open_) {
+    throw Refused(Refusal::closed, "the session is closed");
+  }
+}
+
+void Session::check_new(int64_t handle) const {
+  if (handle <= 0) {
+    throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is no positive 63-bit number");
+  }
+  if (values_.find(handle) != values_.end()) {
+    throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is taken");
+  }
+}
+
+void Session::insert(int64_t handle, at::Tensor tensor) {
+  auto& holder = values_[handle];
+  holder.tensor = std::move(tensor);
+  memory_.hold(holder);
+}
+
+const at::Tensor& Session::look(int64_t handle) {
+  check_open();
+  const auto found = values_.find(handle);
+  if (found == values_.end()) {
+    throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is unknown");
+  }
+  if (found->second.failure) {
+    throw Poisoned(found->second.failure);
+  }
+  return found->second.tensor;
+}
+
+void Session::load(int64_t id, std::shared_ptr<Plan> plan) {
+  const Lock lock(lock_);
+  check_open();
+  plan->id = id;
+  plans_[id] = std::move(plan);
+}
+
+void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
+  const Lock lock(lock_);
+  check_open();
+  const auto found = plans_.find(id);
+  if (found == plans_.end()) {
+    throw Refused(Refusal::node, "plan " + std::to_string(id) + " is unknown");
+  }
+  auto& plan = *found->second;
+  plan.receive(bindings, size);
+  ++counters_.executions;
+  Run run(*this, plan);
+  run.bind(plan.prediction->words());
+  {
+    const CleanState clean(device_, warnings_);
+    const AllocationLimit limit(memory_);
+    run.steps();
+  }
+  run.finish();
+}
+
+at::Tensor Session::allocate(const Spec& spec) {
+  const Lock lock(lock_);
+  check_open();
+  memory_.admit(bytes_of(spec), "an upload");
+  const CleanState clean(device_, warnings_);
+  return translated([&] { return at::empty(spec.shape, at::TensorOptions().dtype(spec.dtype)); });
+}
+
+void Session::commit(int64_t handle, const at::Tensor& host) {
+  const Lock lock(lock_);
+  check_open();
+  check_new(handle);
+  const auto bytes = static_cast<int64_t>(host.nbytes());
+  memory_.admit(bytes, "an upload");
+  const CleanState clean(device_, warnings_);
+  insert(handle, device_.is_cpu() ? host : translated([&] { return host.to(device_); }));
+  counters_.uploaded += bytes;
+}
+
+void Session::upload(int64_t handle, const Spec& spec, const void* data, size_t size) {
+  if (bytes_of(spec) != static_cast<int64_t>(size)) {
+    throw Refused(
+        Refusal::node,
+        std::to_string(size) + " bytes for a value of " + std::to_string(bytes_of(spec)) + " bytes");
+  }
+  const auto host = allocate(spec);
+  std::memcpy(host.mutable_data_ptr(), data, size);
+  commit(handle, host);
+}
+
+Spec Session::describe(int64_t handle) {
+  const Lock lock(lock_);
+  const auto& tensor = look(handle);
+  check_fetchable(tensor);
+  return spec_of(tensor);
+}
+
+Bytes Session::fetch(int64_t handle, Spec& spec) {
+  const Lock lock(lock_);
+  const auto& tensor = look(handle);
+  check_fetchable(tensor);
+  spec = spec_of(tensor);
+  Bytes bytes;
+  bytes.size = tensor.nbytes();
+  counters_.fetched += static_cast<int64_t>(bytes.size);
+  if (bytes.size == 0) {
+    return bytes;
+  }
+  if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+    bytes.shared = genie_local::share(*tensor.storage().unsafeGetStorageImpl());
+    bytes.data = const_cast<void*>(tensor.const_data_ptr());
+  } else {
+    const CleanState clean(device_, warnings_);
+    bytes.tensor = translated([&] {
+      auto host = at::empty(spec.shape, at::TensorOptions().dtype(spec.dtype));
+      return host.copy_(tensor);
+    });
+    bytes.data = bytes.tensor.mutable_data_ptr();
+  }
+  return bytes;
+}
+
+void Session::fetch_into(int64_t handle, Spec& spec, void* out, size_t size) {
+  const Lock lock(lock_);
+  const auto& tensor = look(handle);
+  check_fetchable(tensor);
+  spec = spec_of(tensor);
+  if (tensor.nbytes() != size) {
+    throw Refused(
+        Refusal::node,
+        "handle " + std::to_string(handle) + " has " + std::to_string(tensor.nbytes()) + " bytes, `out` has " +
+            std::to_string(size));
+  }
+  counters_.fetched += static_cast<int64_t>(size);
+  if (size == 0) {
+    return;
+  }
+  if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+    std::memcpy(out, tensor.const_data_ptr(), size);
+    return;
+  }
+  const CleanState clean(device_, warnings_);
+  translated([&] {
+    if (reinterpret_cast<uintptr_t>(out) % c10::elementSize(spec.dtype) == 0) {
+      at::from_blob(out, spec.shape, at::TensorOptions().dtype(spec.dtype)).copy_(tensor);
+    } else {
+      const auto host = at::empty(spec.shape, at::TensorOptions().dtype(spec.dtype)).copy_(tensor);
+      std::memcpy(out, host.const_data_ptr(), size);
+    }
+  });
+}
+
+void Session::free(const std::vector<int64_t>& handles) {
+  const Lock lock(lock_);
+  check_open();
+  for (const auto handle : handles) {
+    if (const auto found = values_.find(handle); found != values_.end()) {
+      memory_.release(found->second);
+      values_.erase(found);
+    }
+  }
+}
+
+SharedValue Session::share(int64_t handle) {
+  const Lock lock(lock_);
+  const auto& tensor = look(handle);
+  check_fetchable(tensor);
+  auto& storage = *tensor.storage().unsafeGetStorageImpl();
+  return {spec_of(tensor), tensor.storage_offset(), storage.nbytes(), genie_local::share(storage), tensor.device()};
+}
+
+void Session::adopt(int64_t handle, const SharedValue& value) {
+  const Lock lock(lock_);
+  check_open();
+  check_new(handle);
+  if (value.device != device_) {
+    throw Refused(Refusal::node, "a value shared on " + value.device.str() + " cannot be adopted on " + device_.str());
+  }
+  memory_.admit(static_cast<int64_t>(value.storage_size), "a shared value");
+  const CleanState clean(device_, warnings_);
+  auto tensor = at::empty({0}, at::TensorOptions().dtype(value.spec.dtype).device(device_));
+  tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(genie_local::adopt(value.bytes, value.storage_size));
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(value.spec.shape, value.spec.stride, value.offset);
+  insert(handle, std::move(tensor));
+}
+
+void Session::seed(int64_t generator, uint64_t seed) {
+  const Lock lock(lock_);
+  check_open();
+  generators_.seed(generator, seed);
+}
+
+std::string Session::generator_state(int64_t generator) {
+  const Lock lock(lock_);
+  check_open();
+  return generators_.state(generator);
+}
+
+void Session::set_generator_state(int64_t generator, const void* data, size_t size) {
+  const Lock lock(lock_);
+  check_open();
+  generators_.set_state(generator, data, size);
+}
+
+void Session::synchronize() {
+  const Lock lock(lock_);
+  check_open();
+  if (!device_.is_cpu()) {
+    translated([&] { c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index()); });
+  }
+}
+
+Counters Session::counters() {
+  const Lock lock(lock_);
+  auto counters = counters_;
+  counters.values = static_cast<int64_t>(values_.size());
+  counters.plans = static_cast<int64_t>(plans_.size());
+  counters.memory = memory_.live();
+  counters.peak_memory = memory_.peak();
+  return counters;
+}
+
+std::vector<std::string> Session::take_warnings() {
+  const Lock lock(lock_);
+  std::vector<std::string> texts(warnings_.begin(), warnings_.end());
+  warnings_.clear();
+  return texts;
+}
+
+void Session::close() {
+  const Lock lock(lock_);
+  open_ = false;
+  for (auto& [handle, value] : values_) {
+    memory_.release(value);
+  }
+  values_.clear();
+  plans_.clear();
+}
+
+}  // namespace genie_local

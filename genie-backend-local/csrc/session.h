@@ -1,0 +1,118 @@
+// Runs plans, holds values. One session is one ordered stream of work on one device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "plan.h"
+#include "random.h"
+
+namespace genie_local {
+
+// Bytes for Python, kept alive and unchanged while somebody looks at them.
+struct Bytes {
+  void* data = nullptr;
+  size_t size = 0;
+  bool writable = false;
+  SharedBytesPtr shared;  // what keeps them: these …
+  at::Tensor tensor;  // … or this
+};
+
+struct Spec {
+  std::vector<int64_t> shape;
+  c10::ScalarType dtype = c10::ScalarType::Float;
+  std::vector<int64_t> stride;
+};
+
+// A value's bytes, to be adopted by other sessions on the same device.
+struct SharedValue {
+  Spec spec;
+  int64_t offset = 0;
+  size_t storage_size = 0;
+  SharedBytesPtr bytes;
+  c10::Device device{c10::kCPU};
+};
+
+struct Counters {
+  int64_t values = 0;
+  int64_t plans = 0;
+  int64_t executions = 0;
+  int64_t steps = 0;
+  int64_t failed_steps = 0;
+  int64_t skipped_steps = 0;
+  int64_t uploaded = 0;  // bytes
+  int64_t fetched = 0;  // bytes
+  int64_t memory = 0;  // bytes
+  int64_t peak_memory = 0;  // bytes
+};
+
+// Every method locks; none needs the GIL.
+class Session {
+ public:
+  // `name` is the device's, for errors; a memory limit of 0 is none.
+  Session(c10::Device device, std::string name, int64_t memory_limit)
+      : device_(device), name_(std::move(name)), memory_(memory_limit), generators_(device) {}
+
+  c10::Device device() const {
+    return device_;
+  }
+
+  void load(int64_t id, std::shared_ptr<Plan> plan);
+  void execute(int64_t id, const uint8_t* bindings, size_t size);
+
+  void upload(int64_t handle, const Spec& spec, const void* data, size_t size);
+  // Host memory for a value that is yet to come; `commit` makes it one.
+  at::Tensor allocate(const Spec& spec);
+  void commit(int64_t handle, const at::Tensor& host);
+
+  Spec describe(int64_t handle);
+  Bytes fetch(int64_t handle, Spec& spec);
+  void fetch_into(int64_t handle, Spec& spec, void* out, size_t size);
+  void free(const std::vector<int64_t>& handles);
+
+  SharedValue share(int64_t handle);
+  void adopt(int64_t handle, const SharedValue& value);
+
+  void seed(int64_t generator, uint64_t seed);
+  std::string generator_state(int64_t generator);
+  void set_generator_state(int64_t generator, const void* data, size_t size);
+
+  void synchronize();
+  Counters counters();
+  std::vector<std::string> take_warnings();
+  void close();
+
+ private:
+  class Run;
+
+  void check_open() const;
+  void check_new(int64_t handle) const;
+  void insert(int64_t handle, at::Tensor tensor);
+  const at::Tensor& look(int64_t handle);
+
+  const c10::Device device_;
+  const std::string name_;
+  std::mutex lock_;
+  bool open_ = true;
+  Memory memory_;
+  Generators generators_;
+  ska::flat_hash_map<int64_t, Holder> values_;
+  std::map<int64_t, std::shared_ptr<Plan>> plans_;
+  std::set<std::string> warnings_;
+  Counters counters_;
+  // Reused by every execution.
+  torch::jit::Stack stack_;
+  std::vector<Holder> own_;
+  std::vector<Holder*> slots_;
+};
+
+}  // namespace genie_local

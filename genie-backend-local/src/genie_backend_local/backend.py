@@ -1,0 +1,49 @@
+"""The backend ``local``: sessions on this machine's devices."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from genie.device import Device
+from genie.errors import BackendUnavailable
+from genie_backend_local import hardware, native
+from genie_backend_local.session import LocalSession
+
+
+class LocalBackend:
+    """Backend ``local``; see :class:`genie.interfaces.Backend`.
+
+    ``threads`` sets the intra-op threads of the whole process (0: leave them). ``memory_limit_gb`` bounds each
+    session (0: the device's memory).
+    """
+
+    name = "local"
+
+    def __init__(self, threads: int = 0, memory_limit_gb: float = 0.0) -> None:
+        self._native = native.load()
+        self._limit = int(memory_limit_gb * (1 << 30))
+        self._devices = hardware.devices()
+        self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        if threads:
+            self._native.set_threads(threads)
+
+    def devices(self) -> tuple[Device, ...]:
+        return self._devices
+
+    def connect(self, device: Device) -> LocalSession:
+        known = next((mine for mine in self._devices if mine.id == device.id), None)
+        if known is None:
+            names = ", ".join(mine.id for mine in self._devices)
+            raise BackendUnavailable(f"this machine has no device {device.id!r}", hint=f"it has {names}")
+        session = LocalSession(known, self._native.Session(known.id, known.id, self._limit or known.memory_bytes))
+        with self._lock:
+            self._sessions.add(session)
+        return session
+
+    def close(self) -> None:
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.close()

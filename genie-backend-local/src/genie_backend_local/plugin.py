@@ -1,0 +1,21 @@
+"""What this distribution offers. PyTorch is imported on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from genie.hookspecs import Offers, hookimpl
+
+if TYPE_CHECKING:
+    from genie.config import Settings
+    from genie.interfaces import Backend
+
+
+@hookimpl
+def genie_backends() -> Offers:
+    def local(settings: Settings) -> Backend:
+        from genie_backend_local.backend import LocalBackend
+
+        return LocalBackend(threads=settings.threads, memory_limit_gb=settings.memory_limit_gb)
+
+    return {"local": local}

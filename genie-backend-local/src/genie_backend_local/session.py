@@ -1,0 +1,137 @@
+"""A session of the local backend: the native one, speaking in the values of genie-core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import structlog
+
+from genie import plan as plans
+from genie.device import Device
+from genie.graph import Graph, TensorSpec
+from genie.host import HostValue
+from genie.interfaces import Buffer
+from genie.plan import ExecutionPlan
+from genie_backend_local.native import NativeSession, NativeShared
+
+_log = structlog.get_logger("genie.local")
+_WORD = (1 << 64) - 1
+
+
+@attrs.frozen
+class SharedValue:
+    """A value's memory, for other sessions on the device to adopt. It lives as long as anyone refers to it."""
+
+    spec: TensorSpec
+    nbytes: int
+    _native: NativeShared
+
+
+class Allocation:
+    """Memory for a value to come: fill ``data``, then ``commit``. Dropped without, it is gone."""
+
+    def __init__(self, session: NativeSession, spec: TensorSpec) -> None:
+        self._session = session
+        self._native = session.allocate(spec.shape, spec.dtype)
+        self.data = memoryview(self._native)
+
+    def commit(self, handle: int) -> None:
+        """The value is ``handle`` from now on; ``data`` must not be written any more."""
+        self._session.commit(handle, self._native)
+
+
+class LocalSession:
+    """See :class:`genie.interfaces.Session`; work is done when a call returns (CUDA kernels: queued).
+
+    Beyond the protocol: :meth:`allocate` receives bytes straight into a value's memory, :meth:`share` and
+    :meth:`adopt` let sessions use one memory, copied by the first that writes into it.
+    """
+
+    def __init__(self, device: Device, session: NativeSession) -> None:
+        self.device = device
+        self._native = session
+        self._plans: dict[Graph, int] = {}
+
+    def load(self, plan: ExecutionPlan) -> int:
+        plans.verify(plan)
+        known = self._plans.get(plan.graph)
+        if known is None:
+            known = len(self._plans)
+            self._native.load(known, plan.graph)
+            self._plans[plan.graph] = known
+        return known
+
+    def execute(self, plan: int, bindings: Buffer) -> None:
+        self._native.execute(plan, bindings)
+
+    def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
+        # In one process there is nobody to have known the content before.
+        self._native.upload(handle, spec.shape, spec.dtype, data)
+
+    def allocate(self, spec: TensorSpec) -> Allocation:
+        """Memory for a contiguous value: the value's own on the CPU, on other devices copied there by ``commit``.
+
+        Raises :class:`genie.errors.OutOfMemory` before allocating what the session may not have.
+        """
+        return Allocation(self._native, spec)
+
+    def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
+        """See the protocol. Without ``out`` a contiguous CPU value is not copied: later in-place operators of the
+        session make their own copy as long as somebody holds the memoryview."""
+        if out is None:
+            shape, dtype, data = self._native.fetch(handle)
+        else:
+            data = out
+            shape, dtype = self._native.fetch_into(handle, out)
+        return HostValue(TensorSpec(shape, dtype), data)
+
+    def describe(self, handle: int) -> TensorSpec:
+        shape, dtype, stride = self._native.describe(handle)
+        return TensorSpec(shape, dtype, None if stride == _contiguous(shape) else stride)
+
+    def free(self, handles: Sequence[int]) -> None:
+        self._native.free(handles)
+
+    def share(self, handle: int) -> SharedValue:
+        value = self._native.share(handle)
+        return SharedValue(self.describe(handle), value.nbytes, value)
+
+    def adopt(self, handle: int, value: SharedValue) -> None:
+        """A new value over memory another session on this device shared."""
+        self._native.adopt(handle, value._native)
+
+    def seed(self, generator: int, seed: int) -> None:
+        self._native.seed(generator, seed & _WORD)
+
+    def generator_state(self, generator: int) -> bytes:
+        """As ``torch.Generator.get_state()`` has it."""
+        return self._native.generator_state(generator)
+
+    def set_generator_state(self, generator: int, state: Buffer) -> None:
+        self._native.set_generator_state(generator, state)
+
+    def synchronize(self) -> None:
+        self._native.synchronize()
+
+    def stats(self) -> Mapping[str, int]:
+        self._log_warnings()
+        return {"bytes_sent": 0, "bytes_received": 0, "round_trips": 0, **self._native.counters()}
+
+    def close(self) -> None:
+        self._log_warnings()
+        self._native.close()
+        self._plans.clear()
+
+    def _log_warnings(self) -> None:
+        for text in self._native.take_warnings():
+            _log.info("warning of an operator", device=self.device.id, text=text)
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for dim in reversed(shape):
+        strides.append(step)
+        step *= max(dim, 1)
+    return tuple(reversed(strides))
