@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from genie.remote import NodeServer, RemoteBackend
 from genie.testing import BackendSuite, NullBackend
 from genie_backend_tcp import TcpTransport

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, ProtocolError
 from genie.testing import TransportSuite
 from genie.wire import Kind, frames

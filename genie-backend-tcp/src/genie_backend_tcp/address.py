@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from genie.errors import BackendUnavailable, ConfigError
 
-SocketAddress: TypeAlias = str | tuple[str, int] | tuple[str, int, int, int]
+SocketAddress: TypeAlias = str | tuple[str | int, ...]
 _LONGEST_UNIX_PATH = 107
 
 
@@ -36,7 +36,7 @@ def resolve(address: str) -> list[tuple[socket.AddressFamily, SocketAddress]]:
         raise BackendUnavailable(
             f"the host of {address!r} is unknown: {error}", where=address, hint="check the spelling of the address"
         ) from error
-    return [(family, at) for family, _, _, _, at in found if family in (socket.AF_INET, socket.AF_INET6)]
+    return [(family, (str(at[0]), int(at[1]), *map(int, at[2:]))) for family, _, _, _, at in found]
 
 
 def spell(name: object) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from genie.host import HostValue
 from genie.remote.backend import RemoteBackend
 from genie.remote.operations import RemoteClient
 from genie.remote.server import NodeServer, SessionInfo
 from genie.remote.session import RemoteSession
-from genie.host import HostValue
 
 if TYPE_CHECKING:
     from genie.remote.inspection import NodeStatus, status

@@ -16,13 +16,14 @@ import attrs
 import blake3
 
 from genie.errors import ProtocolError
+from genie.remote.memory import room
 
 _MANY_THREADS = 1 << 20
 
 
 @attrs.define(eq=False)
 class _Entry:
-    data: bytearray
+    data: memoryview
     hasher: blake3.blake3
     held: int = 0
     verified: bool = False
@@ -64,7 +65,7 @@ class ContentStore:
                 if not self._make_room(size):
                     return None
                 try:
-                    data = bytearray(size)
+                    data = room(size)
                 except MemoryError:
                     return None
                 threads = blake3.blake3.AUTO if size >= _MANY_THREADS else 1
@@ -84,13 +85,13 @@ class ContentStore:
             entry = self._sent_by(session, digest)
             if offset != entry.held or size > len(entry.data) - offset:
                 raise ProtocolError(f"{size} bytes at {offset} of a content of which {entry.held} are here")
-            return memoryview(entry.data)[offset : offset + size]
+            return entry.data[offset : offset + size]
 
     def received(self, session: str, digest: bytes, size: int) -> None:
         with self._lock:
             entry = self._sent_by(session, digest)
             start = entry.held
-        part = memoryview(entry.data)[start : start + size]
+        part = entry.data[start : start + size]
         entry.hasher.update(part)  # only the writer gets here: not under the lock, others need not wait
         with self._lock:
             entry.held = start + size
@@ -112,7 +113,7 @@ class ContentStore:
                 entry.writer = ""
                 entry.users.add(session)
             self._touch(digest, entry)
-            return memoryview(entry.data).toreadonly()
+            return entry.data.toreadonly()
 
     def done(self, session: str, digest: bytes) -> None:
         with self._lock:

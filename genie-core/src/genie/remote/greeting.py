@@ -38,7 +38,7 @@ def farewell(met: Met) -> None:
     """End an open session in order."""
     with contextlib.suppress(GenieError):
         met.dialogue.say(Kind.BYE)
-        met.connection.send(frames.message(met.dialogue.next_seq(), 1, frames.record(Kind.BYE)))
+        met.connection.send(frames.one(met.dialogue.next_seq(), Kind.BYE))
     met.connection.close()
 
 
@@ -56,11 +56,9 @@ def meet(transport: Transport, address: str, device: int, timeout: float, *, gen
     dialogue = Dialogue(client=True)
     try:
         dialogue.say(Kind.HELLO)
-        header = frames.message(dialogue.next_seq(), 1, frames.record(Kind.HELLO, messages.put_struct(hello)))
-        connection.send(header)
+        connection.send(frames.one(dialogue.next_seq(), Kind.HELLO, messages.put_struct(hello)))
         message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
-        _, records = frames.split(message.header)
-        kind, body = records[0]
+        _, kind, body = frames.single(message.header)
         dialogue.hear(kind)
         if kind == Kind.ERROR:
             raise messages.get_error(body, address)

@@ -22,9 +22,10 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.graph import TensorSpec
+from genie.host import flat
 from genie.interfaces import Buffer, Connection, Session
 from genie.remote.content import ContentStore
-from genie.host import flat
+from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
 log = structlog.get_logger("genie.node")
@@ -158,10 +159,8 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocated = 0
-        seq, records = frames.split(header)
-        if len(records) != 1 or len(sizes) != 1:
-            raise ProtocolError("bulk data comes with one record and one buffer")
-        (kind, body), size = records[0], sizes[0]
+        seq, kind, body = frames.single(header)
+        (size,) = sizes
         if kind == Kind.UPLOAD:
             handle, spec, rest = messages.get_value(body)
             if rest or messages.spec_bytes(spec, self._limits) != size:
@@ -179,7 +178,7 @@ class NodeSession:
         if kind == Kind.LOAD_PLAN:
             if size > self._limits.plan:
                 raise LimitExceeded(f"a plan of {size} bytes; the limit is {self._limits.plan}")
-            return [memoryview(bytearray(size))]
+            return [room(size)]
         raise ProtocolError(f"record kind {kind} takes no bulk data")
 
     def _memory_of(self, handle: int, spec: TensorSpec, size: int) -> memoryview:
@@ -194,7 +193,7 @@ class NodeSession:
                 device=self.device.id,
                 kind="OutOfMemory",
             )
-        return memoryview(bytearray(size))
+        return room(size)
 
     def _bulk(self, record: tuple[int, memoryview], data: Buffer) -> None:
         kind, body = record
@@ -293,8 +292,10 @@ class NodeSession:
             answer, payload, data = self._requests[kind](body)
         except (GenieError, MemoryError) as error:
             answer, payload = Kind.ERROR, messages.put_error(error)
-        header = frames.message(seq, 1, frames.record(answer, payload), () if data is None else (len(data),))
-        self._connection.send(header, () if data is None else (data,))
+        if data is None:
+            self._connection.send(frames.one(seq, answer, payload))
+        else:
+            self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
 
     def _look(self, handle: int) -> None:
         if self._deferred is not None:
@@ -351,6 +352,4 @@ class NodeSession:
 
     def _dismiss(self, error: GenieError) -> None:
         with contextlib.suppress(GenieError, OSError):
-            self._connection.send(
-                frames.message(self._dialogue.seq, 1, frames.record(Kind.BYE, messages.put_error(error)))
-            )
+            self._connection.send(frames.one(max(self._dialogue.seq, 0), Kind.BYE, messages.put_error(error)))

@@ -12,10 +12,10 @@ from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import UnsupportedOperation
 from genie.graph import Arg, Const, Graph, Input, Many, Node, Ref, TensorSpec
+from genie.host import HostValue, host_value
 from genie.interfaces import Session, Transport
 from genie.plugins import registry
 from genie.remote.backend import RemoteBackend
-from genie.host import HostValue, host_value
 from genie.schedule import Scheduler
 
 

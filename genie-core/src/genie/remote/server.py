@@ -222,9 +222,8 @@ class NodeServer:
 
     def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)
-        seq, records = frames.split(message.header)
+        seq, kind, body = frames.single(message.header)
         dialogue.numbered(seq)
-        kind, body = records[0]
         dialogue.hear(kind)
         if kind == Kind.BYE:
             return None
@@ -250,8 +249,7 @@ class NodeServer:
                 control_port=self.control_port,
             )
             dialogue.say(Kind.WELCOME)
-            record = frames.record(Kind.WELCOME, messages.put_struct(welcome))
-            connection.send(frames.message(dialogue.seq, 1, record))
+            connection.send(frames.one(dialogue.seq, Kind.WELCOME, messages.put_struct(welcome)))
         except BackendError:
             if session is not None:
                 session.abandon()
@@ -293,8 +291,7 @@ class NodeServer:
     def _refuse(self, connection: Connection, dialogue: Dialogue, error: GenieError) -> None:
         with contextlib.suppress(GenieError):
             dialogue.say(Kind.ERROR)
-            record = frames.record(Kind.ERROR, messages.put_error(error))
-            connection.send(frames.message(dialogue.seq, 1, record))
+            connection.send(frames.one(max(dialogue.seq, 0), Kind.ERROR, messages.put_error(error)))
 
     # --- listening --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import blake3
@@ -28,9 +28,10 @@ from genie.errors import (
     SessionClosed,
 )
 from genie.graph import TensorSpec
+from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
 from genie.plan import ExecutionPlan
-from genie.host import HostValue, flat
+from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
@@ -42,9 +43,10 @@ _FREED_AT_ONCE = 1 << 12
 _PLANS_REMEMBERED = 512
 _MANY_THREADS = 1 << 20  # bytes from which hashing in several threads pays
 
-_EXECUTE = int(Kind.EXECUTE)
+_SPECS_REMEMBERED = 256
 
-_Memory = Callable[[Sequence[int]], Sequence[memoryview]]
+# As plain numbers: these are compared for every message.
+_BYE, _ERROR, _EXECUTE, _VALUE = map(int, (Kind.BYE, Kind.ERROR, Kind.EXECUTE, Kind.VALUE))
 
 
 class RemoteSession:
@@ -67,6 +69,9 @@ class RemoteSession:
         self._plans: dict[str, int] = {}
         self._recent: OrderedDict[int, tuple[ExecutionPlan, int]] = OrderedDict()
         self._plan_heads: list[bytes] = []
+        self._specs: dict[bytes, tuple[TensorSpec, int]] = {}
+        self._awaited = 0  # the message whose answer is waited for
+        self._target: memoryview | None = None  # where its data goes, if the caller said
         self._ended: GenieError | None = None
         self._traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
         self._traffic |= dict.fromkeys(("plans_sent", "executions", "weights_offered", "weights_known"), 0)
@@ -175,23 +180,32 @@ class RemoteSession:
     # --- looks ------------------------------------------------------------------------------------
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
-        target = None if out is None else flat(out)
-        wanted = messages.ANY_SIZE if target is None else len(target)
-
-        def memory(sizes: Sequence[int]) -> Sequence[memoryview]:
-            (size,) = sizes
-            if target is None:
-                return (memoryview(bytearray(size)),)
-            return (target if size == wanted else memoryview(bytearray(size)),)
-
         with self._lock:
-            answer, buffers = self._ask(Kind.FETCH, messages.put_pair(handle, wanted), Kind.VALUE, memory)
-            spec = messages.get_spec(answer)
-            if len(buffers) != 1 or messages.spec_bytes(spec, self._limits) != len(buffers[0]):
+            if out is None:
+                payload = messages.put_pair(handle, messages.ANY_SIZE)
+            else:
+                self._target = flat(out)
+                payload = messages.put_pair(handle, len(self._target))
+            try:
+                answer, data = self._ask(Kind.FETCH, payload, Kind.VALUE)
+            finally:
+                self._target = None
+            spec, size = self._spec(answer)
+            if data is None or size != len(data):
                 self._fail(ProtocolError("the node sent a value of another size than it says", where=self._node))
-        if target is not None and len(buffers[0]) != wanted:
-            raise LocalProtocolError(f"the value has {len(buffers[0])} bytes, the memory for it {wanted}")
-        return HostValue(spec, memoryview(buffers[0]))
+            return HostValue(spec, data)
+
+    def _spec(self, data: memoryview) -> tuple[TensorSpec, int]:
+        """A contiguous spec and its bytes. Programs look at the same few shapes again and again."""
+        key = bytes(data)
+        known = self._specs.get(key)
+        if known is None:
+            spec = messages.get_spec(data)
+            known = (spec, messages.spec_bytes(spec, self._limits))
+            if len(self._specs) >= _SPECS_REMEMBERED:
+                self._specs.clear()
+            self._specs[key] = known
+        return known
 
     def describe(self, handle: int) -> TensorSpec:
         with self._lock:
@@ -246,7 +260,7 @@ class RemoteSession:
             self._flush()
 
     def _queue_freed(self) -> None:
-        handles = []
+        handles: list[int] = []
         with contextlib.suppress(IndexError):
             while len(handles) < _FREED_AT_ONCE:
                 handles.append(self._freed.popleft())
@@ -259,7 +273,7 @@ class RemoteSession:
             self._refuse()
         outbox, self._outbox, self._outbox_bytes = self._outbox, [], 0
         seq = self._dialogue.next_seq()
-        self._send(frames.message(seq, len(outbox), b"".join(outbox)))
+        self._send(frames.message(seq, len(outbox), outbox[0] if len(outbox) == 1 else b"".join(outbox)))
         return seq
 
     def _send_bulk(self, kind: Kind, payload: bytes, data: memoryview) -> None:
@@ -269,8 +283,7 @@ class RemoteSession:
             self._flush()
         if self._ended is not None:
             self._refuse()
-        header = frames.message(self._dialogue.next_seq(), 1, frames.record(kind, payload), (len(data),))
-        self._send(header, data)
+        self._send(frames.one(self._dialogue.next_seq(), kind, payload, len(data)), data)
 
     def _send(self, header: bytes, data: memoryview | None = None) -> None:
         try:
@@ -284,36 +297,28 @@ class RemoteSession:
         self._traffic["bytes_sent"] += len(header) + (0 if data is None else len(data))
         self._traffic["messages_sent"] += 1
 
-    def _ask(
-        self, kind: Kind, payload: bytes, answer: Kind, memory: _Memory | None = None
-    ) -> tuple[memoryview, Sequence[Buffer]]:
-        if self._ended is not None:
-            self._refuse()
+    def _ask(self, kind: Kind, payload: bytes, answer: Kind) -> tuple[memoryview, memoryview | None]:
+        """The answer's payload, and its data if it has any."""
         if self._freed:
             self._queue_freed()
         self._outbox.append(frames.record(kind, payload))
-        seq = self._flush()
+        self._awaited = seq = self._flush()
         self._traffic["round_trips"] += 1
-
-        def allocate(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
-            if memory is not None and frames.sequence(header) == seq and header[_kind_at(len(sizes))] == answer:
-                return memory(sizes)
-            return [memoryview(bytearray(size)) for size in sizes]
-
         try:
             while True:
-                message = self._connection.receive(allocate, self._timeout)
-                self._traffic["bytes_received"] += len(message.header) + sum(map(len, message.buffers))
-                got, records = frames.split(message.header)
-                heard, body = records[0]
+                try:
+                    message = self._connection.receive(self._memory, self._timeout)
+                except _Stale:
+                    continue
+                got, heard, body = frames.single(message.header)
+                self._traffic["bytes_received"] += len(message.header)
                 self._dialogue.hear(heard)
-                if heard == Kind.BYE:
+                if heard == _BYE:
                     raise _farewell(body, self._node)
                 if got == seq:
                     break
-                if (seq - got) & frames.SEQ_MASK > 1 << 31:
-                    raise ProtocolError(f"an answer to message {got}, which was not sent yet", where=self._node)
-                # An answer nobody waited for: its question was interrupted or came too late.
+                # An answer nobody waits for any more: its question was interrupted, or took too long.
+                self._check_stale(got)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{self._node} did not answer {kind.name} within {self._timeout:g} s",
@@ -322,22 +327,42 @@ class RemoteSession:
             ) from error
         except GenieError as error:
             self._fail(error)
-        if heard == Kind.ERROR:
+        if heard == _ERROR:
             raise messages.get_error(body, self._node)
         if heard != answer:
-            self._fail(ProtocolError(f"{Kind(heard).name} is no answer to {kind.name}", where=self._node))
-        return body, message.buffers
+            self._fail(ProtocolError(f"record kind {heard} is no answer to {kind.name}", where=self._node))
+        if not message.buffers:
+            return body, None
+        data = memoryview(message.buffers[0])
+        self._traffic["bytes_received"] += len(data)
+        return body, data
+
+    def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+        seq, kind, _ = frames.single(header)
+        if seq != self._awaited:
+            self._check_stale(seq)
+            raise _Stale  # its data is skipped, not kept
+        (size,) = sizes
+        if kind != _VALUE or (self._target is not None and size != len(self._target)):
+            raise ProtocolError(f"{size} bytes of data that were not asked for", where=self._node)
+        return (room(size) if self._target is None else self._target,)
+
+    def _check_stale(self, seq: int) -> None:
+        if (self._awaited - seq) & frames.SEQ_MASK > 1 << 31:
+            raise ProtocolError(f"an answer to message {seq}, which was not sent yet", where=self._node)
 
     def _last_words(self) -> GenieError | None:
         """Why the node hung up, if it said so."""
-        try:
-            while True:
-                message = self._connection.receive(_scratch, 0.2)
-                kind, body = frames.split(message.header)[1][0]
-                if kind == Kind.BYE:
-                    return _farewell(body, self._node)
-        except GenieError:
-            return None
+        while True:
+            try:
+                message = self._connection.receive(_no_memory, 0.2)
+                _, kind, body = frames.single(message.header)
+            except _Stale:
+                continue
+            except GenieError:
+                return None
+            if kind == _BYE:
+                return _farewell(body, self._node)
 
     def _fail(self, error: GenieError) -> NoReturn:
         self._end(error)
@@ -360,12 +385,12 @@ class RemoteSession:
         ) from reason
 
 
-def _kind_at(buffers: int) -> int:
-    return frames.PREFIX.size + 8 * buffers
+class _Stale(Exception):
+    """Data of an answer nobody waits for any more."""
 
 
-def _scratch(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
-    return [memoryview(bytearray(size)) for size in sizes]
+def _no_memory(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    raise _Stale
 
 
 def _farewell(body: memoryview, node: str) -> GenieError:

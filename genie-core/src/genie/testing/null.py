@@ -16,15 +16,16 @@ from genie.bindings import Prediction, bits_float, parameters
 from genie.device import Device
 from genie.errors import NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
 from genie.graph import DTYPES, Arg, Graph, Many, Node, Ref, ScalarTensor, TensorSpec
+from genie.host import HostValue, flat
 from genie.interfaces import Buffer
 from genie.plan import ExecutionPlan
-from genie.host import HostValue, flat
-from genie.testing.plans import FORMATS, nbytes
+from genie.remote.memory import room
+from genie.testing.plans import FORMATS, nbytes, unpack
 
 
 @attrs.define(eq=False)
 class _Storage:
-    data: bytearray
+    data: memoryview
     error: RemoteOpError | None = None
 
 
@@ -34,7 +35,7 @@ class _Value:
     storage: _Storage
 
     def numbers(self) -> list[float]:
-        return list(memoryview(self.storage.data).cast(FORMATS[self.spec.dtype])) if self.storage.data else []
+        return unpack(self.storage.data, self.spec.dtype)
 
 
 @attrs.define(eq=False)
@@ -127,7 +128,7 @@ class NullSession:
     def _poison(node: Node, values: dict[int, _Value], graph: Graph, error: RemoteOpError) -> None:
         for output in node.outputs:
             if output >= 0:
-                values[output] = _Value(graph.values[output], _Storage(bytearray(), error))
+                values[output] = _Value(graph.values[output], _Storage(memoryview(b""), error))
         for mutated in node.mutates:
             values[mutated].storage.error = error
 
@@ -139,14 +140,24 @@ class NullSession:
         if len(view) != nbytes(spec):
             raise NodeError(f"{len(view)} bytes for a value of {nbytes(spec)}", where=self.device.id)
         self._reserve(len(view))
-        self._values[handle] = _Value(TensorSpec(tuple(spec.shape), spec.dtype), _Storage(bytearray(view)))
+        self._values[handle] = _Value(TensorSpec(tuple(spec.shape), spec.dtype), _Storage(_copy(view)))
         self._account()
+
+    def allocate(self, handle: int, spec: TensorSpec) -> memoryview:
+        """A new value and its memory, to be received into."""
+        self._check_open()
+        if handle in self._values or handle <= 0:
+            raise NodeError(f"handle {handle} is in use or none", where=self.device.id)
+        self._reserve(nbytes(spec))
+        value = self._values[handle] = _Value(TensorSpec(tuple(spec.shape), spec.dtype), _Storage(room(nbytes(spec))))
+        self._account()
+        return value.storage.data
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
         value = self._looked_at(handle)
-        data = memoryview(value.storage.data)
+        data = value.storage.data
         if out is None:
-            return HostValue(value.spec, memoryview(bytes(data)))
+            return HostValue(value.spec, data.toreadonly())
         target = flat(out)
         if len(target) != len(data):
             raise NodeError(f"the value has {len(data)} bytes, the memory for it {len(target)}", where=self.device.id)
@@ -193,7 +204,7 @@ class NullSession:
     def new(self, spec: TensorSpec, numbers: Sequence[float]) -> _Value:
         self._reserve(nbytes(spec))
         data = struct.pack(f"<{len(numbers)}{FORMATS[spec.dtype]}", *numbers)
-        return _Value(spec, _Storage(bytearray(data)))
+        return _Value(spec, _Storage(memoryview(bytearray(data))))
 
     def _value(self, handle: int) -> _Value:
         self._check_open()
@@ -252,6 +263,12 @@ class NullBackend:
     def close(self) -> None:
         for session in self.sessions:
             session.close()
+
+
+def _copy(view: memoryview) -> memoryview:
+    copy = room(len(view))
+    copy[:] = view
+    return copy
 
 
 # --- operators -----------------------------------------------------------------------------------

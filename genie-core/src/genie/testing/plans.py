@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import array
+import struct
 from collections.abc import Sequence
 
 from genie.bindings import Prediction, parameters
 from genie.graph import DTYPES, Arg, Graph, Input, Node, Ref, TensorSpec
-from genie.interfaces import Session
+from genie.interfaces import Buffer, Session
 from genie.schedule import Scheduler
 
 FORMATS = {"float32": "f", "float64": "d", "int64": "q", "int32": "i", "uint8": "B", "int16": "h", "int8": "b"}
@@ -21,8 +22,8 @@ def pack(numbers: Sequence[float], dtype: str = "float32") -> bytes:
     return array.array(FORMATS[dtype], numbers).tobytes()
 
 
-def unpack(data: memoryview | bytes, dtype: str = "float32") -> list[float]:
-    return memoryview(data).cast("B").cast(FORMATS[dtype]).tolist() if len(data) else []
+def unpack(data: Buffer, dtype: str = "float32") -> list[float]:
+    return [number for (number,) in struct.iter_unpack(f"<{FORMATS[dtype]}", data)]
 
 
 def node(

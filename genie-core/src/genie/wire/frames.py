@@ -31,6 +31,9 @@ VERSION = 1  # of this layout; what the records mean is negotiated in HELLO
 
 PREFIX = struct.Struct("<2sBBIIHH")
 RECORD = struct.Struct("<BI")
+_COUNTS = struct.Struct("<IIHH")  # the prefix from its sequence number on
+_ONE = struct.Struct("<2sBBIIHHBI")  # prefix and first record
+_ONE_WITH_BUFFER = struct.Struct("<2sBBIIHHQBI")
 
 SEQ_MASK = 0xFFFFFFFF
 
@@ -73,6 +76,14 @@ def message(seq: int, records: int, body: bytes, sizes: Sequence[int] = ()) -> b
     if not sizes:
         return head + body
     return head + struct.pack(f"<{len(sizes)}Q", *sizes) + body
+
+
+def one(seq: int, kind: int, payload: Buffer = b"", buffer: int | None = None) -> bytes:
+    """The header of a message of one record, with a buffer of that many bytes if any."""
+    length = RECORD.size + len(payload)
+    if buffer is None:
+        return _ONE.pack(MAGIC, VERSION, 0, seq, length, 0, 1, kind, len(payload)) + payload
+    return _ONE_WITH_BUFFER.pack(MAGIC, VERSION, 0, seq, length, 1, 1, buffer, kind, len(payload)) + payload
 
 
 def header_length(prefix: Buffer, limits: Limits, offset: int = 0) -> int:
@@ -138,6 +149,22 @@ def split(header: bytes) -> tuple[int, list[tuple[int, memoryview]]]:
     if offset != end:
         raise ProtocolError(f"{end - offset} bytes after the last record")
     return seq, records
+
+
+def single(header: bytes) -> tuple[int, int, memoryview]:
+    """As :func:`split`, of a header that must have one record: sequence number, kind and payload."""
+    end = len(header)
+    if end < PREFIX.size:
+        raise ProtocolError(f"a header of {end} bytes is cut short")
+    seq, body, buffers, count = _COUNTS.unpack_from(header, 4)
+    offset = PREFIX.size + 8 * buffers
+    start = offset + RECORD.size
+    if count != 1 or offset + body != end or start > end:
+        raise ProtocolError(f"a header of {end} bytes with {count} records where one was due")
+    kind, length = RECORD.unpack_from(header, offset)
+    if start + length != end:
+        raise ProtocolError(f"a record of kind {kind} names {length} bytes, its message has {end - start}")
+    return seq, kind, memoryview(header)[start:]
 
 
 class Assembler:

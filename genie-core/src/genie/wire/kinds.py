@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 from genie.errors import LocalProtocolError, ProtocolError
 
@@ -53,32 +54,37 @@ BULKY: Final = frozenset({Kind.LOAD_PLAN, Kind.UPLOAD, Kind.UPLOAD_CHUNK, Kind.S
 
 
 class State(Enum):
+    # A member is a key of the tables below, for every message: hash it as the object it is.
+    __hash__ = object.__hash__
+
     NEW = "new"
     GREETED = "greeted"  # HELLO is on its way, or being considered
     OPEN = "open"
     CLOSED = "closed"
 
 
-def _client_says() -> dict[tuple[State, int], State]:
-    rules: dict[tuple[State, int], State] = {(State.NEW, int(Kind.HELLO)): State.GREETED}
-    rules |= {(State.OPEN, int(kind)): State.OPEN for kind in WORK | REQUESTS}
-    rules |= {(state, int(Kind.BYE)): State.CLOSED for state in (State.NEW, State.GREETED, State.OPEN)}
-    return rules
+_Rules: TypeAlias = dict[State, dict[int, State]]
 
 
-def _node_says() -> dict[tuple[State, int], State]:
-    rules: dict[tuple[State, int], State] = {
-        (State.GREETED, int(Kind.WELCOME)): State.OPEN,
-        (State.GREETED, int(Kind.ERROR)): State.CLOSED,
-        (State.NEW, int(Kind.ERROR)): State.CLOSED,
-    }
-    rules |= {(State.OPEN, int(kind)): State.OPEN for kind in ANSWERS}
-    rules[State.OPEN, int(Kind.BYE)] = State.CLOSED
-    return rules
+def _rules(*rules: tuple[State, Iterable[Kind], State]) -> _Rules:
+    table: _Rules = {state: {} for state in State}
+    for before, kinds, after in rules:
+        table[before] |= {int(kind): after for kind in kinds}
+    return table
 
 
-_CLIENT_SAYS: Final = _client_says()
-_NODE_SAYS: Final = _node_says()
+_CLIENT_SAYS: Final = _rules(
+    (State.NEW, [Kind.HELLO], State.GREETED),
+    (State.OPEN, WORK | REQUESTS, State.OPEN),
+    *((state, [Kind.BYE], State.CLOSED) for state in (State.NEW, State.GREETED, State.OPEN)),
+)
+_NODE_SAYS: Final = _rules(
+    (State.NEW, [Kind.ERROR], State.CLOSED),
+    (State.GREETED, [Kind.WELCOME], State.OPEN),
+    (State.GREETED, [Kind.ERROR], State.CLOSED),
+    (State.OPEN, ANSWERS, State.OPEN),
+    (State.OPEN, [Kind.BYE], State.CLOSED),
+)
 
 
 class Dialogue:
@@ -108,13 +114,13 @@ class Dialogue:
         self._seq = seq
 
     def say(self, kind: int) -> None:
-        state = self._mine.get((self.state, kind))
+        state = self._mine[self.state].get(kind)
         if state is None:
             raise LocalProtocolError(f"{_name(kind)} cannot be sent in a session that is {self.state.value}")
         self.state = state
 
     def hear(self, kind: int) -> None:
-        state = self._theirs.get((self.state, kind))
+        state = self._theirs[self.state].get(kind)
         if state is None:
             raise ProtocolError(f"{_name(kind)} is not allowed in a session that is {self.state.value}")
         self.state = state

@@ -1,0 +1,284 @@
+"""The transport beside raw sockets, in one run: small round trips and bulk, over TCP and a Unix socket on loopback.
+
+    python benchmarks/bench_transport.py [--megabytes 256] [--rounds 5] [--json]
+
+The node runs the null backend in a process of its own; the raw peer is plain Python ``sendmsg`` and ``recv_into`` in
+another. Rounds of all candidates are interleaved; the table gives medians. Every transfer's content is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from genie.bindings import Prediction
+from genie.graph import TensorSpec
+from genie.remote import NodeServer, RemoteBackend, RemoteSession
+from genie.schedule import Scheduler
+from genie.testing import NullBackend, single
+from genie_backend_tcp import TcpTransport
+
+_ASK = struct.Struct("<BQ")  # 0: echo, 1: take so many bytes, 2: give so many
+_SPEC = TensorSpec((16,), "float32")  # 64 bytes
+
+
+def _read(sock: socket.socket, view: memoryview) -> None:
+    while len(view):
+        view = view[sock.recv_into(view) :]
+
+
+def _send(sock: socket.socket, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[sock.sendmsg([view]) :]
+
+
+def _raw_peer(path: str) -> None:
+    """Serves one TCP client, then one on a Unix socket."""
+    memory = bytearray(b"\x5a") * (1 << 30)
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(path)
+    unix.listen()
+    tcp = socket.create_server(("127.0.0.1", 0))
+    print(tcp.getsockname()[1], flush=True)
+    links = [tcp.accept()[0], unix.accept()[0]]
+    links[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    which = {link.fileno(): link for link in links}
+    active = links[0]
+    ask, small = bytearray(_ASK.size), bytearray(64)
+    while True:
+        try:
+            first = active.recv_into(ask)
+        except OSError:
+            return
+        if not first:
+            return
+        _read(active, memoryview(ask)[first:])
+        kind, size = _ASK.unpack(ask)
+        if kind == 0:
+            for _ in range(size):
+                _read(active, memoryview(small))
+                active.sendall(small)
+        elif kind == 1:
+            _read(active, memoryview(memory)[:size])
+            active.sendall(b"k")
+        elif kind == 2:
+            _send(active, memoryview(memory)[:size])
+        else:
+            active = which[links[size].fileno()]
+            active.sendall(b"k")
+
+
+def _node() -> None:
+    with NodeServer(NullBackend(memory_bytes=4 << 30), TcpTransport(), "127.0.0.1:0", content_bytes=1 << 30) as node:
+        print(node.address, flush=True)
+        sys.stdin.read()
+
+
+class Raw:
+    def __init__(self, port: int, path: str) -> None:
+        self._links = [socket.create_connection(("127.0.0.1", port)), socket.socket(socket.AF_UNIX)]
+        self._links[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._links[1].connect(path)
+        self._at = 0
+
+    def link(self, number: int) -> socket.socket:
+        if number != self._at:
+            self._links[self._at].sendall(_ASK.pack(3, number))
+            # The peer answers on the link it changed to.
+            self._links[number].recv(1)
+            self._at = number
+        return self._links[number]
+
+    def echo(self, number: int, count: int) -> float:
+        sock, small = self.link(number), bytearray(64)
+        sock.sendall(_ASK.pack(0, count))
+        start = time.perf_counter()
+        for _ in range(count):
+            sock.sendall(small)
+            _read(sock, memoryview(small))
+        return (time.perf_counter() - start) / count * 1e6
+
+    def up(self, number: int, data: bytearray) -> float:
+        sock = self.link(number)
+        start = time.perf_counter()
+        sock.sendall(_ASK.pack(1, len(data)))
+        _send(sock, data)
+        sock.recv(1)
+        return len(data) / (time.perf_counter() - start) / 1e9
+
+    def down(self, number: int, data: bytearray) -> float:
+        sock = self.link(number)
+        start = time.perf_counter()
+        sock.sendall(_ASK.pack(2, len(data)))
+        _read(sock, memoryview(data))
+        return len(data) / (time.perf_counter() - start) / 1e9
+
+
+class Genie:
+    def __init__(self, address: str, shortcut: bool, spin_us: float) -> None:
+        self._backend = RemoteBackend("tcp", TcpTransport(spin_us=spin_us), (address,), shortcut=shortcut)
+        device = self._backend.devices()[0]
+        self.session: RemoteSession = self._backend.connect(device)
+        self._plan = self.session.load(
+            Scheduler(devices=(device,)).schedule(single("aten::add.Tensor", [_SPEC, _SPEC], _SPEC, 1))
+        )
+        self._prediction = Prediction(2, (1,))
+        self._next = 10
+        self._one = self._fresh()
+        self.session.upload(self._one, _SPEC, struct.pack("<16f", *range(16)))
+
+    def _fresh(self) -> int:
+        self._next += 1
+        return self._next
+
+    def fetch(self, count: int) -> float:
+        session, handle = self.session, self._one
+        start = time.perf_counter()
+        for _ in range(count):
+            value = session.fetch(handle)
+        elapsed = time.perf_counter() - start
+        assert struct.unpack("<16f", value.data) == tuple(range(16))
+        return elapsed / count * 1e6
+
+    def operation(self, count: int) -> float:
+        """One small operator and its value. The null backend's arithmetic is in it."""
+        session, one = self.session, self._one
+        start = time.perf_counter()
+        for _ in range(count):
+            made = self._fresh()
+            session.execute(self._plan, self._prediction.encode((made, one, one, 1)))
+            value = session.fetch(made)
+            session.free((made,))
+        elapsed = time.perf_counter() - start
+        assert struct.unpack("<16f", value.data) == tuple(2 * number for number in range(16))
+        return elapsed / count * 1e6
+
+    def issue(self, count: int) -> float:
+        """Operators nobody looks at: what one costs the caller."""
+        session, one = self.session, self._one
+        bindings = [self._prediction.encode((self._fresh(), one, one, 1)) for _ in range(count)]
+        session.synchronize()
+        start = time.perf_counter()
+        for each in bindings:
+            session.execute(self._plan, each)
+        elapsed = time.perf_counter() - start
+        session.free(tuple(range(self._next - count + 1, self._next + 1)))
+        session.synchronize()
+        return elapsed / count * 1e6
+
+    def up(self, data: bytearray, shared: bool = False) -> float:
+        handle = self._fresh()
+        start = time.perf_counter()
+        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data, shared=shared)
+        self.session.synchronize()
+        rate = len(data) / (time.perf_counter() - start) / 1e9
+        self.session.free((handle,))
+        return rate
+
+    def down(self, data: bytearray, out: bytearray) -> float:
+        handle = self._fresh()
+        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data)
+        self.session.synchronize()
+        start = time.perf_counter()
+        self.session.fetch(handle, memoryview(out))
+        rate = len(data) / (time.perf_counter() - start) / 1e9
+        assert out == data
+        self.session.free((handle,))
+        return rate
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def note(row: str, column: str, number: float) -> None:
+        found.setdefault(row, {}).setdefault(column, []).append(number)
+
+    size = megabytes << 20
+    data, out = bytearray(os.urandom(1 << 20) * megabytes), bytearray(size)
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/raw"
+        here = [sys.executable, __file__]
+        with (
+            subprocess.Popen([*here, "--raw-peer", path], stdout=subprocess.PIPE, text=True) as peer,
+            subprocess.Popen([*here, "--node"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node,
+        ):
+            try:
+                assert peer.stdout is not None
+                assert node.stdout is not None
+                raw = Raw(int(peer.stdout.readline()), path)
+                address = node.stdout.readline().strip()
+                links = {
+                    "tcp": (0, Genie(address, shortcut=False, spin_us=50)),
+                    "tcp, no spin": (0, Genie(address, shortcut=False, spin_us=0)),
+                    "unix": (1, Genie(address, shortcut=True, spin_us=50)),
+                }
+                for _ in range(rounds):
+                    for row, (number, genie) in links.items():
+                        steps: list[tuple[str, Callable[[], float]]] = [
+                            ("raw echo µs", lambda n=number: raw.echo(n, count)),  # type: ignore[misc]
+                            ("fetch µs", lambda g=genie: g.fetch(count)),  # type: ignore[misc]
+                            ("op+fetch µs", lambda g=genie: g.operation(count)),  # type: ignore[misc]
+                            ("issue µs", lambda g=genie: g.issue(count)),  # type: ignore[misc]
+                            ("raw up GB/s", lambda n=number: raw.up(n, data)),  # type: ignore[misc]
+                            ("up GB/s", lambda g=genie: g.up(data)),  # type: ignore[misc]
+                            ("raw down GB/s", lambda n=number: raw.down(n, out)),  # type: ignore[misc]
+                            ("down GB/s", lambda g=genie: g.down(data, out)),  # type: ignore[misc]
+                            ("known content GB/s", lambda g=genie: g.up(data, shared=True)),  # type: ignore[misc]
+                        ]
+                        for column, step in steps:
+                            note(row, column, step())
+                for _, genie in links.values():
+                    genie.close()
+            finally:
+                assert node.stdin is not None
+                node.stdin.close()
+                peer.kill()
+    return {
+        row: {column: statistics.median(numbers) for column, numbers in columns.items()}
+        for row, columns in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=2000, help="small round trips per round")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--raw-peer", help=argparse.SUPPRESS)
+    parser.add_argument("--node", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.raw_peer:
+        return _raw_peer(options.raw_peer)
+    if options.node:
+        return _node()
+    result: dict[str, Any] = measure(options.megabytes, options.rounds, options.count)
+    for row in result.values():
+        row["fetch / echo"] = row["fetch µs"] / row["raw echo µs"]
+        row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]
+        row["down / raw"] = row["down GB/s"] / row["raw down GB/s"]
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    for name, row in result.items():
+        print(f"\n{name}")
+        for column, number in row.items():
+            print(f"  {column:<20} {number:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
