@@ -74,7 +74,7 @@ def pip(what: str, constraints: Path, *arguments: str) -> None:
     environment.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
     environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", environment["MAX_JOBS"])
     done = subprocess.run(
-        [str(PYTHON), "-m", "pip", "install", "--quiet", *arguments], env=environment, stdin=subprocess.DEVNULL
+        [str(PYTHON), "-m", "pip", "install", "-qq", *arguments], env=environment, stdin=subprocess.DEVNULL
     )
     if done.returncode:
         sys.exit(f"\npip failed at: {what}. Its messages are above; `make env` goes on from here.")
@@ -107,7 +107,7 @@ def install(constraints: Path, models: bool) -> None:
     requirements = ROOT / "requirements-dev.txt"
     key = digest([requirements, constraints])
     if not stamped("requirements", key):
-        pip("torch and tools", constraints, "-r", str(requirements))
+        pip("torch and tools (some minutes, the first time)", constraints, "-r", str(requirements))
         stamp("requirements", key)
 
     changed: list[tuple[str, str]] = []
