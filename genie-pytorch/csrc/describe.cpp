@@ -92,7 +92,7 @@ struct Reader {
 
 } // namespace
 
-py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& outputs, bool closed) {
+py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& outputs) {
   py::list values;
   for (const auto& note : segment.values) {
     const auto* geometry = segment.geometry.data() + note.geometry;
@@ -169,7 +169,7 @@ py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& o
 
   py::list inputs;
   for (const auto& leaf : segment.leaves) {
-    inputs.append(py::make_tuple(leaf.index, py::bool_(closed && leaf.value.use_count() == 1), leaf.value->handle));
+    inputs.append(py::make_tuple(leaf.index, py::bool_(leaf.donated), leaf.value->handle));
   }
   py::dict result;
   result["values"] = values;

@@ -221,6 +221,9 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   thread_local Key key;
   thread_local Inferred scratch;
   thread_local Memory memory;
+  if (op.ask_node) {
+    return nullptr;
+  }
   if (op.rule != Rule::kNone && apply_rule(op, stack, scratch)) {
     return &scratch;
   }

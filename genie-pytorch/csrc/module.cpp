@@ -3,6 +3,7 @@
 #include "device.h"
 #include "record.h"
 #include "source.h"
+#include "trace.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,6 +18,22 @@ namespace {
 at::Tensor tensor_of(py::handle object) {
   TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "genie: a tensor is needed");
   return THPVariable_Unpack(object.ptr());
+}
+
+std::vector<at::Tensor> tensors_of(const py::list& list) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& item : list) {
+    tensors.push_back(tensor_of(item));
+  }
+  return tensors;
+}
+
+py::list to_list(const std::vector<at::Tensor>& tensors) {
+  py::list list;
+  for (const auto& tensor : tensors) {
+    list.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)));
+  }
+  return list;
 }
 
 std::vector<uint32_t> living(const Segment& segment) {
@@ -40,6 +57,7 @@ py::dict stats() {
   result["shape_hits"] = counters.memo_hits;
   result["shape_misses"] = counters.memo_misses;
   result["asked_node"] = counters.asked_node;
+  result["overhead_ns"] = counters.record_ns;
   return result;
 }
 
@@ -47,6 +65,18 @@ py::dict stats() {
 
 PYBIND11_MODULE(_C, m) {
   register_operators();
+  py::class_<Trace, std::shared_ptr<Trace>>(m, "Trace", "A program recorded whole, to be run again on other tensors.")
+      .def("replay", [](Trace& trace, const py::list& inputs) { return to_list(trace.replay(tensors_of(inputs))); });
+  m.def(
+      "begin_trace",
+      [](int device, const py::list& inputs) { begin_trace(static_cast<int16_t>(device), tensors_of(inputs)); },
+      py::arg("device"),
+      py::arg("inputs") = py::list());
+  m.def("end_trace", [](int device, const py::list& inputs, const py::list& outputs) {
+    return end_trace(static_cast<int16_t>(device), tensors_of(inputs), tensors_of(outputs));
+  });
+  m.def("abandon_trace", [](int device) { abandon_trace(static_cast<int16_t>(device)); });
+  m.def("check_geometry", [](bool on) { check_geometry = on; }, "Debugging: compare every output with the node's.");
   m.def("register_device", &register_device, "Number of device indices PyTorch sees.");
   m.def("set_port", &set_port);
   m.def("set_device", [](int index) { set_current_device(static_cast<c10::DeviceIndex>(index)); });
@@ -82,7 +112,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pending", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
-    return describe_segment(stream.segment, living(stream.segment), false);
+    return describe_segment(stream.segment, living(stream.segment));
   });
   // What this thread has sent since its last look: [(plan id, words)].
   m.def("history", [](int device) {

@@ -52,6 +52,7 @@ struct Operator {
   bool resizes = false;          // out=: the written argument may change its geometry
   bool reshapes = false;         // changes the geometry of its first argument in place
   bool host_returns = false;
+  bool ask_node = false;         // its meta kernel is known to differ from the real one
   bool takes_host_index = false; // indices may live on the host, as on every accelerator
   Rule rule = Rule::kNone;
 

@@ -141,11 +141,23 @@ uint32_t note_value(Segment& segment, const Spec& spec) {
   return static_cast<uint32_t>(segment.values.size() - 1);
 }
 
+namespace {
+
+void check_made(const Value& value) {
+  TORCH_CHECK(
+      value.failure == nullptr,
+      "genie: this tensor has no elements: the operators that make it could not be sent to the node, because: ",
+      *value.failure);
+}
+
+} // namespace
+
 void touch(Stream& stream, const at::Tensor& tensor) {
   if (value_of(tensor) == nullptr) {
     adopt(stream, tensor);
   }
   Value* value = value_of(tensor);
+  check_made(*value);
   if (value->home != nullptr && value->home != &stream) {
     flush(*value->home);
   }
@@ -288,76 +300,97 @@ std::string Plan::encode(const std::vector<uint64_t>& words) {
   return out + surprises;
 }
 
-void flush(Stream& stream) {
-  auto& segment = stream.segment;
-  if (segment.commands == 0) {
-    return;
-  }
-  // A flush calls out, and what it calls may drop tensors, never record: the segment is closed first.
-  Segment closed;
-  std::swap(closed, segment);
-  segment.clear(next_serial());
+Closed close(Stream& stream) {
+  // A flush calls out, and what it calls may drop tensors, never record: the segment is cut off first.
+  Closed closed;
+  auto& segment = closed.segment;
+  std::swap(segment, stream.segment);
+  stream.segment.clear(next_serial());
 
-  const auto device = stream.device;
   // What nobody but this segment holds is dead: made values stay unnamed, leaves are donated.
-  std::vector<uint32_t> outputs;
-  closed.tokens.push_back(kEnd);
-  for (const auto& [index, value] : closed.made) {
+  segment.tokens.push_back(kEnd);
+  for (const auto& [index, value] : segment.made) {
     if (value.use_count() > 1) {
-      outputs.push_back(index);
-      closed.tokens.push_back(index);
+      closed.outputs.push_back(index);
+      segment.tokens.push_back(index);
     }
   }
-  closed.tokens.push_back(kEnd);
-  for (const auto& leaf : closed.leaves) {
-    const bool donated = leaf.value.use_count() == 1;
-    closed.tokens.push_back(donated ? 1 : 0);
-    leaf.value->released = leaf.value->released || donated;
+  segment.tokens.push_back(kEnd);
+  for (auto& leaf : segment.leaves) {
+    leaf.donated = leaf.value.use_count() == 1;
+    leaf.value->released = leaf.value->released || leaf.donated;
+    segment.tokens.push_back(leaf.donated ? 1 : 0);
   }
 
-  std::vector<uint64_t> words;
-  words.reserve(1 + closed.leaves.size() + closed.parameters.size());
-  words.push_back(handles[device] + 1);
-  for (const auto& leaf : closed.leaves) {
+  auto& words = closed.words;
+  words.reserve(1 + segment.leaves.size() + segment.parameters.size());
+  words.push_back(handles[stream.device] + 1);
+  for (const auto& leaf : segment.leaves) {
     words.push_back(leaf.value->handle);
   }
-  words.insert(words.end(), closed.parameters.begin(), closed.parameters.end());
+  words.insert(words.end(), segment.parameters.begin(), segment.parameters.end());
   size_t named = 0;
-  for (auto& [index, value] : closed.made) {
+  for (auto& [index, value] : segment.made) {
     value->home = nullptr;
-    if (named < outputs.size() && outputs[named] == index) {
-      value->handle = new_handle(device);
+    if (named < closed.outputs.size() && closed.outputs[named] == index) {
+      value->handle = new_handle(stream.device);
       ++named;
     }
   }
+  return closed;
+}
 
-  ++counters.segments;
-  auto& table = plans[device];
-  auto found = table.find(closed.tokens);
-  std::shared_ptr<Plan> plan;
-  if (found != table.end()) {
-    ++counters.plan_hits;
-    plan = found->second;
-  } else {
-    ++counters.plan_misses;
-    plan = std::make_shared<Plan>();
-    plan->id = port::prepare(device, closed, outputs);
-    plan->inputs = static_cast<uint32_t>(closed.leaves.size());
-    plan->outputs = std::move(outputs);
-    plan->last.assign(1 + closed.leaves.size(), 0);
-    plan->last.insert(plan->last.end(), closed.parameters.begin(), closed.parameters.end());
-    plan->step.assign(plan->last.size(), 0);
-    table.emplace(std::move(closed.tokens), plan);
-  }
-  const auto gone = take_forgotten(device);
+void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words) {
+  const auto gone = take_forgotten(stream.device);
   if (!gone.empty()) {
-    port::free(device, gone);
+    port::free(stream.device, gone);
   }
-  port::execute(device, plan->id, plan->encode(words));
+  port::execute(stream.device, plan->id, plan->encode(words));
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
     stream.history.push_back({plan, std::move(words)});
   }
+}
+
+std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
+  auto& segment = closed.segment;
+  ++counters.segments;
+  auto& table = plans[stream.device];
+  const auto found = table.find(segment.tokens);
+  try {
+    if (found != table.end()) {
+      ++counters.plan_hits;
+      const auto plan = found->second;
+      execute(stream, plan, std::move(closed.words));
+      return plan;
+    }
+    ++counters.plan_misses;
+    auto plan = std::make_shared<Plan>();
+    plan->id = port::prepare(stream.device, segment, closed.outputs, whole);
+    plan->inputs = static_cast<uint32_t>(segment.leaves.size());
+    plan->outputs = closed.outputs;
+    plan->last.assign(1 + segment.leaves.size(), 0);
+    plan->last.insert(plan->last.end(), segment.parameters.begin(), segment.parameters.end());
+    plan->step.assign(plan->last.size(), 0);
+    table.emplace(std::move(segment.tokens), plan);
+    execute(stream, plan, std::move(closed.words));
+    return plan;
+  } catch (const std::exception& error) {
+    const auto failure = std::make_shared<const std::string>(error.what());
+    for (auto& [index, value] : segment.made) {
+      value->failure = failure;
+      value->released = true; // the node has no such handle
+    }
+    throw;
+  }
+}
+
+void flush(Stream& stream) {
+  if (stream.segment.commands == 0) {
+    return;
+  }
+  stream.broken = stream.broken || stream.tracing;
+  run(stream, close(stream), false);
 }
 
 void flush_all(int16_t device) {
@@ -369,6 +402,7 @@ void flush_all(int16_t device) {
 }
 
 uint64_t settle(const ValuePtr& value) {
+  check_made(*value);
   if (value->home != nullptr) {
     flush(*value->home);
   }
@@ -379,6 +413,7 @@ uint64_t settle(const ValuePtr& value) {
       stream->looked = true;
     }
   }
+  check_made(*value);
   TORCH_INTERNAL_ASSERT(value->handle != 0, "genie: a value was looked at that no segment made");
   return value->handle;
 }
@@ -387,6 +422,9 @@ void maybe_cut(Stream& stream) {
   constexpr uint32_t kLeast = 24;
   constexpr uint32_t kMost = 96;
   const auto& segment = stream.segment;
+  if (stream.tracing) {
+    return;
+  }
   if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.mark >> 7) % 24 == 0)) {
     flush(stream);
   }

@@ -40,6 +40,7 @@ enum Token : uint32_t {
 struct Leaf {
   ValuePtr value;
   uint32_t index; // value index
+  bool donated = false; // set when the segment is closed
 };
 
 // What is kept of a value for the graph: enough to print it, little enough to keep for every operator.
@@ -82,6 +83,8 @@ struct Stream {
   };
   std::vector<Sent> history;
   bool looked = false; // the next command starts a new history
+  bool tracing = false; // a whole program is being traced: it must stay one segment
+  bool broken = false; // … and did not
 };
 
 struct Counters {
@@ -152,6 +155,19 @@ class Writer {
 };
 
 uint32_t note_value(Segment& segment, const Spec& spec);
+
+// A segment cut off its stream, with all that its execution needs.
+struct Closed {
+  Segment segment;
+  std::vector<uint32_t> outputs; // values somebody still holds
+  std::vector<uint64_t> words;   // see genie.bindings
+};
+
+// The two halves of a flush. Closing names what survives; running makes the plan, or finds it, and executes it.
+Closed close(Stream& stream);
+std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole);
+// Executes a plan again: bindings, frees, history.
+void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words);
 
 // Sends what `stream` has pending. The caller holds the lock.
 void flush(Stream& stream);

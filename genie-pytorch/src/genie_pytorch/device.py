@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genie import api
+from genie import api, telemetry
 from genie.errors import ConfigError
 from genie_pytorch import modules
 from genie_pytorch.native import _C
@@ -212,3 +212,4 @@ def register() -> None:
     modules.install()
     _print_from_host()
     api.on_shutdown(port.forget)
+    telemetry.counters.add_source("pytorch", _C.stats)

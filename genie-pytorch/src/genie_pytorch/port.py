@@ -34,7 +34,6 @@ class Port:
         self._seeds: dict[int, int] = {}
         self._lock = threading.RLock()
         self._warned: set[str] = set()
-        self.kind: lower.Kind = "lazy_dag"
         self.upload_progress: Progress | None = None
 
     # --- engines
@@ -76,8 +75,8 @@ class Port:
 
     # --- called by the recorder
 
-    def prepare(self, device: int, segment: lower.Description) -> int:
-        graph = lower.to_graph(segment, self.kind)
+    def prepare(self, device: int, segment: lower.Description, whole: bool) -> int:
+        graph = lower.to_graph(segment, "fx" if whole else "lazy_dag")
         plan = self.engine(device).prepare(graph)
         self._graphs[device, plan] = graph
         return plan
