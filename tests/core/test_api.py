@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rows import Row, RowFrontend, Trace
+from structlog.testing import capture_logs
 
 import genie
 from genie import Device, runtime
@@ -148,16 +149,17 @@ def test_set_backend_before_and_after_the_first_use(world: World) -> None:
         genie.set_backend("nul1")
 
 
-def test_the_first_backend_that_can_be_had_is_taken(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_backend_that_can_be_had_is_taken(world: World) -> None:
     def refuse(settings: genie.Settings) -> NullBackend:
         raise BackendUnavailable("nobody there")
 
     genie.register_backend("other", refuse)
-    genie.init(backend="missing,other,null")
+    genie.settings()  # sets logs up
+    with capture_logs() as events:
+        genie.init(backend="missing,other,null")
     assert genie.device_count() == 2
-    err = capsys.readouterr().err
-    assert "missing" in err
-    assert "nobody there" in err
+    assert [event["backend"] for event in events] == ["missing", "other"]
+    assert "nobody there" in events[1]["error"]
 
 
 def test_the_last_ones_error_is_raised_when_none_can(world: World) -> None:
@@ -285,13 +287,38 @@ def test_annotate_runs_registered_patterns(world: World) -> None:
     assert "semantic_role" not in genie.annotate(graph()).get_node(0).metadata
 
 
-def test_a_pattern_that_cannot_be_made_hinders_nobody(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_analyzer_debug_logs_what_patterns_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sums(genie.PatternMatcher):
+        name = "sums"
+
+        def match(self, graph):  # type: ignore[no-untyped-def]
+            return [[node] for node in graph.nodes() if node.operation == "aten::add"]
+
+        def annotate(self, nodes):  # type: ignore[no-untyped-def]
+            return {node.id: {"semantic_role": "sum"} for node in nodes}
+
+    monkeypatch.setenv("GENIE_ANALYZER_DEBUG", "1")
+    genie.register_pattern(Sums())
+    try:
+        genie.settings()  # sets logs up
+        with capture_logs() as events:
+            genie.annotate(graph())
+    finally:
+        registry.unregister("pattern", "sums")
+    (event,) = [event for event in events if event["event"] == "label"]
+    assert (event["node"], event["operation"]) == (0, "aten::add.Tensor")
+    assert "sums" in event["reason"]
+
+
+def test_a_pattern_that_cannot_be_made_hinders_nobody(world: World) -> None:
+    genie.settings()  # sets logs up
     registry.register("pattern", "bad", lambda settings: 1 / 0)
     try:
-        assert len(genie.annotate(graph()).steps) == 2
+        with capture_logs() as events:
+            assert len(genie.annotate(graph()).steps) == 2
     finally:
         registry.unregister("pattern", "bad")
-    assert "bad" in capsys.readouterr().err
+    assert [event["pattern"] for event in events] == ["bad"]
 
 
 # --- run, compile, execute -----------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from genie import config, runtime
-from genie.annotate import annotate as _annotate
 from genie.device import Cluster, Device
 from genie.errors import CaptureError, ConfigError, SchedulingError
 from genie.graph import Graph, TensorSpec
@@ -121,7 +120,7 @@ def get_graph() -> Graph:
 
 def annotate(graph: Graph) -> Graph:
     """A new graph that says what its nodes mean, by all installed patterns."""
-    return _annotate(graph, runtime.current().patterns())
+    return runtime.current().annotated(graph)
 
 
 def execute_local(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:

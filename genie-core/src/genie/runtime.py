@@ -32,19 +32,18 @@ class DeviceEngine:
         device: Device,
         session: Session,
         scheduler: Scheduler,
-        patterns: Callable[[], Sequence[PatternMatcher]],
+        annotated: Callable[[Graph], Graph],
     ) -> None:
         self.device = device
         self.session = session
         self._scheduler = scheduler
-        self._patterns = patterns
+        self._annotated = annotated
 
     def prepare(self, graph: Graph) -> int:
         """Graph → annotate → schedule → verify → load. The plan's id in the session."""
         started = time.perf_counter_ns()
         verify_graph(graph)
-        annotated = annotate(graph, self._patterns())
-        plan = self._scheduler.schedule(annotated)
+        plan = self._scheduler.schedule(self._annotated(graph))
         verify_plan(plan)
         number = self.session.load(plan)
         telemetry.counters.add("graphs")
@@ -137,7 +136,7 @@ class Runtime:
                 device = self.device(index, key[0])
                 scheduler = self.scheduler((device,), key[2])
                 session = self._backends[key[0]].connect(device)
-                self._engines[key] = DeviceEngine(device, session, scheduler, self.patterns)
+                self._engines[key] = DeviceEngine(device, session, scheduler, self.annotated)
             return self._engines[key]
 
     def executor(self, index: int = 0, backend: str = "") -> Executor:
@@ -172,6 +171,16 @@ class Runtime:
                     log.warning("pattern left out", pattern=name, error=error.message)
             self._patterns = (version, tuple(made))
             return self._patterns[1]
+
+    def annotated(self, graph: Graph) -> Graph:
+        """The graph annotated by all patterns; with ``analyzer_debug`` what they matched is logged."""
+        annotated = annotate(graph, self.patterns())
+        if self.settings.analyzer_debug:
+            for node in annotated.steps:
+                for found in node.semantics.evidence if node.semantics is not None else ():
+                    facts = {"label": found.label, "source": found.source, "reason": found.reason}
+                    log.info("label", node=node.id, operation=node.target, **facts)
+        return annotated
 
     def sessions(self) -> list[Session]:
         with self._lock:
@@ -258,7 +267,7 @@ def set_log_level(level: str) -> None:
     with _lock:
         runtime = current()
         runtime.resolved = config.replace(runtime.resolved, log_level=level)
-        telemetry.configure(runtime.settings.log_level, runtime.settings.log_json)
+        _configure_logs(runtime.settings)
 
 
 def shutdown() -> None:
@@ -335,12 +344,18 @@ def _frontend(name: str, settings: config.Settings) -> Frontend:
 def _install(runtime: Runtime) -> Runtime:
     global _current
     _hook_process()
-    settings = runtime.settings
-    telemetry.configure(settings.log_level, settings.log_json)
+    _configure_logs(runtime.settings)
     before, _current = _current, runtime
     if before is not None:
         before.close()
     return runtime
+
+
+def _configure_logs(settings: config.Settings) -> None:
+    # Who asks for a log must see it.
+    asked = settings.log_intercepts or settings.analyzer_debug
+    level = "INFO" if asked and settings.log_level != "DEBUG" else settings.log_level
+    telemetry.configure(level, settings.log_json)
 
 
 def _same(runtime: Runtime, wanted: Mapping[str, Any]) -> Runtime:

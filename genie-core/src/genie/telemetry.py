@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Number: TypeAlias = int | float
 Source: TypeAlias = Callable[[], Mapping[str, Number]]
 
-_configured_by_us = False
+_applied: tuple[str | None, bool] | None = None  # what we configured structlog for, if we did
 _level: str | None = None
 _json = False
 
@@ -52,15 +52,16 @@ class Logger:
 
 
 def _apply() -> None:
-    global _configured_by_us
+    global _applied
     import structlog
 
-    if _level is None:  # nothing has started yet: what a program sees before is structlog's default, or its own
+    wanted = (_level, _json)
+    if _level is None or wanted == _applied:  # nothing has started yet, or nothing has changed
         return
+    if structlog.is_configured() and _applied is None:
+        return
+    _applied = wanted
     level, json = _level, _json
-    if structlog.is_configured() and not _configured_by_us:
-        return
-    _configured_by_us = True
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if json
