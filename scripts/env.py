@@ -43,9 +43,17 @@ def check() -> None:
         missing.append("Python's headers: `apt install python3-dev`")
     compiler = os.environ.get("CXX", "g++").split()[0]
     if shutil.which(compiler) is None:
-        missing.append(f"a C++17 compiler ({compiler!r} is not on the PATH): `apt install g++`, or set CXX")
+        missing.append(f"a C++20 compiler ({compiler!r} is not on the PATH): `apt install g++`, or set CXX")
+    elif not speaks_cpp20(compiler):
+        missing.append(f"a C++20 compiler ({compiler!r} is older): `apt install g++`, or set CXX")
     if missing:
         sys.exit("Genie can't be built here. Missing:\n" + "".join(f"  - {each}\n" for each in missing))
+
+
+def speaks_cpp20(compiler: str) -> bool:
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    source = b"#include <concepts>\n#include <span>\nint main() {}\n"
+    return subprocess.run(command, input=source, capture_output=True, check=False).returncode == 0
 
 
 def digest(files: Iterable[Path], *texts: str) -> str:
