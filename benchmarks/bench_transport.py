@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from genie import telemetry
 from genie.bindings import Prediction
 from genie.graph import TensorSpec
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
@@ -28,7 +29,7 @@ from genie.schedule import Scheduler
 from genie.testing import NullBackend, single
 from genie_backend_tcp import TcpTransport
 
-_ASK = struct.Struct("<BQ")  # 0: echo, 1: take so many bytes, 2: give so many
+_ASK = struct.Struct("<BQ")  # 0: echo, 1: take so many bytes, 2: give so many, 3: change links, 4: as 1, new memory
 _SPEC = TensorSpec((16,), "float32")  # 64 bytes
 
 
@@ -72,6 +73,9 @@ def _raw_peer(path: str) -> None:
         elif kind == 1:
             _read(active, memoryview(memory)[:size])
             active.sendall(b"k")
+        elif kind == 4:
+            _read(active, memoryview(bytearray(size)))
+            active.sendall(b"k")
         elif kind == 2:
             _send(active, memoryview(memory)[:size])
         else:
@@ -80,6 +84,7 @@ def _raw_peer(path: str) -> None:
 
 
 def _node() -> None:
+    telemetry.configure("WARNING", False)
     with NodeServer(NullBackend(memory_bytes=4 << 30), TcpTransport(), "127.0.0.1:0", content_bytes=1 << 30) as node:
         print(node.address, flush=True)
         sys.stdin.read()
@@ -109,10 +114,11 @@ class Raw:
             _read(sock, memoryview(small))
         return (time.perf_counter() - start) / count * 1e6
 
-    def up(self, number: int, data: bytearray) -> float:
+    def up(self, number: int, data: bytearray, fresh: bool = False) -> float:
+        """``fresh``: into memory asked for now, as every value on a node is, not into memory used before."""
         sock = self.link(number)
         start = time.perf_counter()
-        sock.sendall(_ASK.pack(1, len(data)))
+        sock.sendall(_ASK.pack(4 if fresh else 1, len(data)))
         _send(sock, data)
         sock.recv(1)
         return len(data) / (time.perf_counter() - start) / 1e9
@@ -232,8 +238,9 @@ def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, floa
                             ("raw echo µs", lambda n=number: raw.echo(n, count)),  # type: ignore[misc]
                             ("fetch µs", lambda g=genie: g.fetch(count)),  # type: ignore[misc]
                             ("op+fetch µs", lambda g=genie: g.operation(count)),  # type: ignore[misc]
-                            ("issue µs", lambda g=genie: g.issue(count)),  # type: ignore[misc]
+                            ("issue µs", lambda g=genie: g.issue(100)),  # type: ignore[misc]
                             ("raw up GB/s", lambda n=number: raw.up(n, data)),  # type: ignore[misc]
+                            ("raw up, fresh GB/s", lambda n=number: raw.up(n, data, fresh=True)),  # type: ignore[misc]
                             ("up GB/s", lambda g=genie: g.up(data)),  # type: ignore[misc]
                             ("raw down GB/s", lambda n=number: raw.down(n, out)),  # type: ignore[misc]
                             ("down GB/s", lambda g=genie: g.down(data, out)),  # type: ignore[misc]
@@ -270,6 +277,7 @@ def main() -> None:
     for row in result.values():
         row["fetch / echo"] = row["fetch µs"] / row["raw echo µs"]
         row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]
+        row["up / raw, fresh"] = row["up GB/s"] / row["raw up, fresh GB/s"]
         row["down / raw"] = row["down GB/s"] / row["raw down GB/s"]
     if options.json:
         print(json.dumps(result, ensure_ascii=False))

@@ -17,6 +17,7 @@ from genie_backend_tcp.address import SocketAddress, resolve, spell
 
 _BACKLOG = 128
 _DONTWAIT = socket.MSG_DONTWAIT
+_LONGEST_SIT_OUT = 6  # as a power of two
 
 
 class TcpConnection:
@@ -31,6 +32,8 @@ class TcpConnection:
         self._sock = sock
         self._stall = stall_timeout
         self._spin = spin_us * 1e-6
+        self._vain = 0  # polls in a row that brought nothing
+        self._sit_out = 0  # receptions not to poll for
         self._receive_timeout = 0.0
         self._assembler = Assembler(limits)
         sock.setblocking(True)
@@ -86,15 +89,26 @@ class TcpConnection:
             raise
 
     def _read(self, space: memoryview) -> int:
-        if self._spin:
-            # A sleeping receiver is woken about 30 µs late; whoever is asked often answers sooner than that.
-            deadline = time.perf_counter() + self._spin
-            while True:
-                try:
-                    return self._sock.recv_into(space, 0, _DONTWAIT)
-                except BlockingIOError:
-                    if time.perf_counter() > deadline:
-                        break
+        if not self._spin:
+            return self._sock.recv_into(space)
+        # A sleeping receiver is woken about 30 µs late; whoever is asked often answers sooner than that. Where it does
+        # not (long work, busy cores) polling would take the core from somebody: after each vain try, twice as many
+        # receptions are slept through.
+        if self._sit_out:
+            self._sit_out -= 1
+            return self._sock.recv_into(space)
+        deadline = time.perf_counter() + self._spin
+        while True:
+            try:
+                count = self._sock.recv_into(space, 0, _DONTWAIT)
+            except BlockingIOError:
+                if time.perf_counter() > deadline:
+                    break
+            else:
+                self._vain = 0
+                return count
+        self._vain = min(self._vain + 1, _LONGEST_SIT_OUT)
+        self._sit_out = (1 << self._vain) - 1
         return self._sock.recv_into(space)
 
     def _set_receive_timeout(self, seconds: float) -> None:

@@ -117,7 +117,12 @@ class NodeServer:
         """Take no more sessions and wait for those there are. Whether all ended in time."""
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: not self._sessions, timeout)
+        return self.wait_for_sessions(0, timeout)
+
+    def wait_for_sessions(self, most: int, timeout: float) -> bool:
+        """Wait until there are at most so many. Whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._sessions) <= most, timeout)
 
     def close(self) -> None:
         """End everything now: clients see a lost connection, their memory is freed."""
@@ -315,7 +320,10 @@ class NodeServer:
         except ConfigError as error:
             if isinstance(self._wanted_local, str):
                 raise
-            log.info("no Unix socket", transport=self._transport.name, reason=error.message)
+            log.debug("no Unix socket", transport=self._transport.name, reason=error.message)
+            if self._directory is not None:
+                os.rmdir(self._directory)
+                self._directory = None
             return
         self._listeners.append(listener)
         self.local_address = listener.address

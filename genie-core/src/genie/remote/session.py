@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, TypeVar
 
 import blake3
 
@@ -33,6 +33,8 @@ from genie.interfaces import Buffer, Connection
 from genie.plan import ExecutionPlan
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
+
+_T = TypeVar("_T")
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -139,7 +141,7 @@ class RemoteSession:
         digest = blake3.blake3(view, max_threads=threads).digest()
         self._traffic["weights_offered"] += 1
         answer, _ = self._ask(Kind.UPLOAD_BEGIN, messages.put_chunk(digest, size), Kind.HELD)
-        held, direct = messages.get_held(answer)
+        held, direct = self._read(messages.get_held, answer)
         if direct:
             self._upload(handle, spec, view)
             return
@@ -150,13 +152,16 @@ class RemoteSession:
         self._queue(Kind.UPLOAD_COMMIT, messages.put_commit(digest, handle, spec))
         if held == size:
             self._traffic["weights_known"] += 1
-        elif held:
+            return
+        self._flush()  # other clients may have it once it is committed
+        if held:
             # The first part is somebody's earlier upload; only the whole proves whether it was the right one.
             try:
                 self._ask(Kind.DESCRIBE, messages.HANDLE.pack(handle), Kind.SPEC)
             except ProtocolError:
                 if self._ended is not None:
                     raise
+                self._queue(Kind.FREE, messages.put_handles((handle,)))
                 self._upload(handle, spec, view)
 
     def free(self, handles: Sequence[int]) -> None:
@@ -190,7 +195,7 @@ class RemoteSession:
                 answer, data = self._ask(Kind.FETCH, payload, Kind.VALUE)
             finally:
                 self._target = None
-            spec, size = self._spec(answer)
+            spec, size = self._read(self._spec, answer)
             if data is None or size != len(data):
                 self._fail(ProtocolError("the node sent a value of another size than it says", where=self._node))
             return HostValue(spec, data)
@@ -210,7 +215,7 @@ class RemoteSession:
     def describe(self, handle: int) -> TensorSpec:
         with self._lock:
             answer, _ = self._ask(Kind.DESCRIBE, messages.HANDLE.pack(handle), Kind.SPEC)
-            return messages.get_spec(answer)
+            return self._read(messages.get_spec, answer)
 
     def generator_state(self, generator: int) -> bytes:
         with self._lock:
@@ -236,7 +241,7 @@ class RemoteSession:
         counters: dict[str, int] = {}
         with self._lock, contextlib.suppress(BackendError):
             answer, _ = self._ask(Kind.STATS, b"", Kind.COUNTERS)
-            counters = messages.get_counters(answer)
+            counters = self._read(messages.get_counters, answer)
         return {**counters, **self._traffic}
 
     def close(self) -> None:
@@ -336,6 +341,12 @@ class RemoteSession:
         data = memoryview(message.buffers[0])
         self._traffic["bytes_received"] += len(data)
         return body, data
+
+    def _read(self, reader: Callable[[memoryview], _T], answer: memoryview) -> _T:
+        try:
+            return reader(answer)
+        except (ProtocolError, LimitExceeded) as error:
+            self._fail(ProtocolError(error.message, where=self._node))
 
     def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
         seq, kind, _ = frames.single(header)
