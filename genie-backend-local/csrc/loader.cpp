@@ -130,6 +130,7 @@ class Loader {
   void load_step(const py::handle& node) {
     const auto operation = node.attr("operation").cast<std::string>();
     const auto overload = node.attr("overload").cast<std::string>();
+    const auto number = std::to_string(plan_->steps.size());
     try {
       plan_->steps.push_back({find_operator(operation, overload, device_.type()), {}, {}, {}, {}, source(node), device_});
       load_arguments(node.attr("args"));
@@ -137,7 +138,7 @@ class Loader {
     } catch (const Refused& refused) {
       throw Refused(
           refused.kind,
-          "step " + std::to_string(plan_->steps.size() - 1) + " (" + operation +
+          "step " + number + " (" + operation +
               (overload.empty() ? "" : "." + overload) + "): " + refused.what());
     }
   }
@@ -293,8 +294,8 @@ class Loader {
     try {
       const auto scalar = is_bool ? c10::Scalar(number.ptr() == Py_True) : number_of(number).toScalar();
       return scalar_tensor(scalar, *dtype, wrapped);
-    } catch (const c10::Error& error) {
-      wrong(error.what_without_backtrace());
+    } catch (const std::exception& error) {
+      wrong(first_line(error.what()));
     }
   }
 

@@ -93,11 +93,11 @@ void Plan::patch(size_t parameter, uint64_t word) {
         } else {
           argument.scalars[patch.item] = std::move(tensor);
         }
-      } catch (const c10::Error& error) {
+      } catch (const std::exception& error) {
         throw Refused(
             Refusal::protocol,
             "parameter " + std::to_string(parameter) + " of " + steps[patch.step].op->name + ": " +
-                error.what_without_backtrace());
+                first_line(error.what()));
       }
       break;
   }

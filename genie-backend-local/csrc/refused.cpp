@@ -8,10 +8,6 @@
 namespace genie_local {
 namespace {
 
-std::string first_line(std::string text) {
-  return text.substr(0, text.find('\n'));
-}
-
 // The CPU allocator reports exhaustion as a plain error.
 bool is_exhaustion(const std::string& message) {
   return message.find("DefaultCPUAllocator: not enough memory") != std::string::npos ||
@@ -27,6 +23,10 @@ Failure from_python(pybind11::error_already_set& error) {
 }
 
 }  // namespace
+
+std::string first_line(const std::string& text) {
+  return text.substr(0, text.find('\n'));
+}
 
 Failure current_failure() {
   Failure failure;

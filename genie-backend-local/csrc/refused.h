@@ -37,6 +37,8 @@ class Poisoned : public std::exception {
   const FailurePtr failure;
 };
 
+std::string first_line(const std::string& text);
+
 // The exception in flight, for a catch (...) block.
 Failure current_failure();
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import attrs
+import msgspec
 import structlog
 
 from genie import plan as plans
 from genie.device import Device
-from genie.graph import Graph, TensorSpec
+from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.plan import ExecutionPlan
 from genie_backend_local.native import NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
+_encode = msgspec.msgpack.Encoder().encode
 _WORD = (1 << 64) - 1
 
 
@@ -51,15 +54,16 @@ class LocalSession:
     def __init__(self, device: Device, session: NativeSession) -> None:
         self.device = device
         self._native = session
-        self._plans: dict[Graph, int] = {}
+        self._plans: dict[bytes, int] = {}  # by content: in Python 1 == 1.0 == True, in a graph they differ
 
     def load(self, plan: ExecutionPlan) -> int:
         plans.verify(plan)
-        known = self._plans.get(plan.graph)
+        content = hashlib.blake2b(_encode(plan.graph), digest_size=16).digest()
+        known = self._plans.get(content)
         if known is None:
             known = len(self._plans)
             self._native.load(known, plan.graph)
-            self._plans[plan.graph] = known
+            self._plans[content] = known
         return known
 
     def execute(self, plan: int, bindings: Buffer) -> None:

@@ -1,0 +1,212 @@
+"""Liveness, accounting, and memory that several look at."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from local.both import Both, Program, bits, tensor_of
+
+from genie.errors import NodeError, OutOfMemory
+from genie.graph import Many, TensorSpec
+from genie_backend_local import LocalBackend, LocalSession
+
+KB = torch.zeros(256)  # 1 KiB
+
+
+def live(session: LocalSession) -> int:
+    return session.stats()["memory_bytes"]
+
+
+def peak(session: LocalSession) -> int:
+    return session.stats()["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize(("donated", "most"), [(False, 3), (True, 2)])
+def test_a_chain_needs_two_values_at_a_time(both: Both, donated: bool, most: int) -> None:
+    program = Program()
+    x = program.input(KB, donated=donated)
+    for _ in range(10):
+        x = program.call("aten::neg", x)
+    both.execute(program.graph(x), [both.put(KB)])
+    assert peak(both.session) == most * 1024
+    assert live(both.session) == (1 if donated else 2) * 1024
+
+
+def test_views_share_and_the_last_one_frees(both: Both) -> None:
+    program = Program()
+    x = program.input(KB)
+    parts = program.calls("aten::split.Tensor", 4, program.call("aten::neg", x), 64, 0)
+    handle = both.put(KB)
+    first, *others = both.execute(program.graph(*parts), [handle])
+    assert live(both.session) == 2 * 1024  # the base is kept by its parts
+    both.session.free([handle, *others])
+    assert live(both.session) == 1024
+    both.session.free([first, 12345])  # what is not there is freed already
+    assert live(both.session) == 0
+    assert both.session.stats()["values"] == 0
+
+
+def test_resized_and_replaced_storages_are_counted(both: Both) -> None:
+    program = Program()
+    x, y, source = program.input(KB), program.input(KB), program.input(torch.zeros(1024))
+    program.write("aten::resize_", x, Many((512,)), to=[x])
+    program.write("aten::set_.source_Tensor", y, source, to=[y])
+    handles = [both.put(tensor) for tensor in program.given]
+    both.execute(program.graph(), handles)
+    assert live(both.session) == (2 + 4) * 1024
+    both.session.free(handles[2:])
+    assert live(both.session) == (2 + 4) * 1024
+    both.session.free(handles)
+    assert live(both.session) == 0
+
+
+def test_unused_results_and_unused_donations_go_at_once(both: Both) -> None:
+    program = Program()
+    x = program.input(KB)
+    program.input(KB, donated=True)
+    program.call("aten::neg", x)
+    y = program.call("aten::exp", x)
+    both.execute(program.graph(y), [both.put(KB), both.put(KB)])
+    assert live(both.session) == 2 * 1024
+
+
+def test_failures_leave_nothing_behind(both: Both) -> None:
+    program = Program()
+    x = program.input(KB, donated=True)
+    y = program.call("aten::neg", x)
+    bad = program.call("aten::view", y, Many((7,)))
+    more = program.call("aten::cat", Many((y, bad)), 0)
+    both.session.free(both.execute(program.graph(more), [both.put(KB)]))
+    assert live(both.session) == 0
+    assert both.session.stats()["values"] == 0
+
+
+def test_what_was_fetched_does_not_change_any_more(both: Both) -> None:
+    program = Program()
+    x = program.input(torch.arange(4.0))
+    view = program.call("aten::view", x, Many((2, 2)))
+    program.write("aten::add_.Scalar", view, 1, 1, to=[view])
+    graph = program.graph()
+    handle = both.put(program.given[0])
+    fetched = []
+    for _ in range(3):
+        fetched.append(both.session.fetch(handle).data)
+        both.execute(graph, [handle])
+    both.check(handle)
+    for k, data in enumerate(fetched):
+        assert bytes(data) == bits(torch.arange(4.0) + k)
+    assert fetched[0].readonly
+
+
+def test_a_fetched_value_outlives_its_handle_and_session(both: Both) -> None:
+    handle = both.put(torch.arange(1000.0))
+    data = both.session.fetch(handle).data
+    both.session.free([handle])
+    both.session.close()
+    gc.collect()
+    assert bytes(data) == bits(torch.arange(1000.0))
+
+
+def test_a_fetch_of_a_contiguous_value_copies_nothing(session: LocalSession) -> None:
+    session.upload(1, TensorSpec((1 << 20,), "uint8"), bytes(1 << 20))
+    one, two = session.fetch(1).data, session.fetch(1).data
+    assert torch.frombuffer(one, dtype=torch.uint8).data_ptr() == torch.frombuffer(two, dtype=torch.uint8).data_ptr()
+
+
+def test_uploads_are_taken_when_the_call_returns(session: LocalSession) -> None:
+    data = bytearray(b"abcd")
+    session.upload(1, TensorSpec((4,), "uint8"), data, shared=True)
+    data[:] = b"wxyz"
+    assert bytes(session.fetch(1).data) == b"abcd"
+
+
+def test_bytes_received_into_place(session: LocalSession) -> None:
+    allocation = session.allocate(TensorSpec((2, 2), "int16"))
+    assert allocation.data.nbytes == 8
+    assert not allocation.data.readonly
+    assert live(session) == 0
+    allocation.data[:] = bytes(range(8))
+    allocation.commit(5)
+    assert bytes(session.fetch(5).data) == bytes(range(8))
+    assert session.describe(5) == TensorSpec((2, 2), "int16")
+    assert live(session) == 8
+    with pytest.raises(NodeError, match="taken"):
+        session.allocate(TensorSpec((1,), "uint8")).commit(5)
+
+
+def test_an_allocation_is_limited() -> None:
+    backend = LocalBackend(memory_limit_gb=1e-6)
+    with pytest.raises(OutOfMemory):
+        backend.connect(backend.devices()[-1]).allocate(TensorSpec((1 << 50,), "uint8"))
+    backend.close()
+
+
+def test_sessions_share_memory_until_one_writes(backend: LocalBackend) -> None:
+    one, two = (Both(backend.connect(backend.devices()[-1])) for _ in range(2))
+    weights = torch.arange(8.0).reshape(2, 4)
+    mine = one.put(weights)
+    program = Program()
+    turned = program.call("aten::t", program.input(weights))
+    (view,) = one.execute(program.graph(turned), [mine])
+    shared = one.session.share(view)
+    assert (shared.spec, shared.nbytes) == (TensorSpec((4, 2), "float32", (1, 4)), 32)
+    two.session.adopt(1, shared)
+    two.session.adopt(2, shared)
+    two._next = 2
+    for handle in (1, 2):
+        two.reference.values[handle] = weights.t().clone(memory_format=torch.preserve_format)
+    two.check(1, 2)
+    write = Program()
+    x = write.input(weights.t())
+    write.write("aten::mul_.Scalar", x, 2.0, to=[x])
+    two.execute(write.graph(), [1])
+    two.check(1, 2)
+    one.check(mine, view)
+    one.execute(write.graph(), [view])
+    one.check(mine, view)
+    two.check(1, 2)
+    one.session.close()
+    two.check(1, 2)
+    with pytest.raises(NodeError, match="taken"):
+        two.session.adopt(1, shared)
+
+
+def test_batch_norm_s_silent_writes_do_not_reach_others(backend: LocalBackend) -> None:
+    one, two = (Both(backend.connect(backend.devices()[-1])) for _ in range(2))
+    mean = one.put(torch.zeros(3))
+    two.session.adopt(100, one.session.share(mean))
+    program = Program()
+    x, running, variance = program.input(torch.rand(4, 3)), program.input(torch.zeros(3)), program.input(torch.ones(3))
+    out = program.calls("aten::native_batch_norm", 3, x, None, None, running, variance, True, 0.5, 1e-5)
+    handles = [two.put(program.given[0]), 100, two.put(program.given[2])]
+    two.execute_native(program.graph(*out), handles)
+    assert tensor_of(two.session.fetch(100)).abs().max() > 0
+    one.check(mean)
+
+
+def test_conjugates_come_home_resolved(both: Both) -> None:
+    x = torch.tensor([1 + 2j, 3 - 4j])
+    program = Program()
+    lazy = program.call("aten::_conj", program.input(x))
+    imaginary = program.call("aten::_neg_view", lazy)
+    both.run(program, lazy, imaginary)
+
+
+def test_an_unaligned_out_is_filled(both: Both) -> None:
+    program = Program()
+    turned = program.call("aten::t", program.input(torch.arange(6.0).reshape(2, 3)))
+    (handle,) = both.execute(program.graph(turned), [both.put(program.given[0])])
+    out = memoryview(bytearray(25))[1:]
+    both.session.fetch(handle, out)
+    assert bytes(out) == bits(torch.arange(6.0).reshape(2, 3).t())
+
+
+def test_warnings_stay_off_standard_error(both: Both, capfd: pytest.CaptureFixture[str]) -> None:
+    program = Program()
+    x, out = program.input(torch.zeros(3)), program.input(torch.zeros(2))
+    program.write("aten::neg.out", x, out, to=[out])
+    both.execute_native(program.graph(), [both.put(tensor) for tensor in program.given])
+    assert capfd.readouterr().err == ""
+    assert both.session.fetch(2).spec.shape == (3,)
