@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import blake3
 import pytest
@@ -138,9 +139,19 @@ def test_what_another_client_left_is_not_believed(node: Node, content: bytes) ->
 
 
 def test_two_clients_upload_the_same_at_once(node: Node, content: bytes) -> None:
+    """The one who comes second waits for the first, and sends nothing."""
+    callers = [node.client() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda caller: _upload(caller, content), callers, timeout=30))
+    assert sorted(sent > _SIZE for _, sent in found) == [False, False, True]
+    assert all(_holds(caller, handle, content) for caller, (handle, _) in zip(callers, found, strict=True))
+
+
+def test_nobody_waits_for_a_client_that_stands_still(node: Node, content: bytes) -> None:
     half = _HalfAClient(node, content)
     half.begin()
     half.chunk(0)
+    half.settle()
     caller = node.client()
     handle, sent = _upload(caller, content)
     assert sent > _SIZE

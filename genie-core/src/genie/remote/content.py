@@ -1,7 +1,8 @@
 """What a node remembers of uploads: contents by digest, in host memory.
 
-Every session gets a copy of its own, made on the node; so a program may write into its weights and no other session
-sees it, and no content ever crosses the wire twice. Partial contents outlive their connection for a while, so that
+Sessions get their values from here: copies, or, where the backend can, one memory that the first who writes copies.
+Either way a program may write into its weights and no other session sees it, and no content crosses the wire twice.
+Partial contents outlive their connection for a while, so that
 an interrupted upload goes on where it stopped.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from weakref import WeakValueDictionary
 
 import attrs
 import blake3
@@ -19,6 +21,7 @@ from genie.errors import ProtocolError
 from genie.remote.memory import room
 
 _MANY_THREADS = 1 << 20
+_LONGEST_WAIT = 10.0  # s, well below any client's own deadline
 
 
 @attrs.define(eq=False)
@@ -30,6 +33,8 @@ class _Entry:
     writer: str = ""  # the session that is sending it
     users: set[str] = attrs.field(factory=set)  # sessions between their offer and their commit
     touched: float = 0.0
+    # Values made of it, by device and spec, as long as a session has them: device memory is not the store's to keep.
+    values: WeakValueDictionary[Hashable, object] = attrs.field(factory=WeakValueDictionary)
 
     @property
     def busy(self) -> bool:
@@ -38,28 +43,35 @@ class _Entry:
 
 class ContentStore:
     """Contents within ``budget`` bytes, the least recently used go first; partial ones nobody is sending go after
-    ``partial_seconds``. Sessions are named by any string."""
+    ``partial_seconds``; ``patience`` (s) is how long another session's sending may stand still. Sessions are named by any string."""
 
     def __init__(
-        self, budget: int, partial_seconds: float = 600.0, clock: Callable[[], float] = time.monotonic
+        self,
+        budget: int,
+        partial_seconds: float = 600.0,
+        patience: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
         self._partial_seconds = partial_seconds
+        self._patience = patience
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._used = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._hits = 0
 
     def begin(self, session: str, digest: bytes, size: int) -> int | None:
         """How much of the content is here already; the rest is ``session``'s to send.
 
-        ``None``: it cannot be kept now (too large, or another session is sending it): upload it directly.
+        While another session is sending it, waits for that; not for one that stands still, nor for ever.
+        ``None``: it cannot be kept now: upload it directly.
         """
         with self._lock:
             self._expire()
+            self._await_writer(session, digest)
             entry = self._entries.get(digest)
-            if entry is not None and (len(entry.data) != size or (entry.writer and entry.writer != session)):
+            if entry is not None and (len(entry.data) != size or entry.writer not in ("", session)):
                 return None
             if entry is None:
                 if not self._make_room(size):
@@ -96,6 +108,7 @@ class ContentStore:
         with self._lock:
             entry.held = start + size
             self._touch(digest, entry)
+            self._lock.notify_all()
 
     def take(self, session: str, digest: bytes) -> memoryview:
         """The whole content, verified; it stays until :meth:`done`. Raises :class:`ProtocolError`."""
@@ -107,13 +120,35 @@ class ContentStore:
                 if entry.held < len(entry.data):
                     raise ProtocolError(f"a content was committed with {entry.held} of {len(entry.data)} bytes sent")
                 if entry.hasher.digest() != digest:
+                    entry.writer = ""
                     self._remove(digest)
+                    self._lock.notify_all()
                     raise ProtocolError("a content does not have the digest it was announced with")
                 entry.verified = True
                 entry.writer = ""
                 entry.users.add(session)
+                self._lock.notify_all()
             self._touch(digest, entry)
             return entry.data.toreadonly()
+
+    def value(self, digest: bytes, key: Hashable) -> object | None:
+        """What :meth:`keep` was given, if a session still has it."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            return None if entry is None else entry.values.get(key)
+
+    def keep(self, digest: bytes, key: Hashable, value: object) -> None:
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.verified:
+                entry.values[key] = value
+
+    def replace(self, digest: bytes, data: memoryview) -> None:
+        """The same bytes, in memory that is needed anyway and that nobody writes."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.verified and len(data) == len(entry.data):
+                entry.data = data
 
     def done(self, session: str, digest: bytes) -> None:
         with self._lock:
@@ -129,6 +164,7 @@ class ContentStore:
                 if entry.writer == session:
                     entry.writer = ""
                     entry.touched = self._clock()
+                    self._lock.notify_all()
             for digest in [digest for digest, entry in self._entries.items() if not entry.held and not entry.busy]:
                 self._remove(digest)
 
@@ -144,6 +180,17 @@ class ContentStore:
                 "content_partial": sum(not entry.verified for entry in self._entries.values()),
                 "content_hits": self._hits,
             }
+
+    def _await_writer(self, session: str, digest: bytes) -> None:
+        deadline = time.monotonic() + _LONGEST_WAIT
+        while time.monotonic() < deadline:
+            entry = self._entries.get(digest)
+            if entry is None or entry.writer in ("", session):
+                return
+            held = entry.held
+            self._lock.wait_for(lambda: entry.writer == "" or entry.held > held, self._patience)  # noqa: B023
+            if entry.writer and entry.held == held:
+                return
 
     def _sent_by(self, session: str, digest: bytes) -> _Entry:
         entry = self._entries.get(digest)

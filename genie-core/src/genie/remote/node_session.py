@@ -35,12 +35,32 @@ _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
 
+class Allocation(Protocol):
+    """Memory for a value to come; dropped without :meth:`commit`, it is gone."""
+
+    @property
+    def data(self) -> memoryview: ...
+
+    def commit(self, handle: int) -> None: ...
+
+
 @runtime_checkable
 class Allocating(Protocol):
-    """A local session that lets a value be received where it will live."""
+    """A local session may let values be received where they will live."""
 
-    def allocate(self, handle: int, spec: TensorSpec) -> memoryview | None:
-        """A new contiguous value and its memory, writable until the next call; ``None`` if the host can't write it."""
+    def allocate(self, spec: TensorSpec) -> Allocation: ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A local session may use one memory with the others on its device, copied by the first that writes into it.
+
+    Memory that ``fetch`` gave is not written either as long as it is held.
+    """
+
+    def share(self, handle: int) -> object: ...
+
+    def adopt(self, handle: int, value: object) -> None: ...
 
 
 class _Refused(Exception):
@@ -77,7 +97,8 @@ class NodeSession:
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
-        self._allocated = 0  # the handle whose memory is being received into, if the backend offered it
+        self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
+        self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
         self._work: dict[int, Callable[[memoryview], None]] = {
             Kind.LOAD_PLAN: self._load,
             Kind.UPLOAD: self._upload,
@@ -110,6 +131,8 @@ class NodeSession:
         finally:
             self._dialogue.close()
             self._connection.close()
+            self._shared.clear()
+            self._allocation = None
             self._store.release(self.name)
             try:
                 self._session.close()
@@ -158,7 +181,7 @@ class NodeSession:
     def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
-        self._allocated = 0
+        self._allocation = None
         seq, kind, body = frames.single(header)
         (size,) = sizes
         if kind == Kind.UPLOAD:
@@ -166,7 +189,7 @@ class NodeSession:
             if rest or messages.spec_bytes(spec, self._limits) != size:
                 raise ProtocolError(f"{size} bytes of data for a value of shape {spec.shape}, {spec.dtype}")
             try:
-                return [self._memory_of(handle, spec, size)]
+                return [self._memory_of(spec, size)]
             except (GenieError, MemoryError) as error:
                 # The client goes on: its data is received and dropped, and the handle tells why when it is looked at.
                 self._dialogue.numbered(seq)
@@ -181,12 +204,10 @@ class NodeSession:
             return [room(size)]
         raise ProtocolError(f"record kind {kind} takes no bulk data")
 
-    def _memory_of(self, handle: int, spec: TensorSpec, size: int) -> memoryview:
+    def _memory_of(self, spec: TensorSpec, size: int) -> memoryview:
         if isinstance(self._session, Allocating):
-            target = self._session.allocate(handle, spec)
-            if target is not None:
-                self._allocated = handle
-                return target
+            self._allocation = self._session.allocate(spec)
+            return self._allocation.data
         if size > self._capacity:
             raise OutOfMemory(
                 f"a value of {size} bytes does not fit: the device has memory for {self._capacity}",
@@ -198,9 +219,8 @@ class NodeSession:
     def _bulk(self, record: tuple[int, memoryview], data: Buffer) -> None:
         kind, body = record
         if kind == Kind.UPLOAD:
-            if not self._allocated:
-                handle, spec, _ = messages.get_value(body)
-                self._take(handle, spec, data)
+            handle, spec, _ = messages.get_value(body)
+            self._take(handle, spec, data)
         elif kind == Kind.UPLOAD_CHUNK:
             digest, _ = messages.get_chunk(body)
             self._store.received(self.name, digest, len(data))
@@ -230,8 +250,12 @@ class NodeSession:
         self._take(handle, spec, data)
 
     def _take(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
+        allocation, self._allocation = self._allocation, None
         try:
-            self._session.upload(handle, spec, data)
+            if allocation is not None:
+                allocation.commit(handle)
+            else:
+                self._session.upload(handle, spec, data)
         except (GenieError, MemoryError) as error:
             self._fail(handle, error)
 
@@ -242,14 +266,35 @@ class NodeSession:
             content = self._store.take(self.name, digest)
             if len(content) != size:
                 raise ProtocolError(f"a content of {len(content)} bytes for a value of {size}")
-            self._session.upload(handle, spec, content)
+            self._use(digest, handle, spec, content)
         except (GenieError, MemoryError) as error:
             self._fail(handle, error)
         finally:
             self._store.done(self.name, digest)
 
+    def _use(self, digest: bytes, handle: int, spec: TensorSpec, content: memoryview) -> None:
+        """A value from content that is here: the memory others of this device have of it, or a copy."""
+        session = self._session
+        if not isinstance(session, Sharing):
+            session.upload(handle, spec, content)
+            return
+        key = (self.device.id, spec)
+        value = self._store.value(digest, key)
+        if value is not None:
+            session.adopt(handle, value)
+        else:
+            session.upload(handle, spec, content)
+            value = session.share(handle)
+            self._store.keep(digest, key, value)
+            if self.device.kind == "cpu":  # one memory is enough
+                self._store.replace(digest, flat(session.fetch(handle).data))
+        self._shared[handle] = value
+
     def _free(self, body: memoryview) -> None:
         handles = messages.get_handles(body)
+        if self._shared:
+            for handle in handles:
+                self._shared.pop(handle, None)
         if self._failed:
             for handle in handles:
                 self._failed.pop(handle, None)

@@ -135,23 +135,22 @@ class NullSession:
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         self._check_open()
         view = flat(data)
-        if handle in self._values or handle <= 0:
-            raise NodeError(f"handle {handle} is in use or none", where=self.device.id)
         if len(view) != nbytes(spec):
             raise NodeError(f"{len(view)} bytes for a value of {nbytes(spec)}", where=self.device.id)
         self._reserve(len(view))
-        self._values[handle] = _Value(TensorSpec(tuple(spec.shape), spec.dtype), _Storage(_copy(view)))
-        self._account()
+        self.bind(handle, TensorSpec(tuple(spec.shape), spec.dtype), _copy(view))
 
-    def allocate(self, handle: int, spec: TensorSpec) -> memoryview:
-        """A new value and its memory, to be received into."""
-        self._check_open()
+    def bind(self, handle: int, spec: TensorSpec, data: memoryview) -> None:
         if handle in self._values or handle <= 0:
             raise NodeError(f"handle {handle} is in use or none", where=self.device.id)
-        self._reserve(nbytes(spec))
-        value = self._values[handle] = _Value(TensorSpec(tuple(spec.shape), spec.dtype), _Storage(room(nbytes(spec))))
+        self._values[handle] = _Value(spec, _Storage(data))
         self._account()
-        return value.storage.data
+
+    def allocate(self, spec: TensorSpec) -> NullAllocation:
+        """Memory to receive a value into."""
+        self._check_open()
+        self._reserve(nbytes(spec))
+        return NullAllocation(self, TensorSpec(tuple(spec.shape), spec.dtype), room(nbytes(spec)))
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
         value = self._looked_at(handle)
@@ -237,6 +236,18 @@ class NullSession:
     def _check_open(self) -> None:
         if self._closed:
             raise SessionClosed("the session was closed", where=self.device.id)
+
+
+class NullAllocation:
+    """Memory for a value to come."""
+
+    def __init__(self, session: NullSession, spec: TensorSpec, data: memoryview) -> None:
+        self._session = session
+        self._spec = spec
+        self.data = data
+
+    def commit(self, handle: int) -> None:
+        self._session.bind(handle, self._spec, self.data)
 
 
 class NullBackend:
