@@ -10,14 +10,13 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 NAME = "_native_torch_" + re.sub(r"\W", "_", torch.__version__)
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
 
 setup(
     ext_modules=[
         CppExtension(
             f"genie_backend_local.{NAME}",
-            SOURCES,
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            ["csrc/all.cpp"],
+            depends=sorted(str(path) for path in Path("csrc").iterdir()),
             define_macros=[("GENIE_MODULE", NAME)],
             extra_compile_args=["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall"],
             extra_link_args=["-s"],

@@ -101,14 +101,18 @@ void lstm_cell_backward(Stack& stack) {
   arguments.reply(std::move(grad_gates), std::move(grad_cx), std::move(grad_bias));
 }
 
+// Kernels round differently at the ends of rows, so which tensors are contiguous and which are parts of wider ones is
+// as in the CPU's cell too.
 // (input_gates, hidden_gates, hx, input_bias?, hidden_bias?) -> (hy, workspace: reset, update, new, hx, hidden new)
 void gru_cell(Stack& stack) {
   Arguments arguments(stack, 5);
   const auto input = maybe_add(arguments.tensor(0), arguments.tensor(3)).unsafe_chunk(3, 1);
-  const auto hidden = maybe_add(arguments.tensor(1), arguments.tensor(4)).unsafe_chunk(3, 1);
+  const auto hidden_bias = arguments.tensor(4);
+  const auto own = hidden_bias.defined() ? arguments.tensor(1) + hidden_bias : arguments.tensor(1).clone();
+  const auto hidden = own.unsafe_chunk(3, 1);
   const auto hx = arguments.tensor(2);
-  const auto reset = (hidden[0] + input[0]).sigmoid_();
-  const auto update = (hidden[1] + input[1]).sigmoid_();
+  const auto reset = hidden[0].add_(input[0]).sigmoid_();
+  const auto update = hidden[1].add_(input[1]).sigmoid_();
   const auto fresh = input[2].add(hidden[2] * reset).tanh_();
   auto hy = (hx - fresh).mul_(update).add_(fresh);
   auto workspace = cat({reset, update, fresh, hx, hidden[2]});
@@ -123,7 +127,7 @@ void gru_cell_backward(Stack& stack) {
   const auto parts = arguments.tensor(1).unsafe_chunk(5, 1);
   const auto& reset = parts[0];
   const auto& update = parts[1];
-  const auto& fresh = parts[2];
+  const auto fresh = parts[2].contiguous();
   const auto& hx = parts[3];
   const auto& hidden_new = parts[4];
   auto grad_hx = grad * update;
