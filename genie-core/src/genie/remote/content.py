@@ -43,7 +43,8 @@ class _Entry:
 
 class ContentStore:
     """Contents within ``budget`` bytes, the least recently used go first; partial ones nobody is sending go after
-    ``partial_seconds``; ``patience`` (s) is how long another session's sending may stand still. Sessions are named by any string."""
+    ``partial_seconds``. ``patience`` (s) is how long another session's sending may stand still. Sessions are named by
+    any string."""
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsons
+import os
 import signal
 import sys
 import threading
@@ -61,6 +62,8 @@ def serve(
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
     ``port`` + 1, or at a free port if that is taken.
     """
+    # Fresh memory costs more in page faults than receiving into it does; torch reads this before its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     made: Backend = registry.make("backend", backend, settings)
     carrier: Transport = registry.make("transport", transport, settings)
     stop = _Stop()
