@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import blake3
 import pytest
+from remote.peers import Node
 
 from genie.errors import ProtocolError
 from genie.interfaces import Connection
@@ -18,8 +19,6 @@ from genie.remote.session import CHUNK
 from genie.testing import Caller
 from genie.testing.plans import spec
 from genie.wire import Kind, frames, messages
-
-from .conftest import Node
 
 _SIZE = 3 * CHUNK + 1000
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from remote.peers import Node, hear
 
 from genie.errors import (
     BackendUnavailable,
@@ -31,8 +32,6 @@ from genie.remote.greeting import meet
 from genie.testing import MemoryTransport, single
 from genie.testing.plans import spec
 from genie.wire import PROTOCOL, Kind, Limits, frames, messages
-
-from .conftest import Node, hear
 
 _NEG = single("aten::neg", [spec(2)], spec(2))
 Scripted = Callable[..., RemoteSession]

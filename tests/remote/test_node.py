@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from remote.peers import Node
 
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, RemoteOpError
 from genie.remote import NodeServer, RemoteBackend, RemoteClient, status
@@ -22,8 +23,6 @@ from genie.remote.control import ControlClient, ControlPlane
 from genie.testing import Caller, NullBackend, single
 from genie.testing.plans import spec
 from genie_backend_tcp import TcpTransport
-
-from .conftest import Node
 
 _SERVE = """
 import genie
