@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +180,12 @@ def test_config_errors_of_a_factory_are_not_disguised(distribution: Distribution
     distribution("acme", {"acme": source}, {"acme": "acme"})
     with pytest.raises(ConfigError, match="nodes"):
         Registry().make("backend", "acme", SETTINGS)
+
+
+def test_discovery_imports_no_framework() -> None:
+    source = (
+        "import sys; from genie.plugins import registry; registry.offers()\n"
+        "print(*[name for name in ('torch', 'jax', 'grpc', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", source]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip() == ""

@@ -53,9 +53,14 @@ def plugins_list(as_json: Json = False) -> None:
         return
     table = Table("kind", "name", "distribution", "version", "status", box=None, pad_edge=False)
     for offer in offers:
-        status = f"[red]{_escape(offer.error)}[/red]" if offer.error else "ok"
+        status = "[red]unusable[/red]" if offer.error else "ok"
         table.add_row(offer.kind or "?", offer.name or "?", offer.distribution, offer.version, status)
-    _out.print(table)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ignore"
+    _out.print(table, crop=False)
+    for offer in offers:
+        if offer.error:
+            _out.print(f"\n[red bold]{offer.distribution}[/red bold] ({offer.entry_point}): {_escape(offer.error)}")
 
 
 @plugins_app.command("info")
