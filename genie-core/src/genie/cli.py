@@ -57,7 +57,7 @@ def plugins_list(as_json: Json = False) -> None:
         table.add_row(offer.kind or "?", offer.name or "?", offer.distribution, offer.version, status)
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ignore"
-    _out.print(table, crop=False)
+    _out.print(table, crop=False, width=max(_out.width, 120))
     for offer in offers:
         if offer.error:
             _out.print(f"\n[red bold]{offer.distribution}[/red bold] ({offer.entry_point}): {_escape(offer.error)}")
@@ -224,12 +224,12 @@ def _print_tree(value: object, indent: int = 0) -> None:
     pad = " " * indent
     if isinstance(value, dict):
         for key, item in value.items():
-            if isinstance(item, dict | list) and item:
+            if isinstance(item, dict | list | tuple) and item:
                 _out.print(f"{pad}[bold]{_escape(str(key))}[/bold]")
                 _print_tree(item, indent + 2)
             else:
                 _out.print(f"{pad}[bold]{_escape(str(key))}[/bold]: {_escape(str(item))}")
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             if isinstance(item, dict):
                 _print_tree(item, indent)
