@@ -57,7 +57,7 @@ def plugins_list(as_json: Json = False) -> None:
         table.add_row(offer.kind or "?", offer.name or "?", offer.distribution, offer.version, status)
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ignore"
-    _out.print(table, crop=False, width=max(_out.width, 120))
+    Console(highlight=False, width=max(_out.width, 120)).print(table)
     for offer in offers:
         if offer.error:
             _out.print(f"\n[red bold]{offer.distribution}[/red bold] ({offer.entry_point}): {_escape(offer.error)}")
