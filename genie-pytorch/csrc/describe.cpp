@@ -131,6 +131,13 @@ py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& o
         }
       }
     }
+    if (!op.writes_unsaid.empty() && args[op.writes_unsaid_if].cast<bool>()) {
+      for (const auto argument : op.writes_unsaid) {
+        for (const auto value : operands[argument]) {
+          mutates.append(value);
+        }
+      }
+    }
     TORCH_INTERNAL_ASSERT(reader.next() == kReturns);
     const uint32_t fresh = reader.next();
     std::vector<int64_t> fresh_values;

@@ -92,6 +92,19 @@ void add_value(Key& key, const c10::IValue& value, ArgKind kind, bool factory) {
   }
 }
 
+// All that decides a pointwise result's dtype.
+void add_family(Key& key, const c10::IValue& value, ArgKind kind) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    const auto& tensor = value.toTensor();
+    key.push_back(
+        0xB000 | static_cast<uint64_t>(tensor.dim() == 0) | static_cast<uint64_t>(tensor.scalar_type()) << 16 |
+        static_cast<uint64_t>(tensor.unsafeGetTensorImpl()->is_wrapped_number()) << 24 |
+        static_cast<uint64_t>(on_device(tensor)) << 25);
+  } else {
+    add_value(key, value, kind, false);
+  }
+}
+
 at::Tensor to_meta(const at::Tensor& tensor) {
   if (!tensor.defined() || !on_device(tensor)) {
     return tensor;
@@ -212,6 +225,8 @@ bool means_unknown(const std::string& message) {
 }
 
 struct Memory {
+  // Result dtype of pointwise operators by everything but shape; Undefined where the rule does not hold.
+  std::unordered_map<Key, at::ScalarType, KeyHash> pointwise;
   std::unordered_map<Key, Inferred, KeyHash> known;
 };
 
@@ -224,7 +239,26 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   if (op.ask_node) {
     return nullptr;
   }
-  if (op.rule != Rule::kNone && apply_rule(op, stack, scratch)) {
+  thread_local Key family;
+  bool learn = false;
+  if (op.rule == Rule::kPointwise) {
+    if (pointwise_geometry(op, stack, scratch)) {
+      family.clear();
+      family.push_back(op.id);
+      for (size_t i = 0; i < stack.size(); ++i) {
+        add_family(family, stack[i], op.args[i]);
+      }
+      const auto member = memory.pointwise.find(family);
+      if (member != memory.pointwise.end()) {
+        if (member->second != at::ScalarType::Undefined) {
+          scratch.specs[0].dtype = member->second;
+          return &scratch;
+        }
+      } else {
+        learn = true;
+      }
+    }
+  } else if (op.rule != Rule::kNone && apply_rule(op, stack, scratch)) {
     return &scratch;
   }
   key.clear();
@@ -260,6 +294,13 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
       throw;
     }
     return nullptr;
+  }
+  if (learn) {
+    // The rule gives the geometry, the meta kernel once the dtype; where they differ on geometry the rule is out.
+    Spec expected = scratch.specs[0];
+    expected.dtype = result.specs.empty() ? at::ScalarType::Undefined : result.specs[0].dtype;
+    const bool agreed = result.specs.size() == 1 && result.specs[0] == expected;
+    memory.pointwise.emplace(family, agreed ? expected.dtype : at::ScalarType::Undefined);
   }
   constexpr size_t kMost = 1 << 16;
   if (memory.known.size() >= kMost) {

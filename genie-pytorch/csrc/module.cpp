@@ -2,6 +2,7 @@
 #include "describe.h"
 #include "device.h"
 #include "record.h"
+#include "rules.h"
 #include "source.h"
 #include "trace.h"
 
@@ -87,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("stats", &stats);
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
+  m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
   m.def("set_module", &set_current_module);
   m.def("current_module", &current_module);
   m.def("source_text", &source_text);
@@ -124,12 +126,34 @@ PYBIND11_MODULE(_C, m) {
     }
     return result;
   });
+  // A region whose whole history is kept, whatever is looked at on the way.
   m.def("start_history", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
     flush(stream);
     stream.history.clear();
     stream.looked = false;
+    stream.keep = true;
+  });
+  m.def("end_history", [](int device) {
+    Lock lock;
+    auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    flush(stream);
+    stream.keep = false;
+    stream.looked = true;
+  });
+  // (device, handle, index in this thread's pending segment): what is known of a tensor without asking anybody.
+  m.def("peek", [](py::handle object) -> py::tuple {
+    const auto tensor = tensor_of(object);
+    const Value* value = on_device(tensor) ? value_of(tensor) : nullptr;
+    if (value == nullptr) {
+      return py::make_tuple(-1, 0, -1);
+    }
+    Lock lock;
+    const auto& stream = stream_for(value->device, nullptr);
+    const bool pending = value->home == &stream && value->segment == stream.segment.serial;
+    return py::make_tuple(
+        static_cast<int>(value->device), value->handle, pending ? static_cast<int64_t>(value->index) : -1);
   });
 }
 

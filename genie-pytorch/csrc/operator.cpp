@@ -65,7 +65,7 @@ const std::unordered_map<std::string, Rule>& rules() {
          {"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "pow", "neg", "rsqrt", "sqrt", "exp", "tanh",
           "sigmoid", "relu", "silu", "gelu", "cos", "sin", "eq", "ne", "lt", "le", "gt", "ge", "logical_not",
           "bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "where", "masked_fill",
-          "maximum", "minimum", "rsub", "reciprocal", "abs", "erf", "log", "clone", "isin"}) {
+          "maximum", "minimum", "rsub", "reciprocal", "abs", "erf", "log", "clone"}) {
       t.emplace(std::string("aten::") + name, Rule::kPointwise);
     }
     for (const char* name : {"mm", "bmm", "addmm", "baddbmm"}) {
@@ -130,6 +130,12 @@ Operator::Operator(c10::OperatorHandle op)
       info.kind = ReturnKind::kList;
     }
     returns.push_back(info);
+  }
+  // Schemas that don't say they write: batch norm updates its running statistics in training.
+  static const std::unordered_set<std::string> batch_norms{"aten::native_batch_norm", "aten::cudnn_batch_norm"};
+  if (batch_norms.count(name) != 0 && args.size() > 5) {
+    writes_unsaid = {3, 4};
+    writes_unsaid_if = 5;
   }
   static const std::unordered_set<std::string> host_index{
       "aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index",

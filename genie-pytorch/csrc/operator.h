@@ -54,6 +54,8 @@ struct Operator {
   bool host_returns = false;
   bool ask_node = false;         // its meta kernel is known to differ from the real one
   bool takes_host_index = false; // indices may live on the host, as on every accelerator
+  std::vector<size_t> writes_unsaid; // arguments written though the schema doesn't say so, …
+  size_t writes_unsaid_if = 0;       // … when this flag is true
   Rule rule = Rule::kNone;
 
   explicit Operator(c10::OperatorHandle handle);

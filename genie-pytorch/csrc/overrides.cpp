@@ -157,6 +157,22 @@ at::Tensor attention(
   return stack[0].toTensor();
 }
 
+// An assertion whose failure nobody could look at: it is looked at here, as CUDA does where it must.
+void assert_now(const at::Tensor& self, std::string_view message) {
+  port::looked(static_cast<int16_t>(self.device().index()), "aten::_assert_async");
+  TORCH_CHECK(to_host(self).item().toBool(), message);
+}
+
+void assert_async(const at::Tensor& self) {
+  assert_now(self, "Expected Tensor with single nonzero value, but got zero");
+}
+
+void refuse_layout(const c10::OperatorHandle& handle, torch::jit::Stack*) {
+  port::refuse(
+      handle.schema().name(),
+      "remote_accelerator holds dense, strided tensors only; make the tensor dense first (.to_dense(), .dequantize())");
+}
+
 void record_stream(at::Tensor&, c10::Stream) {}
 
 bool is_pinned(const at::Tensor&, std::optional<at::Device>) {
@@ -172,6 +188,10 @@ struct Kernel final : c10::OperatorKernel {
 };
 
 void record_unknown(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
+  const auto& name = handle.schema().name();
+  if (name.rfind("aten::", 0) != 0 && name.rfind("prims::", 0) != 0) {
+    port::refuse(name, "nodes run PyTorch's own operators only");
+  }
   record(operator_for(handle), stack);
 }
 
@@ -190,6 +210,11 @@ const std::unordered_set<std::string>& overridden() {
       "aten::_has_compatible_shallow_copy_type",
       "aten::record_stream",
       "aten::is_pinned",
+      "aten::_assert_async",
+      "aten::_assert_async.msg",
+      // Their own kernels look at the values on the host, and raise there.
+      "aten::_linalg_check_errors",
+      "aten::_assert_tensor_metadata",
   };
   return names;
 }
@@ -227,6 +252,22 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&kernels::record_unknown>());
 }
 
+TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&kernels::refuse_layout>());
+}
+
+TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&kernels::refuse_layout>());
+}
+
+TORCH_LIBRARY_IMPL(_, QuantizedPrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&kernels::refuse_layout>());
+}
+
+TORCH_LIBRARY_IMPL(_, NestedTensorPrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&kernels::refuse_layout>());
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_to_copy", kernels::to_copy);
   m.impl("copy_", kernels::copy_);
@@ -239,6 +280,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", kernels::set_tensor);
   m.impl("set_", kernels::set_nothing);
   m.impl("_has_compatible_shallow_copy_type", kernels::has_compatible_shallow_copy_type);
+  m.impl("_assert_async", kernels::assert_async);
+  m.impl("_assert_async.msg", kernels::assert_now);
   m.impl("record_stream", kernels::record_stream);
   m.impl("is_pinned", kernels::is_pinned);
   m.impl("linear", kernels::linear);

@@ -127,6 +127,11 @@ void warn_mixed(const std::string& op) {
   call([&](py::object& port) { port.attr("warn_mixed")(op); });
 }
 
+void refuse(const std::string& op, const std::string& reason) {
+  call([&](py::object& port) { port.attr("refuse")(op, reason); });
+  TORCH_INTERNAL_ASSERT(false, "genie: a refusal was not raised");
+}
+
 bool connected(int16_t device) {
   return call([&](py::object& port) { return port.attr("connected")(device).cast<bool>(); });
 }

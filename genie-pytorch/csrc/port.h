@@ -27,6 +27,8 @@ void synchronize(int16_t device);
 // Told of a look, with what was looked at and how; for counters and warnings.
 void looked(int16_t device, const std::string& what);
 void warn_mixed(const std::string& op);
+// Raises genie.errors.UnsupportedOperation, with the user's line.
+[[noreturn]] void refuse(const std::string& op, const std::string& reason);
 bool connected(int16_t device);
 
 } // namespace port

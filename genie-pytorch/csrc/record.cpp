@@ -87,19 +87,15 @@ Operands look_at(const Operator& op, Stack& args) {
           device,
           "!");
       found.device = device;
-      if (found.hint == nullptr || found.hint->home == nullptr) {
+      if (found.hint == nullptr || found.hint->maker == nullptr) {
         found.hint = value_of(tensor);
       }
     } else {
-      TORCH_CHECK(
-          tensor.device().is_cpu() && tensor.layout() == at::kStrided,
-          "genie: ",
-          op.name,
-          " mixes remote_accelerator with a tensor on ",
-          tensor.device(),
-          " (layout ",
-          tensor.layout(),
-          ")");
+      if (!tensor.device().is_cpu() || tensor.layout() != at::kStrided) {
+        port::refuse(
+            op.name,
+            c10::str("a tensor on ", tensor.device(), " of layout ", tensor.layout(), " meets remote_accelerator"));
+      }
       found.host = found.host || !is_host_scalar(tensor) || op.takes_host_index;
     }
   });
@@ -184,30 +180,24 @@ void write(Writer& writer, const c10::IValue& value, ArgKind kind, bool tensors)
       write(writer, item, kind, tensors);
     }
   } else {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, "genie: an argument of type ", value.tagKind(), " can't travel to a remote_accelerator");
+    TORCH_INTERNAL_ASSERT(false, "genie: an argument of type ", value.tagKind(), " was not refused in time");
   }
 }
 
 // Checked before anything is written, so that a refusal leaves the stream whole.
 void check_arguments(const Operator& op, const Stack& args) {
   for (size_t i = 0; i < args.size(); ++i) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        op.args[i] != ArgKind::kRefused || args[i].isNone(),
-        "genie: ",
-        op.name,
-        ".",
-        op.overload,
-        " takes an argument that can't travel to a remote_accelerator");
+    if (args[i].isNone()) {
+      continue;
+    }
+    if (op.args[i] == ArgKind::kRefused) {
+      port::refuse(op.name, "argument '" + op.handle.schema().arguments()[i].name() + "' can't travel to a node");
+    }
     if (args[i].isDevice()) {
       const auto type = args[i].toDevice().type();
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          type == c10::DeviceType::PrivateUse1 || type == c10::DeviceType::CPU,
-          "genie: ",
-          op.name,
-          " can't make a tensor on ",
-          args[i].toDevice(),
-          " from remote_accelerator");
+      if (type != c10::DeviceType::PrivateUse1 && type != c10::DeviceType::CPU) {
+        port::refuse(op.name, "a tensor on remote_accelerator can't become one on " + args[i].toDevice().str());
+      }
     }
     if (args[i].isGenerator() && args[i].toGenerator().defined()) {
       generator_number(args[i].toGenerator());

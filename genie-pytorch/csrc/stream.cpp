@@ -50,6 +50,8 @@ struct TokensHash {
 // Keyed by the whole structure, compared in full: two plans are never taken for each other.
 using PlanTable = std::unordered_map<std::vector<uint32_t>, std::shared_ptr<Plan>, TokensHash>;
 std::unordered_map<int16_t, PlanTable> plans;
+// Segments that differ only in what a graph leaves out (two calls on one line) are one plan to the engine.
+std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> plans_by_id;
 
 } // namespace
 
@@ -118,8 +120,8 @@ void Segment::clear(uint64_t next) {
 }
 
 Stream& stream_for(int16_t device, const Value* hint) {
-  if (torch::autograd::get_current_graph_task_id() != -1 && hint != nullptr && hint->home != nullptr) {
-    return *hint->home;
+  if (torch::autograd::get_current_graph_task_id() != -1 && hint != nullptr && hint->maker != nullptr) {
+    return *hint->maker;
   }
   thread_local std::unordered_map<int16_t, Stream*> mine;
   auto& stream = mine[device];
@@ -169,13 +171,20 @@ void touch(Stream& stream, const at::Tensor& tensor) {
   }
 }
 
+void begin_history(Stream& stream) {
+  if (stream.looked && !stream.keep) {
+    stream.history.clear();
+  }
+  if (stream.looked) {
+    stream.looked = false;
+    stream.sent_since_look = 0;
+  }
+}
+
 // --- writing -----------------------------------------------------------------------------------
 
 Writer::Writer(Stream& stream, uint32_t op, uint32_t arguments) : stream_(stream), segment_(stream.segment) {
-  if (stream.looked) {
-    stream.looked = false;
-    stream.history.clear();
-  }
+  begin_history(stream);
   const uint32_t module = current_module();
   const uint32_t source = current_source();
   auto& tokens = segment_.tokens;
@@ -260,7 +269,7 @@ void Writer::returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& valu
     auto value = c10::make_intrusive<Value>(stream_.device);
     value->segment = segment_.serial;
     value->index = note_value(segment_, spec);
-    value->home = &stream_;
+    value->home = value->maker = &stream_;
     segment_.made.emplace_back(value->index, value);
     values.push_back(std::move(value));
   }
@@ -365,13 +374,17 @@ std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
       return plan;
     }
     ++counters.plan_misses;
-    auto plan = std::make_shared<Plan>();
-    plan->id = port::prepare(stream.device, segment, closed.outputs, whole);
-    plan->inputs = static_cast<uint32_t>(segment.leaves.size());
-    plan->outputs = closed.outputs;
-    plan->last.assign(1 + segment.leaves.size(), 0);
-    plan->last.insert(plan->last.end(), segment.parameters.begin(), segment.parameters.end());
-    plan->step.assign(plan->last.size(), 0);
+    const auto id = port::prepare(stream.device, segment, closed.outputs, whole);
+    auto& plan = plans_by_id[stream.device][id];
+    if (plan == nullptr) {
+      plan = std::make_shared<Plan>();
+      plan->id = id;
+      plan->inputs = static_cast<uint32_t>(segment.leaves.size());
+      plan->outputs = closed.outputs;
+      plan->last.assign(1 + segment.leaves.size(), 0);
+      plan->last.insert(plan->last.end(), segment.parameters.begin(), segment.parameters.end());
+      plan->step.assign(plan->last.size(), 0);
+    }
     table.emplace(std::move(segment.tokens), plan);
     execute(stream, plan, std::move(closed.words));
     return plan;
@@ -419,13 +432,18 @@ uint64_t settle(const ValuePtr& value) {
 }
 
 void maybe_cut(Stream& stream) {
-  constexpr uint32_t kLeast = 24;
-  constexpr uint32_t kMost = 96;
+  // Small segments first, so that the node starts early; then large ones, which cost less to send. Where the cut
+  // falls within the bounds is decided by the commands themselves.
+  const bool early = stream.sent_since_look < 2;
+  const uint32_t kLeast = early ? 24 : 96;
+  const uint32_t kMost = early ? 96 : 384;
+  const uint32_t kOdds = early ? 24 : 64;
   const auto& segment = stream.segment;
   if (stream.tracing) {
     return;
   }
-  if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.mark >> 7) % 24 == 0)) {
+  if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.mark >> 7) % kOdds == 0)) {
+    ++stream.sent_since_look;
     flush(stream);
   }
 }
@@ -510,6 +528,7 @@ void reset() {
     stream->history.clear();
   }
   plans.clear();
+  plans_by_id.clear();
   std::lock_guard<std::mutex> guard(forgotten_guard);
   forgotten.clear();
 }

@@ -82,7 +82,9 @@ struct Stream {
     std::vector<uint64_t> words;
   };
   std::vector<Sent> history;
-  bool looked = false; // the next command starts a new history
+  bool looked = false; // the next command starts a new history, …
+  bool keep = false;   // … unless a region is being captured
+  uint32_t sent_since_look = 0;
   bool tracing = false; // a whole program is being traced: it must stay one segment
   bool broken = false; // … and did not
 };
@@ -168,6 +170,9 @@ Closed close(Stream& stream);
 std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole);
 // Executes a plan again: bindings, frees, history.
 void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words);
+
+// Called before a command or an execution: after a look, the program's view of its graph starts anew.
+void begin_history(Stream& stream);
 
 // Sends what `stream` has pending. The caller holds the lock.
 void flush(Stream& stream);

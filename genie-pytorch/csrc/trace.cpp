@@ -127,10 +127,7 @@ std::vector<at::Tensor> Trace::replay(const std::vector<at::Tensor>& inputs) {
   TORCH_CHECK(inputs.size() == same_value_.size(), "genie: a compiled program was given another number of tensors");
   Lock lock;
   auto& stream = stream_for(device_, nullptr);
-  if (stream.looked) {
-    stream.looked = false;
-    stream.history.clear();
-  }
+  begin_history(stream);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (on_device(inputs[i])) {
       touch(stream, inputs[i]);

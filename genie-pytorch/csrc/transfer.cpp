@@ -36,6 +36,7 @@ at::Tensor upload(const at::Tensor& contiguous, int16_t device, bool weight) {
   {
     Lock lock;
     value->handle = new_handle(device);
+    value->maker = &stream_for(device, nullptr);
   }
   try {
     port::upload(device, value->handle, spec, contiguous.const_data_ptr(), contiguous.nbytes(), weight);
@@ -49,12 +50,12 @@ at::Tensor upload(const at::Tensor& contiguous, int16_t device, bool weight) {
 } // namespace
 
 at::Tensor to_device(const at::Tensor& host, int16_t device, bool keep_layout) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      host.layout() == at::kStrided && !host.is_quantized(),
-      "genie: a tensor of layout ",
-      host.layout(),
-      host.is_quantized() ? " (quantized)" : "",
-      " can't be on remote_accelerator; make it dense first (.to_dense())");
+  if (host.layout() != at::kStrided || host.is_quantized()) {
+    port::refuse(
+        "aten::_to_copy",
+        c10::str("a tensor of layout ", host.layout(), host.is_quantized() ? " (quantized)" : "", " can't be on ",
+                 "remote_accelerator; make it dense first (.to_dense(), .dequantize())"));
+  }
   const bool weight = is_parameter(host);
   at::AutoDispatchBelowADInplaceOrView below;
   const auto plain = host.resolve_conj().resolve_neg();

@@ -45,6 +45,7 @@ struct Value final : c10::BackendMeta {
   uint64_t handle = 0;   // 0 until sent
   bool released = false; // the node knows it is gone: no free to send
   Stream* home = nullptr; // stream of the pending segment that makes it; null once sent
+  Stream* maker = nullptr; // stream that made it, sent or not: a backward pass records where its operands were made
   std::shared_ptr<const std::string> failure; // why it was never made, where its segment could not be sent
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from genie.bindings import bits_float
 from genie.graph import Arg, Const, Graph, Input, Many, Module, Node, Ref, ScalarTensor, TensorSpec
@@ -15,8 +15,9 @@ Description: TypeAlias = dict[str, Any]
 Kind: TypeAlias = Literal["fx", "lazy_dag"]
 
 
-def to_graph(segment: Description, kind: Kind = "lazy_dag", name: str = "") -> Graph:
+def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Graph:
     """The graph of one segment as the recorder describes it (see ``describe.h``)."""
+    origins = modules.origins(device) if segment["inputs"] else {}
     sources: dict[int, int] = {}
     paths: dict[int, int] = {}
     steps = tuple(
@@ -38,26 +39,35 @@ def to_graph(segment: Description, kind: Kind = "lazy_dag", name: str = "") -> G
     return Graph(
         values=tuple(_spec(*value) for value in segment["values"]),
         inputs=tuple(
-            Input(value=value, donated=donated, **_origin(handle)) for value, donated, handle in segment["inputs"]
+            _input(value, donated, origins.get(handle)) for value, donated, handle in segment["inputs"]
         ),
         steps=steps,
         outputs=tuple(segment["outputs"]),
         modules=tuple(Module(*modules.describe(each)) for each in paths),
         sources=tuple(source_text(each) for each in sources),
         backend_type=kind,
-        name=name,
     )
 
 
-def join(parts: Iterable[tuple[Graph, Sequence[int]]], pending: Description | None, kind: Kind) -> Graph:
-    """One graph of several executions in a row, each a plan's graph and the words it ran with, and of what is
-    recorded after them: values are joined where one leaves with the handle another enters with."""
+class Recorded(NamedTuple):
+    """What a thread recorded on one device: executions in a row, each a plan's graph and the words it ran with, and
+    what is recorded and not sent."""
+
+    device: int
+    sent: Sequence[tuple[Graph, Sequence[int]]]
+    pending: Description
+
+
+def join(recorded: Iterable[Recorded]) -> Graph:
+    """One graph of all that: values are joined where one leaves with the handle another enters with."""
     joined = _Joined()
-    for graph, words in parts:
-        joined.add(graph, words[1 : 1 + len(graph.inputs)], words[0], words[1 + len(graph.inputs) :])
-    if pending is not None and pending["nodes"]:
-        joined.add(to_graph(pending, kind), [handle for _, _, handle in pending["inputs"]], None, None)
-    return joined.graph(kind)
+    for device, sent, pending in recorded:
+        for graph, words in sent:
+            entered = len(graph.inputs)
+            joined.add(graph, device, words[1 : 1 + entered], words[0], words[1 + entered :])
+        if pending["nodes"]:
+            joined.add(to_graph(pending, device), device, [handle for _, _, handle in pending["inputs"]], None, None)
+    return joined.graph()
 
 
 class _Joined:
@@ -68,15 +78,19 @@ class _Joined:
         self.outputs: dict[int, None] = {}
         self.modules: dict[Module, int] = {}
         self.sources: dict[str, int] = {}
-        self.value_of_handle: dict[int, int] = {}
+        self.kinds: set[Kind] = set()
+        self.value_of_handle: dict[tuple[int, int], int] = {}
 
-    def add(self, graph: Graph, handles: Sequence[int], first: int | None, words: Sequence[int] | None) -> None:
+    def add(
+        self, graph: Graph, device: int, handles: Sequence[int], first: int | None, words: Sequence[int] | None
+    ) -> None:
+        self.kinds.add(graph.backend_type)
         renumbered: dict[int, int] = {-1: -1}
         for entered, handle in zip(graph.inputs, handles, strict=True):
-            known = self.value_of_handle.get(handle)
+            known = self.value_of_handle.get((device, handle))
             if known is None:
                 known = self._value(graph.values[entered.value])
-                self.value_of_handle[handle] = known
+                self.value_of_handle[device, handle] = known
                 self.inputs.append(Input(known, entered.name, entered.origin))
             if entered.donated:
                 self.outputs.pop(known, None)
@@ -102,9 +116,9 @@ class _Joined:
         for position, value in enumerate(graph.outputs):
             self.outputs[renumbered[value]] = None
             if first is not None:
-                self.value_of_handle[first + position] = renumbered[value]
+                self.value_of_handle[device, first + position] = renumbered[value]
 
-    def graph(self, kind: Kind) -> Graph:
+    def graph(self) -> Graph:
         return Graph(
             values=tuple(self.values),
             inputs=tuple(self.inputs),
@@ -112,7 +126,7 @@ class _Joined:
             outputs=tuple(self.outputs),
             modules=tuple(self.modules),
             sources=tuple(self.sources),
-            backend_type=kind,
+            backend_type="fx" if self.kinds == {"fx"} else "lazy_dag",
         )
 
     def _value(self, spec: TensorSpec) -> int:
@@ -133,9 +147,9 @@ def _spec(dtype: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor
     return TensorSpec(shape, NAME_OF_CODE[dtype], None if contiguous or 0 in shape else stride)
 
 
-def _origin(handle: int) -> dict[str, str]:
-    known = modules.origin_of(handle)
-    return {"origin": known[0], "name": known[1]} if known else {}
+def _input(value: int, donated: bool, origin: modules.Origin | None) -> Input:
+    kind, name = origin or ("", "")
+    return Input(value, name, kind, donated)  # type: ignore[arg-type]  (a Literal, widened by the tuple)
 
 
 def _arg(arg: Any) -> Arg:

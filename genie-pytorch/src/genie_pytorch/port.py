@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from genie.api import engine as connect
-from genie.errors import OutOfMemory, RemoteOpError
+from genie.errors import OutOfMemory, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.interfaces import Engine
 from genie_pytorch import lower
@@ -62,12 +62,17 @@ class Port:
             self._graphs.clear()
             _C.reset()
 
+    def indices(self) -> tuple[int, ...]:
+        """Device indices in use, in order."""
+        return tuple(sorted(self._engines))
+
     def connected(self, device: int) -> bool:
         return device in self._engines
 
     def _connected(self, device: int, engine: Engine) -> Engine:
         self._engines[device] = engine
         engine.session.seed(0, self._seeds.setdefault(device, self._seed))
+        _C.set_host_like(device, engine.device.type.lower() == "cpu")
         return engine
 
     def graph(self, device: int, plan: int) -> Graph:
@@ -76,7 +81,7 @@ class Port:
     # --- called by the recorder
 
     def prepare(self, device: int, segment: lower.Description, whole: bool) -> int:
-        graph = lower.to_graph(segment, "fx" if whole else "lazy_dag")
+        graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
         plan = self.engine(device).prepare(graph)
         self._graphs[device, plan] = graph
         return plan
@@ -137,6 +142,13 @@ class Port:
     def synchronize(self, device: int) -> None:
         if device in self._engines:
             self._engines[device].session.synchronize()
+
+    def refuse(self, op: str, reason: str) -> None:
+        raise UnsupportedOperation(
+            f"{op}: {reason}",
+            where=source_text(_C.current_source()),
+            hint="run this part on the CPU: tensor.cpu()",
+        )
 
     def warn_mixed(self, op: str) -> None:
         line = source_text(_C.current_source())

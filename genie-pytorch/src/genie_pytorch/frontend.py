@@ -1,0 +1,52 @@
+"""PyTorch as a frontend of Genie."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from genie.graph import Graph, TensorSpec
+from genie.interfaces import Buffer, Engine
+from genie_pytorch import regions, whole
+from genie_pytorch.capture import Capture
+from genie_pytorch.dtypes import dtype_named, name_of
+from genie_pytorch.port import port
+
+
+class PyTorchFrontend:
+    """See :class:`genie.interfaces.Frontend`."""
+
+    name = "pytorch"
+
+    def capture(self) -> Capture:
+        return Capture()
+
+    def latest_graph(self) -> Graph | None:
+        return regions.latest_graph()
+
+    def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
+        return whole.compile(program, port.index_of(engine))
+
+    def accepts(self, program: object) -> bool:
+        return isinstance(program, torch.Tensor | torch.nn.Module) or callable(program)
+
+    def to_host(self, tensor: torch.Tensor) -> tuple[TensorSpec, Buffer]:
+        """A contiguous tensor of the CPU is not copied; it stays alive with the bytes."""
+        host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        spec = TensorSpec(tuple(host.shape), name_of(host.dtype))
+        if host.numel() == 0:
+            return spec, b""
+        return spec, memoryview(host.reshape(-1).view(torch.uint8).numpy())
+
+    def from_host(self, spec: TensorSpec, data: Buffer) -> torch.Tensor:
+        """The tensor shares the bytes, if they may be written to."""
+        if spec.nbytes == 0:
+            return torch.empty(spec.shape, dtype=dtype_named(spec.dtype))
+        view = memoryview(data)
+        writable = bytearray(view) if view.readonly else view
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return torch.frombuffer(writable, dtype=dtype_named(spec.dtype)).reshape(spec.shape)
