@@ -86,6 +86,11 @@ def engine(index: int | None = None) -> Engine:
     return runtime.current().engine(index)
 
 
+def use_frontend(name: str) -> None:
+    """For frontends that a program may import by themselves: :func:`get_graph` then asks the one named, too."""
+    runtime.use_frontend(name)
+
+
 # --- capture -------------------------------------------------------------------------------------
 
 _thread = threading.local()

@@ -227,6 +227,7 @@ class Runtime:
 _lock = threading.RLock()
 _current: Runtime | None = None
 _frontends: dict[str, Frontend] = {}
+_used_frontends: dict[str, None] = {}
 _at_shutdown: list[Callable[[], None]] = []
 
 
@@ -317,8 +318,18 @@ def frontend(name: str = "", program: object = None) -> Frontend:
         return _frontend(names[0], settings)
 
 
-def loaded_frontends() -> tuple[Frontend, ...]:
+def use_frontend(name: str) -> None:
+    """The program uses this frontend without having asked for it here: by importing it."""
     with _lock:
+        _used_frontends[name] = None
+
+
+def loaded_frontends() -> tuple[Frontend, ...]:
+    """Those made so far, and those the program is known to use."""
+    with _lock:
+        for name in _used_frontends:
+            if name in registry.names("frontend"):
+                _frontend(name, current().settings)
         return tuple(_frontends.values())
 
 

@@ -1,15 +1,16 @@
-"""Which module an operator was issued from, as an interned number the recorder puts on each command."""
+"""Which module an operator was issued from, as an interned number the recorder puts on each command.
+
+The recorder finds the module among the Python frames, as it finds the user's line: modules carry no hooks and pay
+nothing for it. It asks here once per module.
+"""
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
-from torch.compiler import is_compiling
-from torch.nn.modules import module as hooks
 
 from genie_pytorch.native import _C
 
@@ -17,17 +18,16 @@ Origin: TypeAlias = tuple[Literal["parameter", "buffer"], str]
 
 _table: list[tuple[str, str]] = [("", "")]
 _numbers: dict[tuple[str, str], int] = {}
-_installed = False
 
 
 class _Seen:
-    """A module that was called: what it is called by each module that calls it."""
+    """A module that was called, by the name it was first called by."""
 
-    __slots__ = ("by_caller", "module")
+    __slots__ = ("module", "number")
 
-    def __init__(self, module: weakref.ref[torch.nn.Module]) -> None:
+    def __init__(self, module: weakref.ref[torch.nn.Module], number: int) -> None:
         self.module = module
-        self.by_caller: dict[int, int] = {}
+        self.number = number
 
 
 # Keyed by identity: a module may define __eq__ as it likes. An entry is dropped with its module.
@@ -38,12 +38,10 @@ _elsewhere: list[Callable[[torch.Tensor], Iterable[torch.Tensor]]] = []
 
 
 def install() -> None:
-    """Follow every module's forward call from now on. Modules have no per-operator cost."""
-    global _installed
-    if not _installed:
-        _installed = True
-        hooks.register_module_forward_pre_hook(_enter)
-        hooks.register_module_forward_hook(_leave, always_call=True)
+    """Have the recorder find modules from now on."""
+    if not hasattr(_C, "follow_modules"):
+        return
+    _C.follow_modules(torch.nn.Module._wrapped_call_impl.__code__, _learn)
 
 
 def describe(number: int) -> tuple[str, str]:
@@ -63,7 +61,8 @@ def intern(path: str, kind: str) -> int:
 def know(module: torch.nn.Module) -> None:
     """Learn the paths of a module and all below it without a call."""
     for path, each in module.named_modules():
-        _see(each).by_caller.setdefault(0, intern(path, type(each).__name__))
+        if id(each) not in _seen:
+            _see(each, path)
 
 
 def look_elsewhere(counterparts: Callable[[torch.Tensor], Iterable[torch.Tensor]]) -> None:
@@ -78,18 +77,19 @@ def origins(device: int) -> dict[int, Origin]:
     known: dict[int, Origin] = {}
     for seen in list(_seen.values()):
         module = seen.module()
-        if module is None or not seen.by_caller:
+        if module is None:
             continue
-        path = _table[next(iter(seen.by_caller.values()))][0]
-        for kind, tensors in (("buffer", module._buffers), ("parameter", module._parameters)):
-            for name, tensor in tensors.items():
-                if isinstance(tensor, torch.Tensor):
-                    origin: Origin = (kind, f"{path}.{name}" if path else name)  # type: ignore[assignment]
-                    _note(tensor, device, origin, known)
+        path = _table[seen.number][0]
+        for name, tensor in module._buffers.items():
+            _note(tensor, device, ("buffer", f"{path}.{name}" if path else name), known)
+        for name, tensor in module._parameters.items():
+            _note(tensor, device, ("parameter", f"{path}.{name}" if path else name), known)
     return known
 
 
-def _note(tensor: torch.Tensor, device: int, origin: Origin, known: dict[int, Origin]) -> None:
+def _note(tensor: torch.Tensor | None, device: int, origin: Origin, known: dict[int, Origin]) -> None:
+    if tensor is None:
+        return
     there: Iterable[torch.Tensor] = (tensor,)
     if tensor.device.type == "cpu":
         there = [each for counterparts in _elsewhere for each in counterparts(tensor)]
@@ -99,59 +99,28 @@ def _note(tensor: torch.Tensor, device: int, origin: Origin, known: dict[int, Or
             known[handle] = origin
 
 
-class _Stack(threading.local):
-    """The modules this thread is in: ids, and the numbers to go back to."""
-
-    def __init__(self) -> None:
-        self.callers: list[int] = [0]
-        self.numbers: list[int] = []
-
-
-_stack = _Stack()
-_set_module = _C.set_module
-_current_module = _C.current_module
-
-
-def _enter(module: torch.nn.Module, _args: Any) -> None:
-    if is_compiling():
-        return
-    stack = _stack
-    callers = stack.callers
-    name = id(module)
-    try:
-        number = _seen[name].by_caller[callers[-1]]
-    except KeyError:
-        number = _learn(module, callers[-1])
-    stack.numbers.append(_current_module())
-    callers.append(name)
-    _set_module(number)
-
-
-def _leave(_module: torch.nn.Module, _args: Any, _result: Any) -> None:
-    if is_compiling():
-        return
-    stack = _stack
-    if stack.numbers:
-        stack.callers.pop()
-        _set_module(stack.numbers.pop())
-
-
-def _learn(module: torch.nn.Module, caller: int) -> int:
+def _learn(calls: Sequence[torch.nn.Module]) -> int:
+    """The number of the innermost of the modules being called; called by the recorder when it does not know it."""
     path = ""
-    above = _seen.get(caller)
-    parent = above.module() if above is not None else None
-    if above is not None and parent is not None:
-        name = next((name for name, child in parent.named_modules() if child is module), type(module).__name__)
-        outer = _table[_current_module()][0]
-        path = f"{outer}.{name}" if outer else name
-    number = intern(path, type(module).__name__)
-    _see(module).by_caller[caller] = number
-    return number
+    for outer, module in zip((None, *reversed(calls)), reversed(calls), strict=False):
+        known = _seen.get(id(module))
+        if known is None:
+            name = "" if outer is None else _name_in(outer, module)
+            known = _see(module, f"{path}.{name}" if path else name)
+        path = _table[known.number][0]
+    return _seen[id(calls[0])].number
 
 
-def _see(module: torch.nn.Module) -> _Seen:
-    name = id(module)
-    seen = _seen.get(name)
-    if seen is None:
-        seen = _seen[name] = _Seen(weakref.ref(module, lambda _: _seen.pop(name, None)))
+def _name_in(outer: torch.nn.Module, module: torch.nn.Module) -> str:
+    return next((name for name, child in outer.named_modules() if child is module), type(module).__name__)
+
+
+def _see(module: torch.nn.Module, path: str) -> _Seen:
+    identity = id(module)
+
+    def forget(_: object) -> None:
+        _seen.pop(identity, None)
+        _C.forget_module(identity)
+
+    seen = _seen[identity] = _Seen(weakref.ref(module, forget), intern(path, type(module).__name__))
     return seen

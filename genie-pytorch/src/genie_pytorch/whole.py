@@ -194,12 +194,11 @@ class Runner:
         return self._answer(recipe, inputs, there, [outputs[i] for i in recipe.positions])
 
     def _step_by_step(self, module: GraphModule, there: list[Any]) -> Sequence[Any]:
-        before = _C.current_module()
         try:
             with host_autocast():
                 outputs: Sequence[Any] = module.forward(*there)
         finally:
-            _C.set_module(before)
+            _C.set_module(0)
         return outputs
 
     # --- between host and device
