@@ -450,6 +450,7 @@ class Loader {
       } else if (is_a(item, classes().scalar_tensor) && !plan_->steps.back().op->writes[index_]) {
         const auto position = static_cast<uint32_t>(made.scalars.size());
         made.scalars.push_back(host_scalar(item, Target::list_tensor, position));
+        made.fresh_scalars = plan_->steps.back().op->aliased[index_];
         made.values.push_back(-2 - static_cast<int32_t>(position));
       } else {
         wrong(std::string("a list of values is required, with no ") + Py_TYPE(item.ptr())->tp_name);

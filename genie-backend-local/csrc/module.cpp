@@ -124,7 +124,8 @@ py::tuple fetch(Session& session, int64_t handle) {
     const NoGil no_gil;
     bytes = session.fetch(handle, spec);
   }
-  return py::make_tuple(to_tuple(spec.shape), name_of(spec.dtype), view_of(py::cast(std::move(bytes))));
+  const auto owner = bytes.data == nullptr ? py::object(py::bytes(bytes.copied)) : py::cast(std::move(bytes));
+  return py::make_tuple(to_tuple(spec.shape), name_of(spec.dtype), view_of(owner));
 }
 
 py::tuple fetch_into(Session& session, int64_t handle, const py::handle& out) {

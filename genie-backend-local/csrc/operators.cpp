@@ -89,11 +89,13 @@ OperatorPtr look_up(const std::string& operation, const std::string& overload, c
     }
   }
   Operator found{*handle, full};
+  // A composite may return a view of anything it is given, whatever its schema says.
+  const bool composite = handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
     const bool silent = is_written_silently(argument.name());
     found.writes.push_back(silent || (alias != nullptr && alias->isWrite()));
-    found.aliased.push_back(silent || alias != nullptr);
+    found.aliased.push_back(composite || silent || alias != nullptr);
     auto type = argument.real_type();
     if (type->kind() == c10::TypeKind::OptionalType) {
       type = type->containedType(0);

@@ -15,7 +15,7 @@ struct Operator {
   c10::OperatorHandle handle;
   std::string name;  // "aten::add.Tensor"
   std::vector<bool> writes;  // per argument: the kernel may write into it
-  std::vector<bool> aliased;  // per argument: written, or shares memory with a result
+  std::vector<bool> aliased;  // per argument: may be written, or share memory with a result
   int generator = -1;  // the index of the generator argument
   bool draws_default = false;  // draws random numbers and takes no generator
   Shim shim = nullptr;

@@ -87,11 +87,15 @@ void Plan::patch(size_t parameter, uint64_t word) {
     case Patch::Target::tensor:
     case Patch::Target::list_tensor:
       try {
-        auto tensor = scalar_tensor(number, patch.dtype, patch.wrapped);
-        if (patch.target == Patch::Target::tensor) {
-          constant = std::move(tensor);
+        if (patch.target == Patch::Target::list_tensor) {
+          argument.scalars[patch.item] = scalar_tensor(number, patch.dtype, patch.wrapped);
+        } else if (patch.dtype == c10::ScalarType::Long && !patch.is_float) {
+          // Python's numbers are int64 and float64. Nobody else holds the tensor between executions.
+          *constant.toTensor().mutable_data_ptr<int64_t>() = number.toLong();
+        } else if (patch.dtype == c10::ScalarType::Double && patch.is_float) {
+          *constant.toTensor().mutable_data_ptr<double>() = number.toDouble();
         } else {
-          argument.scalars[patch.item] = std::move(tensor);
+          constant = scalar_tensor(number, patch.dtype, patch.wrapped);
         }
       } catch (const std::exception& error) {
         throw Refused(

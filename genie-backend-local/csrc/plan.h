@@ -26,6 +26,7 @@ struct Argument {
   int64_t value = 0;
   std::vector<int32_t> values;
   std::vector<at::Tensor> scalars;
+  bool fresh_scalars = false;  // as `fresh`
   c10::IValue constant;
 };
 

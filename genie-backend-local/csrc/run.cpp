@@ -154,8 +154,12 @@ void Session::Run::push(Argument& argument, const Step& step) {
 }
 
 void Session::Run::push_list(const Argument& argument) {
-  const auto tensor = [&](int32_t value) -> const at::Tensor& {
-    return value >= 0 ? session_.slots_[value]->tensor : argument.scalars[-2 - value];
+  const auto tensor = [&](int32_t value) {
+    if (value >= 0) {
+      return session_.slots_[value]->tensor;
+    }
+    const auto& scalar = argument.scalars[-2 - value];
+    return argument.fresh_scalars ? copy_of_scalar(scalar) : scalar;
   };
   if (argument.kind == Argument::Kind::tensors) {
     c10::List<at::Tensor> list;

@@ -14,7 +14,7 @@ class Session::Run {
   void steps();
   // Gives the outputs their handles and forgets the donated inputs.
   void finish();
-  // After a step threw what no step should: forget the values made so far.
+  // Forgets the values made, and the donated inputs.
   void abandon();
 
  private:

@@ -1,7 +1,7 @@
 #include "session.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -13,6 +13,9 @@
 
 namespace genie_local {
 namespace {
+
+// Below, copying costs less than sharing.
+constexpr size_t few_bytes = 2048;
 
 using Lock = std::lock_guard<std::mutex>;
 
@@ -49,6 +52,17 @@ void check_fetchable(const at::Tensor& tensor) {
   if (tensor.device().is_meta()) {
     unfetchable("a tensor on the meta device");
   }
+  const auto& storage = tensor.storage();
+  const auto extent = at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), tensor.itemsize(), static_cast<size_t>(tensor.storage_offset()));
+  if (extent > storage.nbytes() && !tensor._is_zerotensor()) {
+    unfetchable("a tensor whose storage was taken from it");
+  }
+}
+
+// Whether the value's elements lie in host memory as they are wanted. A tensor of zeros may have no memory at all.
+bool is_plain(const at::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
 // Errors of PyTorch outside of a plan's steps.
@@ -115,12 +129,17 @@ void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
   ++counters_.executions;
   Run run(*this, plan);
   run.bind(plan.prediction->words());
-  {
-    const CleanState clean(device_, warnings_);
-    const AllocationLimit limit(memory_);
-    run.steps();
+  try {
+    {
+      const CleanState clean(device_, warnings_);
+      const AllocationLimit limit(memory_);
+      run.steps();
+    }
+    run.finish();
+  } catch (...) {
+    run.abandon();
+    throw;
   }
-  run.finish();
 }
 
 at::Tensor Session::allocate(const Spec& spec) {
@@ -171,7 +190,9 @@ Bytes Session::fetch(int64_t handle, Spec& spec) {
   if (bytes.size == 0) {
     return bytes;
   }
-  if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+  if (is_plain(tensor) && bytes.size <= few_bytes) {
+    bytes.copied.assign(static_cast<const char*>(tensor.const_data_ptr()), bytes.size);
+  } else if (is_plain(tensor)) {
     bytes.shared = genie_local::share(*tensor.storage().unsafeGetStorageImpl());
     bytes.data = const_cast<void*>(tensor.const_data_ptr());
   } else {
@@ -200,7 +221,7 @@ void Session::fetch_into(int64_t handle, Spec& spec, void* out, size_t size) {
   if (size == 0) {
     return;
   }
-  if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+  if (is_plain(tensor)) {
     std::memcpy(out, tensor.const_data_ptr(), size);
     return;
   }
@@ -230,6 +251,9 @@ SharedValue Session::share(int64_t handle) {
   const Lock lock(lock_);
   const auto& tensor = look(handle);
   check_fetchable(tensor);
+  if (tensor._is_zerotensor() || tensor.is_conj() || tensor.is_neg()) {
+    throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is lazily computed and cannot be shared");
+  }
   auto& storage = *tensor.storage().unsafeGetStorageImpl();
   return {spec_of(tensor), tensor.storage_offset(), storage.nbytes(), genie_local::share(storage), tensor.device()};
 }

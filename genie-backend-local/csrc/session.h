@@ -22,7 +22,7 @@ namespace genie_local {
 struct Bytes {
   void* data = nullptr;
   size_t size = 0;
-  bool writable = false;
+  std::string copied;  // all of them, when they are few
   SharedBytesPtr shared;  // what keeps them: these …
   at::Tensor tensor;  // … or this
 };

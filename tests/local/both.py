@@ -26,8 +26,8 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
 
 def data_of(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-    return memoryview(flat.numpy())
+    flat = tensor.clone(memory_format=torch.contiguous_format).reshape(-1) if tensor.numel() else torch.empty(0)
+    return flat.view(torch.uint8).numpy().data
 
 
 def tensor_of(value: HostValue) -> torch.Tensor:
@@ -170,4 +170,3 @@ class Both:
             assert expected.is_contiguous()
         else:
             assert stride == expected.stride()
-

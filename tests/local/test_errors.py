@@ -111,7 +111,9 @@ def test_poison_crosses_executions_until_freed(both: Both) -> None:
         ("aten::set_.source_Storage", (Ref(0), 1), "Storage is required, not int"),
     ],
 )
-def test_bad_steps_are_refused_when_loaded(session: LocalSession, target: str, args: tuple[Arg, ...], says: str) -> None:
+def test_bad_steps_are_refused_when_loaded(
+    session: LocalSession, target: str, args: tuple[Arg, ...], says: str
+) -> None:
     program = Program()
     program.input(VECTOR)
     program.call(target, *args)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from local.both import Both, Program, bits, tensor_of
 
 from genie.errors import NodeError, OutOfMemory
-from genie.graph import Many, TensorSpec
+from genie.graph import Const, Many, TensorSpec
 from genie_backend_local import LocalBackend, LocalSession
 
+SELF = Const("device", "self")
 KB = torch.zeros(256)  # 1 KiB
 
 
@@ -83,10 +85,12 @@ def test_failures_leave_nothing_behind(both: Both) -> None:
     assert both.session.stats()["values"] == 0
 
 
-def test_what_was_fetched_does_not_change_any_more(both: Both) -> None:
+@pytest.mark.parametrize("size", [4, 4096])  # copied, and shared until written
+def test_what_was_fetched_does_not_change_any_more(both: Both, size: int) -> None:
     program = Program()
-    x = program.input(torch.arange(4.0))
-    view = program.call("aten::view", x, Many((2, 2)))
+    start = torch.arange(float(size))
+    x = program.input(start)
+    view = program.call("aten::view", x, Many((2, -1)))
     program.write("aten::add_.Scalar", view, 1, 1, to=[view])
     graph = program.graph()
     handle = both.put(program.given[0])
@@ -96,7 +100,7 @@ def test_what_was_fetched_does_not_change_any_more(both: Both) -> None:
         both.execute(graph, [handle])
     both.check(handle)
     for k, data in enumerate(fetched):
-        assert bytes(data) == bits(torch.arange(4.0) + k)
+        assert bytes(data) == bits(start + k)
     assert fetched[0].readonly
 
 
@@ -111,8 +115,8 @@ def test_a_fetched_value_outlives_its_handle_and_session(both: Both) -> None:
 
 def test_a_fetch_of_a_contiguous_value_copies_nothing(session: LocalSession) -> None:
     session.upload(1, TensorSpec((1 << 20,), "uint8"), bytes(1 << 20))
-    one, two = session.fetch(1).data, session.fetch(1).data
-    assert torch.frombuffer(one, dtype=torch.uint8).data_ptr() == torch.frombuffer(two, dtype=torch.uint8).data_ptr()
+    address = [np.frombuffer(session.fetch(1).data, dtype=np.uint8).ctypes.data for _ in range(2)]
+    assert address[0] == address[1]
 
 
 def test_uploads_are_taken_when_the_call_returns(session: LocalSession) -> None:
@@ -192,6 +196,13 @@ def test_conjugates_come_home_resolved(both: Both) -> None:
     lazy = program.call("aten::_conj", program.input(x))
     imaginary = program.call("aten::_neg_view", lazy)
     both.run(program, lazy, imaginary)
+
+
+def test_zeros_without_memory_come_home(both: Both) -> None:
+    program = Program()
+    zeros = program.call("aten::_efficientzerotensor", Many((3, 2)), Const("dtype", "float32"), None, SELF, False)
+    more = program.call("aten::add.Tensor", zeros, program.input(torch.ones(2)), 1)
+    both.run(program, zeros, more)
 
 
 def test_an_unaligned_out_is_filled(both: Both) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from local.both import Both, Program, tensor_of
+from local.both import Both, Program, data_of, tensor_of
 
 from genie.errors import NodeError
 from genie.graph import Const, Graph, Many, Ref
@@ -124,7 +124,7 @@ def test_sessions_at_the_same_time_draw_their_own(backend: LocalBackend) -> None
         for _ in range(20):
             both.session.seed(0, seed)
             handle = both.handles()
-            both.session.upload(handle, program.values[0], memoryview(program.given[0].numpy()).cast("B"))
+            both.session.upload(handle, program.values[0], data_of(program.given[0]))
             made = both.execute_native(graph, [handle])
             for k, tensor in zip(made, expected[seed], strict=True):
                 if not torch.equal(tensor_of(both.session.fetch(k)), tensor):

@@ -132,7 +132,9 @@ def test_threads_are_set_for_the_process() -> None:
 
 
 def test_another_torch_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(TorchMismatch, match=r"was built with torch [0-9_a-z]+; torch 9\.9\.9\+x is installed") as caught:
+    with pytest.raises(
+        TorchMismatch, match=r"was built with torch [0-9_a-z]+; torch 9\.9\.9\+x is installed"
+    ) as caught:
         native.load("9.9.9+x")
     assert "pip install" in str(caught.value)
     with pytest.raises(TorchMismatch, match="has not been built"):

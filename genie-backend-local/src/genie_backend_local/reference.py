@@ -62,9 +62,7 @@ class Reference:
         operator = getattr(getattr(getattr(torch.ops, name[0]), name[1]), node.overload or "default")
         formals = operator._schema.arguments
         given = [self._argument(arg, values) for arg in args]
-        keywords = {
-            formal.name: arg for formal, arg in zip(formals, given, strict=False) if formal.kwarg_only
-        }
+        keywords = {formal.name: arg for formal, arg in zip(formals, given, strict=False) if formal.kwarg_only}
         for formal in formals:
             if "Generator" in str(formal.type) and keywords.get(formal.name) is None:
                 keywords[formal.name] = self.generator(0)
