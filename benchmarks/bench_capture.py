@@ -109,8 +109,10 @@ def measure(blocks: int) -> list[dict[str, Any]]:
         captured = there[name]
         equal = torch.equal(captured().cpu(), native())
         for _ in range(20):
-            block(native, BLOCK), block(captured, BLOCK), settle()
-        natives, records, sent_inside = [], [], 0
+            block(native, BLOCK)
+            block(captured, BLOCK)
+            settle()
+        natives, records = [], []
         for _ in range(blocks):
             natives.append(block(native, BLOCK))
             records.append(block(captured, BLOCK))

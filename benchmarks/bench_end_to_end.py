@@ -89,11 +89,13 @@ def compare(name: str, native: Callable[[], torch.Tensor], remote: Callable[[], 
     return row
 
 
-def traffic(action: Callable[[], object]) -> dict[str, float]:
+def per_token(action: Callable[[], object], tokens: int) -> dict[str, float]:
+    """What crosses the wire."""
+    columns = {"sent B/token": "bytes_sent", "received B/token": "bytes_received", "round trips/token": "round_trips"}
     before = genie.get_stats()
     action()
     after = genie.get_stats()
-    return {name: after[name] - before.get(name, 0) for name in ("bytes_sent", "bytes_received", "round_trips")}
+    return {column: (after[name] - before.get(name, 0)) / tokens for column, name in columns.items()}
 
 
 def generate(workload: Workload, models: Models, rounds: int) -> Row:
@@ -104,12 +106,7 @@ def generate(workload: Workload, models: Models, rounds: int) -> Row:
         return workload.run(model, {name: tensor.to(device) for name, tensor in inputs.items()}).cpu()
 
     row = compare(workload.name, lambda: on(native, models.device), lambda: on(remote, DEVICE), rounds)
-    moved = traffic(lambda: on(remote, DEVICE))
-    tokens = workload.new_tokens
-    row["sent B/token"] = moved["bytes_sent"] / tokens
-    row["received B/token"] = moved["bytes_received"] / tokens
-    row["round trips/token"] = moved["round_trips"] / tokens
-    return row
+    return {**row, **per_token(lambda: on(remote, DEVICE), workload.new_tokens)}
 
 
 def forward(workload: Workload, models: Models, rounds: int) -> Row:
@@ -146,9 +143,8 @@ def compiled_decode(workload: Workload, models: Models, rounds: int) -> Row:
 
     compiled = genie.compile(remote)
     name = workload.name.replace("generate", "compiled decode")
-    return compare(
-        name, lambda: decode(native, native, models.device), lambda: decode(remote, compiled, DEVICE), rounds
-    )
+    row = compare(name, lambda: decode(native, native, models.device), lambda: decode(remote, compiled, DEVICE), rounds)
+    return {**row, **per_token(lambda: decode(remote, compiled, DEVICE), workload.new_tokens)}
 
 
 def small(raw: Raw, link: int, rounds: int, count: int = 300) -> Row:

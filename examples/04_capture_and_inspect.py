@@ -32,7 +32,8 @@ class Block(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        mixed: torch.Tensor = self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        return x + mixed
 
 
 def main() -> None:
@@ -53,7 +54,9 @@ def main() -> None:
     heaviest = sorted(annotated.nodes(), key=lambda node: -node.metadata.get("compute_flops", 0))[:3]
     for node in heaviest:
         known = node.metadata
-        print(f"  {node.target:<40}{known.get('compute_flops', 0):>10,} flops in module {node.module_path or '?'}")
+        print(
+            f"  {node.target:<40}{known.get('compute_flops', 0):>10,} flops in {node.module_path or 'the model itself'}"
+        )
 
     # 3. Decide where they run. These devices are data: they need not exist to plan for them.
     devices = [
@@ -71,11 +74,15 @@ def main() -> None:
         codec.save(plan, file)
         loaded = codec.load(file)
         print(f"\nsaved as {file.stat().st_size:,} bytes; `genie inspect {file.name}` prints it")
+    assert isinstance(loaded, genie.ExecutionPlan)
     assert loaded == plan
 
-    # 5. The captured value itself: computed when it is looked at.
-    torch.testing.assert_close(y.cpu(), expected)
-    print("the captured program's value equals the CPU's")
+    # 5. Run it: its inputs are the graph's, of which the frontend knows which are parameters, and their names.
+    inputs = [model.get_parameter(entry.name) if entry.origin == "parameter" else x for entry in graph.inputs]
+    (result,) = genie.execute(loaded, inputs)
+    assert torch.equal(result, y.cpu())  # the captured value itself, computed now that it is looked at
+    torch.testing.assert_close(result, expected)
+    print(f"the plan's result, run by {genie.devices()[0].id}, equals the model's on the CPU")
 
 
 if __name__ == "__main__":
