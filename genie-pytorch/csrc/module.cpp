@@ -90,6 +90,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
   m.def("set_module", &set_current_module);
+  m.def("follow_modules", [](py::object code, py::object learn) { follow_modules(code.ptr(), learn.ptr()); });
+  m.def("forget_module", &forget_module);
   m.def("current_module", &current_module);
   m.def("source_text", &source_text);
   m.def("current_source", &current_source);

@@ -30,7 +30,7 @@ namespace {
 
 // The same value under another tensor: nothing for the node to do.
 at::Tensor same_value(const at::Tensor& self) {
-  if (self.unsafeGetTensorImpl()->is_python_dispatch()) {
+  if (is_fake(self)) {
     return at::native::alias(self);
   }
   if (value_of(self) == nullptr) {
@@ -79,7 +79,7 @@ bool has_compatible_shallow_copy_type(const at::Tensor& self, const at::Tensor& 
   // As between CPU and CUDA: parameters change device in place, so ties and optimizers keep their references.
   const auto fits = [](const at::Tensor& tensor) {
     return tensor.layout() == at::kStrided && !tensor.is_quantized() &&
-        (on_device(tensor) || tensor.device().is_cpu()) && !tensor.unsafeGetTensorImpl()->is_python_dispatch();
+        (on_device(tensor) || tensor.device().is_cpu()) && !is_fake(tensor);
   };
   return fits(self) && fits(other);
 }
@@ -98,7 +98,7 @@ bool needs_grad(std::initializer_list<const at::Tensor*> tensors) {
 
 bool any_fake(std::initializer_list<const at::Tensor*> tensors) {
   for (const auto* tensor : tensors) {
-    if (tensor->defined() && tensor->unsafeGetTensorImpl()->is_python_dispatch()) {
+    if (tensor->defined() && is_fake(*tensor)) {
       return true;
     }
   }

@@ -63,7 +63,7 @@ bool is_host_scalar(const at::Tensor& tensor) {
 bool has_fake(const Operator& op, Stack& args) {
   bool fake = false;
   each_tensor(op, args, [&](at::Tensor& tensor, bool) {
-    fake = fake || tensor.unsafeGetTensorImpl()->is_python_dispatch();
+    fake = fake || is_fake(tensor);
   });
   return fake;
 }

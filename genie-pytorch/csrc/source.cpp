@@ -8,6 +8,9 @@
 
 #include "source.h"
 
+#include <algorithm>
+#include <atomic>
+#include <iterator>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
@@ -99,6 +102,52 @@ uint32_t learn(PyCodeObject* code, int offset) {
   return id;
 }
 
+// --- modules
+
+PyCodeObject* module_call = nullptr;
+PyObject* learn_modules = nullptr;
+std::unordered_map<PyObject*, uint32_t> module_numbers;
+// Moves when a module goes, so that no thread takes a new module at its address for the old one.
+std::atomic<uint64_t> module_generation{1};
+
+struct SeenModule {
+  PyObject* module = nullptr;
+  uint32_t id = 0;
+};
+thread_local uint64_t seen_generation = 0;
+thread_local SeenModule seen_modules[256];
+
+uint32_t learn_module(_PyInterpreterFrame* frame) {
+  PyObject* module = frame->localsplus[0];
+  {
+    std::shared_lock<std::shared_mutex> lock(guard);
+    const auto found = module_numbers.find(module);
+    if (found != module_numbers.end()) {
+      return found->second;
+    }
+  }
+  const auto gil = PyGILState_Ensure();
+  uint32_t id = 0;
+  PyObject* modules = PyList_New(0);
+  for (; modules != nullptr && frame != nullptr; frame = frame->previous) {
+    if (code_of(frame) == module_call) {
+      PyList_Append(modules, frame->localsplus[0]);
+    }
+  }
+  PyObject* number = modules == nullptr ? nullptr : PyObject_CallOneArg(learn_modules, modules);
+  if (number != nullptr) {
+    id = static_cast<uint32_t>(PyLong_AsUnsignedLong(number));
+  }
+  // A module whose name can't be told has none: recording must not fail for that.
+  PyErr_Clear();
+  Py_XDECREF(number);
+  Py_XDECREF(modules);
+  PyGILState_Release(gil);
+  std::unique_lock<std::shared_mutex> lock(guard);
+  module_numbers[module] = id;
+  return id;
+}
+
 struct Recent {
   PyCodeObject* code = nullptr;
   int offset = -1;
@@ -155,7 +204,53 @@ void ignore_sources_under(const std::string& prefix) {
 }
 
 uint32_t current_module() {
-  return module_id;
+  if (module_id != 0) {
+    return module_id;
+  }
+#ifdef GENIE_RAW_FRAMES
+  if (module_call == nullptr) {
+    return 0;
+  }
+  const uint64_t now = module_generation.load(std::memory_order_acquire);
+  if (seen_generation != now) {
+    std::fill(std::begin(seen_modules), std::end(seen_modules), SeenModule{});
+    seen_generation = now;
+  }
+  for (auto* frame = top_frame(); frame != nullptr; frame = frame->previous) {
+    if (code_of(frame) != module_call) {
+      continue;
+    }
+    PyObject* module = frame->localsplus[0];
+    auto& slot = seen_modules[(reinterpret_cast<uintptr_t>(module) >> 4) & 255];
+    if (slot.module != module) {
+      slot = SeenModule{module, learn_module(frame)};
+    }
+    return slot.id;
+  }
+#endif
+  return 0;
+}
+
+void follow_modules(void* code, void* learn) {
+#ifdef GENIE_RAW_FRAMES
+  Py_XINCREF(static_cast<PyObject*>(learn));
+  learn_modules = static_cast<PyObject*>(learn);
+  Py_XINCREF(static_cast<PyObject*>(code));
+  module_call = static_cast<PyCodeObject*>(code);
+#else
+  (void)code;
+  (void)learn;
+#endif
+}
+
+void forget_module(uintptr_t address) {
+#ifdef GENIE_RAW_FRAMES
+  std::unique_lock<std::shared_mutex> lock(guard);
+  module_numbers.erase(reinterpret_cast<PyObject*>(address));
+  module_generation.fetch_add(1, std::memory_order_release);
+#else
+  (void)address;
+#endif
 }
 
 void set_current_module(uint32_t id) {

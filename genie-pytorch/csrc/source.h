@@ -15,8 +15,16 @@ std::string source_text(uint32_t id);
 // Code under these directories is never the user's.
 void ignore_sources_under(const std::string& prefix);
 
-// The module (path, class) this thread is inside of, as an interned integer; 0 is none.
+// The module (path, class) this thread is inside of, as an interned integer; 0 is none. Read off the Python frames
+// too: hooks would cost every module call, and stand in torch.compile's way. Needs no GIL.
 uint32_t current_module();
+
+// `code` is the code object of torch.nn.Module.__call__, whose first local is the module; `learn` is called with the
+// GIL for a module not seen before, with the modules it is inside of, innermost first, and gives its number.
+void follow_modules(void* code, void* learn);
+// The module at this address is gone.
+void forget_module(uintptr_t address);
+// Overrides what the frames say on this thread; 0 lets them speak again.
 void set_current_module(uint32_t id);
 
 } // namespace genie

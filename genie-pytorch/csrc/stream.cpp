@@ -89,11 +89,15 @@ void forget(int16_t device, uint64_t handle) {
   forgotten[device].push_back(handle);
 }
 
-std::vector<uint64_t> take_forgotten(int16_t device) {
-  std::lock_guard<std::mutex> lock(forgotten_guard);
+void send_forgotten(int16_t device) {
   std::vector<uint64_t> taken;
-  taken.swap(forgotten[device]);
-  return taken;
+  {
+    std::lock_guard<std::mutex> lock(forgotten_guard);
+    taken.swap(forgotten[device]);
+  }
+  if (!taken.empty()) {
+    port::free(device, taken);
+  }
 }
 
 uint32_t intern(const std::string& text) {
@@ -350,10 +354,7 @@ Closed close(Stream& stream) {
 }
 
 void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words) {
-  const auto gone = take_forgotten(stream.device);
-  if (!gone.empty()) {
-    port::free(stream.device, gone);
-  }
+  send_forgotten(stream.device);
   port::execute(stream.device, plan->id, plan->encode(words));
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
@@ -410,6 +411,7 @@ void flush_all(int16_t device) {
   for (auto& stream : streams) {
     if (device < 0 || stream->device == device) {
       flush(*stream);
+      send_forgotten(stream->device);
     }
   }
 }

@@ -186,7 +186,8 @@ void maybe_cut(Stream& stream);
 
 uint64_t new_handle(int16_t device);
 void forget(int16_t device, uint64_t handle); // any thread, no lock
-std::vector<uint64_t> take_forgotten(int16_t device);
+// Tells the node of the values nobody holds any more. The caller holds the lock.
+void send_forgotten(int16_t device);
 
 // The sessions end: what was pending or planned means nothing any more. Values already sent are dead names.
 void reset();

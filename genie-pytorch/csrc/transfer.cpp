@@ -37,6 +37,7 @@ at::Tensor upload(const at::Tensor& contiguous, int16_t device, bool weight) {
     Lock lock;
     value->handle = new_handle(device);
     value->maker = &stream_for(device, nullptr);
+    send_forgotten(device);
   }
   try {
     port::upload(device, value->handle, spec, contiguous.const_data_ptr(), contiguous.nbytes(), weight);
@@ -84,6 +85,7 @@ at::Tensor to_host(const at::Tensor& tensor) {
     touch(stream, tensor);
     held = ValuePtr::reclaim_copy(value_of(tensor));
     handle = settle(held);
+    send_forgotten(device);
   }
   port::fetch(device, handle, result.mutable_data_ptr(), result.nbytes());
   return result;

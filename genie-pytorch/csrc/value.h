@@ -75,6 +75,14 @@ at::Tensor make_tensor(const Spec& spec, ValuePtr value, const at::Tensor* base 
 
 c10::Storage make_storage(int64_t nbytes, int16_t device);
 
+// A FakeTensor, or what its mode makes on the way: it has the device's key and nobody's memory.
+inline bool is_fake(const at::Tensor& tensor) {
+  auto* impl = tensor.unsafeGetTensorImpl();
+  return impl->is_python_dispatch() ||
+      (impl->has_storage() && impl->unsafe_storage().device_type() != c10::DeviceType::PrivateUse1 &&
+       impl->key_set().has_backend(c10::BackendComponent::PrivateUse1Bit));
+}
+
 inline bool on_device(const at::Tensor& tensor) {
   return tensor.device().type() == c10::DeviceType::PrivateUse1;
 }

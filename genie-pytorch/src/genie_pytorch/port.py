@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from genie.api import devices
 from genie.api import engine as connect
-from genie.errors import OutOfMemory, RemoteOpError, UnsupportedOperation
+from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Engine
+from genie.interfaces import Engine, Session
 from genie_pytorch import lower
 from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
 from genie_pytorch.native import _C, source_text
@@ -51,6 +52,9 @@ class Port:
             for index, known in self._engines.items():
                 if known is engine:
                     return index
+            for index, device in enumerate(devices()):
+                if device.id == engine.device.id and self.engine(index) is engine:
+                    return index
             index = max([FIRST_PRIVATE - 1, *self._engines]) + 1
             self._connected(index, engine)
             return index
@@ -68,6 +72,16 @@ class Port:
 
     def connected(self, device: int) -> bool:
         return device in self._engines
+
+    def _session(self, device: int) -> Session:
+        engine = self._engines.get(device)
+        if engine is None:
+            raise SessionClosed(
+                f"this tensor was on remote_accelerator:{device} before genie.shutdown(), which ended its session",
+                where=source_text(_C.current_source()),
+                hint="make the tensor again, or bring it home (.cpu()) before the shutdown",
+            )
+        return engine.session
 
     def _connected(self, device: int, engine: Engine) -> Engine:
         self._engines[device] = engine
@@ -87,32 +101,36 @@ class Port:
         return plan
 
     def execute(self, device: int, plan: int, bindings: bytes) -> None:
-        self._engines[device].session.execute(plan, bindings)
+        self._session(device).execute(plan, bindings)
 
     def upload(
         self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool
     ) -> None:
         session = self.engine(device).session
-        session.upload(handle, TensorSpec(shape, NAME_OF_CODE[dtype]), data, shared=weight)
+        try:
+            session.upload(handle, TensorSpec(shape, NAME_OF_CODE[dtype]), data, shared=weight)
+        except RemoteOpError as error:
+            error.source = error.source or source_text(_C.current_source())
+            raise
         if self.upload_progress is not None:
             self.upload_progress(data.nbytes)
 
     def fetch(self, device: int, handle: int, out: memoryview) -> None:
         try:
-            self._engines[device].session.fetch(handle, out)
+            self._session(device).fetch(handle, out)
         except RemoteOpError as error:
             raise self._located(device, error) from None
 
     def describe(self, device: int, handle: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         try:
-            spec = self._engines[device].session.describe(handle)
+            spec = self._session(device).describe(handle)
         except RemoteOpError as error:
             raise self._located(device, error) from None
         stride = spec.stride if spec.stride is not None else _contiguous(spec.shape)
         return CODE_OF_NAME[spec.dtype], spec.shape, stride
 
     def free(self, device: int, handles: list[int]) -> None:
-        self._engines[device].session.free(handles)
+        self._session(device).free(handles)
 
     def seed(self, device: int, generator: int, seed: int) -> None:
         if generator == 0:
@@ -141,7 +159,7 @@ class Port:
 
     def synchronize(self, device: int) -> None:
         if device in self._engines:
-            self._engines[device].session.synchronize()
+            self._session(device).synchronize()
 
     def refuse(self, op: str, reason: str) -> None:
         raise UnsupportedOperation(
