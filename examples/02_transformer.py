@@ -230,6 +230,7 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             if options.node:
                 stack.callback(genie.shutdown)
+                genie.init(nodes=[options.node])  # if nobody answers there, no need to load a model first
                 report = demo(lambda: str(options.node), options, console)
             else:
                 # Started before PyTorch is imported here: the node starts while the model loads.
