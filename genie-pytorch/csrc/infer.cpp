@@ -9,6 +9,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_map>
 
@@ -224,6 +225,129 @@ bool means_unknown(const std::string& message) {
   return false;
 }
 
+// The order of a value's dimensions in memory, those of size one apart.
+struct Layout {
+  std::vector<uint8_t> order; // outermost first
+  bool dense = false;
+};
+
+Layout layout_of(const Spec& spec) {
+  Layout layout;
+  for (size_t i = 0; i < spec.sizes.size(); ++i) {
+    if (spec.sizes[i] != 1) {
+      layout.order.push_back(static_cast<uint8_t>(i));
+    }
+  }
+  std::stable_sort(layout.order.begin(), layout.order.end(), [&](uint8_t a, uint8_t b) {
+    return spec.strides[a] > spec.strides[b];
+  });
+  int64_t step = 1;
+  layout.dense = spec.offset == 0;
+  for (auto it = layout.order.rbegin(); it != layout.order.rend(); ++it) {
+    layout.dense = layout.dense && spec.strides[*it] == step;
+    step *= std::max<int64_t>(spec.sizes[*it], 1);
+  }
+  return layout;
+}
+
+// Lays `spec` out in the given order; false if it has other dimensions of size one.
+bool apply_layout(const Layout& layout, Spec& spec) {
+  size_t plural = 0;
+  for (const auto size : spec.sizes) {
+    plural += size != 1;
+  }
+  if (!layout.dense || plural != layout.order.size()) {
+    return false;
+  }
+  for (const auto dim : layout.order) {
+    if (dim >= spec.sizes.size() || spec.sizes[dim] == 1) {
+      return false;
+    }
+  }
+  int64_t step = 1;
+  for (size_t i = spec.sizes.size(); i-- > 0;) {
+    if (spec.sizes[i] == 1) {
+      spec.strides[i] = 1;
+    }
+  }
+  for (auto it = layout.order.rbegin(); it != layout.order.rend(); ++it) {
+    spec.strides[*it] = step;
+    step *= std::max<int64_t>(spec.sizes[*it], 1);
+  }
+  return true;
+}
+
+void add_layout(Key& key, const c10::IValue& value, ArgKind kind) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    const auto& tensor = value.toTensor();
+    key.push_back(0xC000 | static_cast<uint64_t>(tensor.scalar_type()) << 16 | static_cast<uint64_t>(tensor.dim()) << 24);
+    if (on_device(tensor)) {
+      const auto layout = layout_of(spec_of(tensor));
+      key.push_back(static_cast<uint64_t>(layout.dense));
+      key.insert(key.end(), layout.order.begin(), layout.order.end());
+    }
+  } else if (value.isTensorList() || value.isOptionalTensorList()) {
+    for (const auto& item : value.toListRef()) {
+      add_layout(key, item, kind);
+    }
+  } else {
+    key.push_back(0xD000 | static_cast<uint64_t>(value.isNone()) | static_cast<uint64_t>(value.isBool() && value.toBool()) << 1);
+  }
+}
+
+void layout_family(Key& key, const Operator& op, const Stack& stack) {
+  key.clear();
+  key.push_back(op.id);
+  for (size_t i = 0; i < stack.size(); ++i) {
+    add_layout(key, stack[i], op.args[i]);
+  }
+}
+
+std::mutex layouts_guard;
+std::unordered_map<Key, std::vector<Layout>, KeyHash> layouts;
+
+bool laid_plainly(const at::Tensor& tensor) {
+  return !tensor.defined() || !on_device(tensor) || tensor.is_contiguous();
+}
+
+// Whether the strides a meta kernel gives may be wrong: a fresh result of operands that are not contiguous.
+bool may_surprise(const Operator& op, const Stack& stack) {
+  if (op.mutates || op.factory) {
+    return false;
+  }
+  for (const auto& info : op.returns) {
+    if (info.kind != ReturnKind::kFresh) {
+      return false;
+    }
+  }
+  for (const auto& value : stack) {
+    if (value.isTensor()) {
+      if (!laid_plainly(value.toTensor())) {
+        return true;
+      }
+    } else if (value.isTensorList()) {
+      for (const at::Tensor& item : value.toTensorVector()) {
+        if (!laid_plainly(item)) {
+          return true;
+        }
+      }
+    }
+  }
+  return false;
+}
+
+void lay_out(const Operator& op, const Stack& stack, Inferred& result) {
+  thread_local Key family;
+  layout_family(family, op, stack);
+  std::lock_guard<std::mutex> lock(layouts_guard);
+  const auto found = layouts.find(family);
+  result.ask_layout = found == layouts.end() || found->second.size() != result.specs.size();
+  for (size_t i = 0; i < result.specs.size() && !result.ask_layout; ++i) {
+    auto& spec = result.specs[i];
+    result.ask_layout = spec.defined && spec.sizes.size() > 1 && !apply_layout(found->second[i], spec);
+  }
+}
+
 struct Memory {
   // Result dtype of pointwise operators by everything but shape; Undefined where the rule does not hold.
   std::unordered_map<Key, at::ScalarType, KeyHash> pointwise;
@@ -236,9 +360,6 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   thread_local Key key;
   thread_local Inferred scratch;
   thread_local Memory memory;
-  if (op.ask_node) {
-    return nullptr;
-  }
   thread_local Key family;
   bool learn = false;
   if (op.rule == Rule::kPointwise) {
@@ -260,6 +381,9 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
     }
   } else if (op.rule != Rule::kNone && apply_rule(op, stack, scratch)) {
     return &scratch;
+  }
+  if (op.ask_node) {
+    return nullptr;
   }
   key.clear();
   key.push_back(op.id);
@@ -302,11 +426,30 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
     const bool agreed = result.specs.size() == 1 && result.specs[0] == expected;
     memory.pointwise.emplace(family, agreed ? expected.dtype : at::ScalarType::Undefined);
   }
+  if (!learn && may_surprise(op, stack)) {
+    // Meta kernels are sure of sizes, not always of strides where operands are not laid out plainly.
+    lay_out(op, stack, result);
+    if (result.ask_layout) {
+      scratch = std::move(result);
+      return &scratch;
+    }
+  }
   constexpr size_t kMost = 1 << 16;
   if (memory.known.size() >= kMost) {
     memory.known.clear();
   }
   return &memory.known.emplace(key, std::move(result)).first->second;
+}
+
+void learn_layout(const Operator& op, const Stack& stack, const Inferred& answered) {
+  thread_local Key family;
+  layout_family(family, op, stack);
+  std::vector<Layout> learned;
+  for (const auto& spec : answered.specs) {
+    learned.push_back(spec.defined ? layout_of(spec) : Layout{});
+  }
+  std::lock_guard<std::mutex> lock(layouts_guard);
+  layouts[family] = std::move(learned);
 }
 
 } // namespace genie

@@ -16,10 +16,14 @@ struct Inferred {
   std::vector<Spec> specs;
   std::vector<uint32_t> lengths; // per return: 1, or the length of the list
   std::vector<Spec> written;     // for out=: the new geometry of each written argument, in argument order
+  bool ask_layout = false;       // sizes are sure, strides are the node's to say
 };
 
 // From rules for hot operators, then from memory, then from the meta kernel. Empty when none of them knows, and
 // only the node can tell; with `must`, that is an error. Throws what PyTorch's own checks throw.
 const Inferred* infer(const Operator& op, const torch::jit::Stack& stack, bool must);
+
+// What the node said of an operator's layouts, for the next time its operands are laid out alike.
+void learn_layout(const Operator& op, const torch::jit::Stack& stack, const Inferred& answered);
 
 } // namespace genie

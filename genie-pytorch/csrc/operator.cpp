@@ -77,6 +77,7 @@ const std::unordered_map<std::string, Rule>& rules() {
     t.emplace("aten::_softmax", Rule::kSoftmax);
     t.emplace("aten::_log_softmax", Rule::kSoftmax);
     t.emplace("aten::native_layer_norm", Rule::kLayerNorm);
+    t.emplace("aten::native_batch_norm", Rule::kBatchNorm);
     t.emplace("aten::embedding", Rule::kEmbedding);
     return t;
   }();

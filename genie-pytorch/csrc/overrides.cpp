@@ -238,7 +238,10 @@ void register_operators() {
       continue;
     }
     const auto handle = dispatcher.findSchema(name);
-    if (!handle.has_value() || handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) ||
+    // A composition with a kernel of its own on the CPU (silu_backward) rounds as that kernel does: kept whole.
+    if (!handle.has_value() ||
+        (handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+         !handle->hasKernelForDispatchKey(c10::DispatchKey::CPU)) ||
         handle->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) {
       continue;
     }

@@ -55,8 +55,8 @@ int64_t prepare(int16_t device, const Segment& segment, const std::vector<uint32
   });
 }
 
-void execute(int16_t device, int64_t plan, const std::string& bindings) {
-  call([&](py::object& port) { port.attr("execute")(device, plan, py::bytes(bindings)); });
+void execute(int16_t device, int64_t plan, const std::string& bindings, bool look) {
+  call([&](py::object& port) { port.attr("execute")(device, plan, py::bytes(bindings), py::bool_(look)); });
 }
 
 void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight) {

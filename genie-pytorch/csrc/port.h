@@ -15,7 +15,8 @@ namespace port {
 
 // The segment as a plan the engine has loaded; its id.
 int64_t prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole);
-void execute(int16_t device, int64_t plan, const std::string& bindings);
+// `look`: the program is about to look at a value, so this may travel with the question.
+void execute(int16_t device, int64_t plan, const std::string& bindings, bool look);
 void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight);
 void fetch(int16_t device, uint64_t handle, void* data, size_t nbytes);
 Spec describe(int16_t device, uint64_t handle);

@@ -268,6 +268,9 @@ at::ScalarType host_dtype(const c10::TypePtr& type) {
 void ask_node(const Operator& op, const Stack& args, const std::vector<ValuePtr>& values, Inferred& answered) {
   ++counters.asked_node;
   for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] == nullptr) {
+      continue; // undefined
+    }
     answered.specs[i] = port::describe(values[i]->device, values[i]->handle);
   }
   for (size_t i = 0; i < args.size(); ++i) {
@@ -430,9 +433,9 @@ void record(const Operator& op, Stack* stack) {
       write(writer, args[i], op.args[i], op.tensor_like[i]);
     }
     writer.returns(known != nullptr ? known->specs : answered.specs, values);
-    if (known == nullptr) {
-      flush(stream);
-      stream.looked = true;
+    if (known == nullptr || known->ask_layout) {
+      flush(stream, true);
+      stream.looked = stream.looked || known == nullptr;
     }
   }
   if (known == nullptr) {
@@ -444,6 +447,13 @@ void record(const Operator& op, Stack* stack) {
     known = &answered;
   }
 
+  if (known->ask_layout) {
+    answered = *known;
+    answered.ask_layout = false;
+    ask_node(op, args, values, answered);
+    learn_layout(op, args, answered);
+    known = &answered;
+  }
   if (!known->written.empty()) {
     apply_written(op, args, known->written);
   }

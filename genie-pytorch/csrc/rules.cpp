@@ -28,6 +28,7 @@ void set_contiguous(Spec& spec) {
 
 Spec& only(Inferred& result, at::ScalarType dtype) {
   result.written.clear();
+  result.ask_layout = false;
   result.lengths.assign(1, 1);
   result.specs.resize(1);
   result.specs[0].dtype = dtype;
@@ -222,6 +223,7 @@ bool layer_norm(const Stack& stack, Inferred& result) {
     }
   }
   result.written.clear();
+  result.ask_layout = false;
   result.lengths.assign(3, 1);
   result.specs.resize(3);
   for (auto& spec : result.specs) {
@@ -233,6 +235,39 @@ bool layer_norm(const Stack& stack, Inferred& result) {
       result.specs[i].sizes[k] = 1;
     }
   }
+  for (auto& spec : result.specs) {
+    set_contiguous(spec);
+  }
+  return true;
+}
+
+bool batch_norm(const Stack& stack, Inferred& result) {
+  if (!plain(stack[0]) || !host_like[static_cast<size_t>(stack[0].toTensor().device().index())]) {
+    return false;
+  }
+  const auto& input = stack[0].toTensor();
+  if (!real_float(input.scalar_type()) || input.dim() < 2 ||
+      input.suggest_memory_format() != at::MemoryFormat::Contiguous) {
+    return false;
+  }
+  for (size_t i = 1; i < 5; ++i) {
+    if (!absent(stack[i]) &&
+        (!plain(stack[i]) || stack[i].toTensor().sizes() != at::IntArrayRef{input.size(1)} ||
+         stack[i].toTensor().scalar_type() != input.scalar_type())) {
+      return false;
+    }
+  }
+  // A CPU saves the batch's statistics in training, and nothing in evaluation.
+  const bool training = stack[5].toBool();
+  result.written.clear();
+  result.ask_layout = false;
+  result.lengths.assign(3, 1);
+  result.specs.resize(3);
+  for (auto& spec : result.specs) {
+    spec.dtype = input.scalar_type();
+    spec.sizes.assign(1, training ? input.size(1) : 0);
+  }
+  result.specs[0].sizes.assign(input.sizes().begin(), input.sizes().end());
   for (auto& spec : result.specs) {
     set_contiguous(spec);
   }
@@ -275,6 +310,8 @@ bool apply_rule(const Operator& op, const Stack& stack, Inferred& result) {
       return softmax(stack, result);
     case Rule::kLayerNorm:
       return layer_norm(stack, result);
+    case Rule::kBatchNorm:
+      return batch_norm(stack, result);
     case Rule::kEmbedding:
       return embedding(stack, result);
     default:

@@ -318,6 +318,7 @@ Closed close(Stream& stream) {
   Closed closed;
   auto& segment = closed.segment;
   std::swap(segment, stream.segment);
+  std::swap(stream.segment, stream.spare);
   stream.segment.clear(next_serial());
 
   // What nobody but this segment holds is dead: made values stay unnamed, leaves are donated.
@@ -353,16 +354,16 @@ Closed close(Stream& stream) {
   return closed;
 }
 
-void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words) {
+void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words, bool look) {
   send_forgotten(stream.device);
-  port::execute(stream.device, plan->id, plan->encode(words));
+  port::execute(stream.device, plan->id, plan->encode(words), look);
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
     stream.history.push_back({plan, std::move(words)});
   }
 }
 
-std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
+std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look) {
   auto& segment = closed.segment;
   ++counters.segments;
   auto& table = plans[stream.device];
@@ -371,7 +372,7 @@ std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
     if (found != table.end()) {
       ++counters.plan_hits;
       const auto plan = found->second;
-      execute(stream, plan, std::move(closed.words));
+      execute(stream, plan, std::move(closed.words), look);
       return plan;
     }
     ++counters.plan_misses;
@@ -387,7 +388,7 @@ std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
       plan->step.assign(plan->last.size(), 0);
     }
     table.emplace(std::move(segment.tokens), plan);
-    execute(stream, plan, std::move(closed.words));
+    execute(stream, plan, std::move(closed.words), look);
     return plan;
   } catch (const std::exception& error) {
     const auto failure = std::make_shared<const std::string>(error.what());
@@ -399,12 +400,15 @@ std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole) {
   }
 }
 
-void flush(Stream& stream) {
+void flush(Stream& stream, bool look) {
   if (stream.segment.commands == 0) {
     return;
   }
   stream.broken = stream.broken || stream.tracing;
-  run(stream, close(stream), false);
+  Closed closed = close(stream);
+  run(stream, closed, false, look);
+  closed.segment.clear(0);
+  std::swap(stream.spare, closed.segment);
 }
 
 void flush_all(int16_t device) {
@@ -418,15 +422,18 @@ void flush_all(int16_t device) {
 
 uint64_t settle(const ValuePtr& value) {
   check_made(*value);
-  if (value->home != nullptr) {
-    flush(*value->home);
-  }
+  // Other streams may have writes to this memory pending; a look is rare enough to let them all go. The value's own
+  // goes last: the question may travel with it.
+  Stream* home = value->home;
   for (auto& stream : streams) {
-    // Others may have writes to this memory pending; a look is rare enough to let them all go.
-    if (stream->device == value->device) {
+    if (stream->device == value->device && stream.get() != home) {
       flush(*stream);
       stream->looked = true;
     }
+  }
+  if (home != nullptr) {
+    flush(*home, true);
+    home->looked = true;
   }
   check_made(*value);
   TORCH_INTERNAL_ASSERT(value->handle != 0, "genie: a value was looked at that no segment made");

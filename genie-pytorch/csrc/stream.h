@@ -76,6 +76,7 @@ struct Segment {
 struct Stream {
   int16_t device = 0;
   Segment segment;
+  Segment spare; // the last segment's buffers, for the next
   // Executions since the last look or since the capture began, for the program's view of its graph.
   struct Sent {
     std::shared_ptr<Plan> plan;
@@ -167,15 +168,15 @@ struct Closed {
 
 // The two halves of a flush. Closing names what survives; running makes the plan, or finds it, and executes it.
 Closed close(Stream& stream);
-std::shared_ptr<Plan> run(Stream& stream, Closed closed, bool whole);
+std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look);
 // Executes a plan again: bindings, frees, history.
-void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words);
+void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words, bool look);
 
 // Called before a command or an execution: after a look, the program's view of its graph starts anew.
 void begin_history(Stream& stream);
 
-// Sends what `stream` has pending. The caller holds the lock.
-void flush(Stream& stream);
+// Sends what `stream` has pending. `look`: a question to the node follows at once. The caller holds the lock.
+void flush(Stream& stream, bool look = false);
 // Sends everything pending on a device (or on all, with -1).
 void flush_all(int16_t device);
 // Sends what must be sent before `value` can be looked at; gives its handle.

@@ -119,7 +119,7 @@ std::shared_ptr<Trace> end_trace(
     }
     trace->outputs_.push_back(std::move(output));
   }
-  trace->plan_ = run(stream, std::move(closed), true);
+  trace->plan_ = run(stream, closed, true, false);
   return replayable ? trace : nullptr;
 }
 
@@ -166,7 +166,7 @@ std::vector<at::Tensor> Trace::replay(const std::vector<at::Tensor>& inputs) {
   }
   ++counters.segments;
   ++counters.plan_hits;
-  execute(stream, plan_, std::move(words));
+  execute(stream, plan_, std::move(words), false);
 
   std::vector<at::Tensor> results;
   for (const auto& output : outputs_) {

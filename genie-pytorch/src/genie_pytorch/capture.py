@@ -152,6 +152,7 @@ class _Capturing(TorchFunctionMode):
             Kind.FACTORY: self._make,
             Kind.LIKE: self._make_like,
             Kind.WRITE: self._write,
+            Kind.BACKWARD: self._backward,
             Kind.ESCAPE: self._escape,
             Kind.COMPUTE: self._compute,
         }
@@ -216,6 +217,11 @@ class _Capturing(TorchFunctionMode):
             device = operands.device or self.device
             return func(*self._lifted(args, device, False, {}), **self._lifted(kwargs, device, False, {}))
         return func(*args, **kwargs)
+
+    def _backward(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+        # A handler runs without its mode; the threads of a backward pass have the modes of the one that started it.
+        with self:
+            return _backward_of(*args, **kwargs)
 
     def _escape(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         if args and isinstance(args[0], Tensor) and not on_device(args[0]):
@@ -286,6 +292,16 @@ class _Capturing(TorchFunctionMode):
             return there
 
         return _mapped(values, lift)
+
+
+def _backward_of(
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def _draws_on_host(kwargs: Kwargs) -> bool:

@@ -16,6 +16,7 @@ class Kind(enum.Enum):
     FACTORY = enum.auto()  # makes a tensor from no tensor
     LIKE = enum.auto()  # makes a tensor from another one's geometry
     WRITE = enum.auto()  # writes to its first operand
+    BACKWARD = enum.auto()  # runs code of the program's, such as hooks and what was not kept for the backward pass
     ESCAPE = enum.auto()  # gives away the address of its first operand
     COMPUTE = enum.auto()
 
@@ -96,6 +97,8 @@ def _classify(function: Callable[..., Any]) -> Kind:
         return Kind.NATIVE
     if name in _HOST_ONLY_FACTORIES:
         return Kind.NATIVE
+    if function is torch.Tensor.backward:
+        return Kind.BACKWARD
     if function in _device_constructors():
         return Kind.FACTORY
     if name in _ESCAPES:
@@ -122,7 +125,7 @@ def writes_by_flag(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     position = _inplace_positions.get(function)
     if position is None:
         position = -1
-        if inspect.isfunction(function):
+        if inspect.isfunction(function) and not hasattr(function, "__wrapped__"):
             names = list(inspect.signature(function).parameters)
             position = names.index("inplace") if "inplace" in names else -1
         _inplace_positions[function] = position

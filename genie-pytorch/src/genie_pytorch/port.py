@@ -100,8 +100,8 @@ class Port:
         self._graphs[device, plan] = graph
         return plan
 
-    def execute(self, device: int, plan: int, bindings: bytes) -> None:
-        self._session(device).execute(plan, bindings)
+    def execute(self, device: int, plan: int, bindings: bytes, look: bool) -> None:
+        self._session(device).execute(plan, bindings, more=look)
 
     def upload(
         self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool

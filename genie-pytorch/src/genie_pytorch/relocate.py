@@ -105,9 +105,8 @@ def _move(node: Node, device: torch.device) -> None:
         node.args = tuple(device if _means_host(each) else each for each in node.args)
     elif node.op == "call_function" and node.target is torch.amp.autocast_mode._enter_autocast:
         node.args = tuple(NAME if _means_host(each) else each for each in node.args)
-    elif node.op == "call_function" and node.target in _device_constructors():
-        if node.kwargs.get("device") is None:
-            node.kwargs = {**node.kwargs, "device": device}
+    elif node.target in _device_constructors() and node.kwargs.get("device") is None:
+        node.kwargs = {**node.kwargs, "device": device}
 
 
 def _means_host(value: Any) -> bool:
