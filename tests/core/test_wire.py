@@ -54,7 +54,8 @@ def _feed(assembler: Assembler, data: bytes, step: int) -> list[tuple[bytes, lis
 
 # --- frames --------------------------------------------------------------------------------------
 
-_records = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=200)), min_size=1, max_size=8)
+_payloads = st.binary(max_size=200) | st.integers(250, 260).map(bytes)  # a record's length is one byte or five
+_records = st.lists(st.tuples(st.integers(0, 255), _payloads), min_size=1, max_size=8)
 
 
 @st.composite
@@ -162,7 +163,7 @@ def test_an_oversized_buffer_is_refused_before_memory_is_asked_for() -> None:
 
 
 def test_records_that_lie_about_their_length() -> None:
-    for body in (b"\x01\xff\xff\xff\xff", b"\x01", b"\x01\0\0\0\0\0"):
+    for body in (b"\x01\xff\xff\xff\xff\xff", b"\x01\xff\xff", b"\x01\xfe", b"\x01", b"\x01\0\0"):
         with pytest.raises(ProtocolError):
             frames.split(frames.message(0, 1, body))
         with pytest.raises(ProtocolError):
@@ -203,9 +204,38 @@ def test_uploads(handle: int, shape: list[int], dtype: str, data: bytes) -> None
     assert (got, found, bytes(rest)) == (handle, spec, data)
 
 
-@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
+_handles = st.integers(1, (1 << 63) - 1)
+
+
+@given(st.lists(_handles, max_size=20) | st.tuples(_handles, _handles).map(sorted).map(list))
 def test_handles(handles: list[int]) -> None:
-    assert messages.get_handles(memoryview(messages.put_handles(handles))) == tuple(handles)
+    assert messages.get_handles(memoryview(messages.put_handles(handles))) == handles
+
+
+@given(_handles, st.lists(st.integers(-64, 63), max_size=100))
+def test_handles_near_each_other_take_a_byte(first: int, steps: list[int]) -> None:
+    handles = [first]
+    for step in steps:
+        handles.append(min(max(handles[-1] + step, 1), (1 << 63) - 1))
+    data = messages.put_handles(handles)
+    assert len(data) <= 10 + len(steps)
+    assert messages.get_handles(memoryview(data)) == handles
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00",  # handle 0
+        b"\x02\x03",  # 1, then -1
+        b"\x02\x82",  # cut short
+        b"\xff" * 9 + b"\x01",  # below any handle
+        b"\xfe" + b"\xff" * 8 + b"\x7f",  # above any handle
+        b"\x80" * 10 + b"\x02",  # longer than 64 bits
+    ],
+)
+def test_handles_that_are_none(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        messages.get_handles(memoryview(data))
 
 
 def test_content_records() -> None:

@@ -409,6 +409,33 @@ def test_nothing_waits_for_work_nobody_looks_at(node: Node) -> None:
     assert caller.session.traffic["plans_sent"] == 1
 
 
+def test_an_operator_and_a_look_are_one_message(node: Node) -> None:
+    caller = node.client()
+    assert isinstance(caller.session, RemoteSession)
+    value = caller.put([1, 2])
+    assert caller.get(caller.run(_NEG, [value])) == [-1, -2]
+    for look in (lambda made: caller.get(made), caller.session.describe):
+        before = caller.session.traffic
+        made = caller.run(_NEG, [value], more=True)
+        assert caller.session.traffic["messages_sent"] == before["messages_sent"]
+        look(made)
+        assert caller.session.traffic["messages_sent"] == before["messages_sent"] + 1
+        caller.session.free([made])
+
+
+def test_what_waits_for_a_look_is_bounded_and_leaves_with_the_session(node: Node) -> None:
+    caller = node.client()
+    assert isinstance(caller.session, RemoteSession)
+    value = caller.put([1, 2])
+    before = caller.session.traffic["messages_sent"]
+    for _ in range(10_000):
+        caller.session.free([caller.run(_NEG, [value], more=True)])
+    assert 0 < caller.session.traffic["messages_sent"] - before < 10
+    caller.session.close()
+    node.wait_for_sessions(0)
+    assert node.local.sessions[-1].stats()["executions"] == 10_000
+
+
 def test_many_frees_do_not_pile_up(node: Node) -> None:
     session = node.client().session
     assert isinstance(session, RemoteSession)

@@ -66,7 +66,7 @@ class LocalSession:
             self._plans[content] = known
         return known
 
-    def execute(self, plan: int, bindings: Buffer) -> None:
+    def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         self._native.execute(plan, bindings)
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:

@@ -35,9 +35,10 @@ class Session(Protocol):
     def load(self, plan: ExecutionPlan) -> int:
         """Verify and prepare a plan; returns its id in this session. The same plan twice is the same id."""
 
-    def execute(self, plan: int, bindings: Buffer) -> None:
+    def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         """Run a loaded plan. ``bindings`` as in :mod:`genie.bindings`: output k of the plan becomes the handle
-        ``first output handle + k``; donated inputs are gone afterwards."""
+        ``first output handle + k``; donated inputs are gone afterwards. ``more`` says that a look follows at once:
+        the execution may wait for it, to travel in one message."""
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         """A new contiguous value from host bytes, which the callee has taken when the call returns.

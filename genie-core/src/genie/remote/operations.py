@@ -70,7 +70,7 @@ class RemoteClient:
             for handle, value in zip(handles, values, strict=True):
                 link.session.upload(handle, value.spec, value.data)
             words = [results[0] if results else 0, *handles, *parameters(graph)]
-            link.session.execute(number, prediction.encode(words))
+            link.session.execute(number, prediction.encode(words), more=bool(results))
             try:
                 return tuple(_fetched(link.session, handle) for handle in results)
             finally:

@@ -106,16 +106,16 @@ class RemoteSession:
                 self._recent.popitem(last=False)
             return number
 
-    def execute(self, plan: int, bindings: Buffer) -> None:
+    def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         with self._lock:
             if not 0 <= plan < len(self._plan_heads):
                 raise LocalProtocolError(f"plan {plan} was never loaded in this session")
             if self._freed:
                 self._queue_freed()
-            head = self._plan_heads[plan]
-            self._outbox.append(frames.RECORD.pack(_EXECUTE, len(head) + len(bindings)) + head + bindings)
+            self._queue(_EXECUTE, self._plan_heads[plan] + bindings)
             self._traffic["executions"] += 1
-            self._flush()
+            if not more:
+                self._push()
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         view = flat(data)
@@ -153,7 +153,7 @@ class RemoteSession:
         if held == size:
             self._traffic["weights_known"] += 1
             return
-        self._flush()  # other clients may have it once it is committed
+        self._push()  # other clients may have it once it is committed
         if held:
             # The first part is somebody's earlier upload; only the whole proves whether it was the right one.
             try:
@@ -170,7 +170,7 @@ class RemoteSession:
             try:
                 if self._ended is None:
                     self._queue_freed()
-                    self._flush()
+                    self._push()
             finally:
                 self._lock.release()
 
@@ -250,12 +250,12 @@ class RemoteSession:
                 return
             with contextlib.suppress(GenieError):
                 self._queue(Kind.BYE)
-                self._flush()
+                self._push()
             self._end(SessionClosed("the session was closed", where=self._node))
 
     # --- the conversation; with the lock held -----------------------------------------------------
 
-    def _queue(self, kind: Kind, payload: bytes = b"") -> None:
+    def _queue(self, kind: int, payload: bytes = b"") -> None:
         if self._ended is not None:
             self._refuse()
         record = frames.record(kind, payload)
@@ -272,8 +272,12 @@ class RemoteSession:
         if handles:
             self._queue(Kind.FREE, messages.put_handles(handles))
 
+    def _push(self) -> None:
+        if self._outbox:
+            self._flush()
+
     def _flush(self) -> int:
-        """Send what is queued. The number of the message."""
+        """Send what is queued, which is something. The number of the message."""
         if self._ended is not None:
             self._refuse()
         outbox, self._outbox, self._outbox_bytes = self._outbox, [], 0
@@ -284,8 +288,7 @@ class RemoteSession:
     def _send_bulk(self, kind: Kind, payload: bytes, data: memoryview) -> None:
         if self._freed:
             self._queue_freed()
-        if self._outbox:
-            self._flush()
+        self._push()
         if self._ended is not None:
             self._refuse()
         self._send(frames.one(self._dialogue.next_seq(), kind, payload, len(data)), data)

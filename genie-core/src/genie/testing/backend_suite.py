@@ -161,6 +161,24 @@ class BackendSuite:
             value = caller.run(_ADD, [value, one])
         assert caller.get(value) == [10, 10, 10]
 
+    def test_an_execution_that_may_wait_for_a_look_loses_nothing(self, caller: Caller) -> None:
+        one = caller.put([1, 2, 3])
+        two = caller.run(_ADD, [one, one], more=True)
+        assert caller.get(two) == [2, 4, 6]
+        three = caller.run(_ADD, [two, one], more=True)
+        caller.session.free([two])
+        four = caller.run(_ADD, [three, one])
+        assert caller.session.describe(caller.run(_NEG, [one], more=True)).shape == (3,)
+        assert caller.get(four) == [4, 8, 12]
+
+    def test_graphs_that_python_finds_equal_are_different_plans(self, caller: Caller) -> None:
+        results = [
+            caller.run(single("aten::add.Tensor", [spec(2), spec(2)], spec(2), alpha), [caller.put([1, 2])] * 2)
+            for alpha in (1, 1.0)
+        ]
+        for result in results:
+            assert caller.get(result) == [2, 4]
+
     def test_parameters_change_between_runs(self, caller: Caller) -> None:
         one, other = caller.put([1, 2, 3]), caller.put([1, 1, 1])
         results = [caller.run(_ADD, [one, other], words=[alpha & (1 << 64) - 1]) for alpha in (1, 5, -2)]

@@ -85,7 +85,9 @@ class Caller:
         plan = Scheduler(devices=[self.session.device]).schedule(graph)
         return self.session.load(plan)
 
-    def run(self, graph: Graph, inputs: Sequence[int], words: Sequence[int] | None = None) -> int:
+    def run(
+        self, graph: Graph, inputs: Sequence[int], words: Sequence[int] | None = None, *, more: bool = False
+    ) -> int:
         """Executes; ``words`` replace the graph's parameters. The handle of the first output."""
         plan = self.load(graph)
         own = parameters(graph)
@@ -94,5 +96,5 @@ class Caller:
             prediction = self._predictions[plan] = Prediction(len(graph.inputs), own)
         first = self.handles(max(len(graph.outputs), 1))
         vector = [first, *inputs, *(own if words is None else words)]
-        self.session.execute(plan, prediction.encode(vector))
+        self.session.execute(plan, prediction.encode(vector), more=more)
         return first

@@ -4,7 +4,7 @@
 
     prefix   magic 2s │ version u8 │ flags u8 │ seq u32 │ body bytes u32 │ buffers u16 │ records u16     (16 bytes)
     sizes    u64 per buffer
-    body     records, each: kind u8 │ length u32 │ payload
+    body     records, each: kind u8 │ length u8, or 255 and length u32 │ payload
     buffers  raw, in order
 
 Everything is little-endian. Prefix, sizes and body together are a message's *header*: what a message-shaped
@@ -30,10 +30,13 @@ MAGIC = b"\xa7G"
 VERSION = 1  # of this layout; what the records mean is negotiated in HELLO
 
 PREFIX = struct.Struct("<2sBBIIHH")
-RECORD = struct.Struct("<BI")
 _COUNTS = struct.Struct("<IIHH")  # the prefix from its sequence number on
-_ONE = struct.Struct("<2sBBIIHHBI")  # prefix and first record
-_ONE_WITH_BUFFER = struct.Struct("<2sBBIIHHQBI")
+_LONG = 255  # a record's length takes four more bytes
+_SHORT_RECORD = struct.Struct("<BB")
+_LONG_RECORD = struct.Struct("<BBI")
+_LENGTH = struct.Struct("<I")
+_ONE = struct.Struct("<2sBBIIHHBB")  # prefix and one short record
+_ONE_WITH_BUFFER = struct.Struct("<2sBBIIHHQBB")
 
 SEQ_MASK = 0xFFFFFFFF
 
@@ -64,7 +67,10 @@ class Message:
 
 
 def record(kind: int, payload: Buffer = b"") -> bytes:
-    return RECORD.pack(kind, len(payload)) + payload
+    length = len(payload)
+    if length < _LONG:
+        return _SHORT_RECORD.pack(kind, length) + payload
+    return _LONG_RECORD.pack(kind, _LONG, length) + payload
 
 
 def message(seq: int, records: int, body: bytes, sizes: Sequence[int] = ()) -> bytes:
@@ -80,10 +86,12 @@ def message(seq: int, records: int, body: bytes, sizes: Sequence[int] = ()) -> b
 
 def one(seq: int, kind: int, payload: Buffer = b"", buffer: int | None = None) -> bytes:
     """The header of a message of one record, with a buffer of that many bytes if any."""
-    length = RECORD.size + len(payload)
+    length = len(payload)
+    if length >= _LONG:
+        return message(seq, 1, record(kind, payload), () if buffer is None else (buffer,))
     if buffer is None:
-        return _ONE.pack(MAGIC, VERSION, 0, seq, length, 0, 1, kind, len(payload)) + payload
-    return _ONE_WITH_BUFFER.pack(MAGIC, VERSION, 0, seq, length, 1, 1, buffer, kind, len(payload)) + payload
+        return _ONE.pack(MAGIC, VERSION, 0, seq, 2 + length, 0, 1, kind, length) + payload
+    return _ONE_WITH_BUFFER.pack(MAGIC, VERSION, 0, seq, 2 + length, 1, 1, buffer, kind, length) + payload
 
 
 def header_length(prefix: Buffer, limits: Limits, offset: int = 0) -> int:
@@ -138,10 +146,12 @@ def split(header: bytes) -> tuple[int, list[tuple[int, memoryview]]]:
     view = memoryview(header)
     records: list[tuple[int, memoryview]] = []
     for _ in range(count):
-        start = offset + RECORD.size
+        start = offset + 2
         if start > end:
             raise ProtocolError("a record is cut short")
-        kind, length = RECORD.unpack_from(header, offset)
+        kind, length = header[offset], header[offset + 1]
+        if length == _LONG:
+            start, length = _long(header, start)
         offset = start + length
         if offset > end:
             raise ProtocolError(f"a record of kind {kind} names {length} bytes, more than its message has")
@@ -158,13 +168,22 @@ def single(header: bytes) -> tuple[int, int, memoryview]:
         raise ProtocolError(f"a header of {end} bytes is cut short")
     seq, body, buffers, count = _COUNTS.unpack_from(header, 4)
     offset = PREFIX.size + 8 * buffers
-    start = offset + RECORD.size
+    start = offset + 2
     if count != 1 or offset + body != end or start > end:
         raise ProtocolError(f"a header of {end} bytes with {count} records where one was due")
-    kind, length = RECORD.unpack_from(header, offset)
+    kind, length = header[offset], header[offset + 1]
+    if length == _LONG:
+        start, length = _long(header, start)
     if start + length != end:
         raise ProtocolError(f"a record of kind {kind} names {length} bytes, its message has {end - start}")
     return seq, kind, memoryview(header)[start:]
+
+
+def _long(header: bytes, offset: int) -> tuple[int, int]:
+    """Where a long record's payload starts, and its length."""
+    if offset + _LENGTH.size > len(header):
+        raise ProtocolError("a record is cut short")
+    return offset + _LENGTH.size, _LENGTH.unpack_from(header, offset)[0]
 
 
 class Assembler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
 import msgspec
@@ -248,14 +249,39 @@ def get_held(data: memoryview) -> tuple[int, bool]:
     return held, bool(direct)
 
 
-def put_handles(handles: list[int] | tuple[int, ...]) -> bytes:
-    return struct.pack(f"<{len(handles)}Q", *handles)
+def put_handles(handles: Iterable[int]) -> bytes:
+    """FREE: each handle's difference from the one before it (the first's from 0), as a zigzag varint.
+
+    What is freed together was mostly made together: most handles take one byte.
+    """
+    out = bytearray()
+    last = 0
+    for handle in handles:
+        step, last = handle - last, handle
+        step = step << 1 if step >= 0 else ~(step << 1)
+        while step > 0x7F:
+            out.append(step & 0x7F | 0x80)
+            step >>= 7
+        out.append(step)
+    return bytes(out)
 
 
-def get_handles(data: memoryview) -> tuple[int, ...]:
-    if len(data) % 8:
-        raise ProtocolError(f"a FREE record has {len(data)} bytes, no multiple of 8")
-    return struct.unpack(f"<{len(data) // 8}Q", data)
+def get_handles(data: memoryview) -> list[int]:
+    handles: list[int] = []
+    last = number = shift = 0
+    for byte in data:
+        number |= (byte & 0x7F) << shift
+        if byte > 0x7F:
+            shift += 7
+            if shift > 63:
+                raise ProtocolError("a FREE record has a number of more than 64 bits")
+            continue
+        last = _handle(last + ((number >> 1) ^ -(number & 1)))
+        handles.append(last)
+        number = shift = 0
+    if shift:
+        raise ProtocolError("a FREE record is cut short")
+    return handles
 
 
 def put_pair(first: int, second: int) -> bytes:

@@ -7,7 +7,7 @@ import random
 import struct
 from array import array
 
-from genie import Device, HostValue, TensorSpec
+from genie import Device, HostValue, TensorSpec, codec
 from genie.bindings import Prediction, bits_float, parameters
 from genie.errors import NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
 from genie.graph import Many, Ref
@@ -55,15 +55,16 @@ class AbacusSession:
     def load(self, plan):
         self._check()
         verify(plan)
-        if plan.graph not in self._ids:
+        content = codec.encode(plan.graph)  # in Python 1 == 1.0, in a graph they differ
+        if content not in self._ids:
             for node in plan.graph.steps:
                 if node.target not in OPERATORS:
                     raise PlanError(f"an abacus has no {node.target}", where=f"node {node.id}")
-            self._ids[plan.graph] = len(self._plans)
+            self._ids[content] = len(self._plans)
             self._plans.append((plan, Prediction(len(plan.graph.inputs), parameters(plan.graph))))
-        return self._ids[plan.graph]
+        return self._ids[content]
 
-    def execute(self, plan, bindings):
+    def execute(self, plan, bindings, *, more=False):
         self._check()
         if not 0 <= plan < len(self._plans):
             raise NodeError(f"there is no plan {plan}", where=self.device.id)
