@@ -1,28 +1,26 @@
-"""Builds the native recorder against the torch that is installed."""
+"""The native recorder. Its module is named after the torch it is built with, so that another torch is noticed."""
 
-import os
+from __future__ import annotations
+
+import re
 from pathlib import Path
 
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
+NAME = "_recorder_torch_" + re.sub(r"\W", "_", torch.__version__)
 
 setup(
     ext_modules=[
         CppExtension(
-            "genie_pytorch._C",
-            SOURCES,
-            extra_compile_args=[
-                "-O2",
-                "-g0",
-                "-std=c++20",
-                "-fvisibility=hidden",
-                f'-DGENIE_TORCH_VERSION="{torch.__version__}"',
-            ],
-            extra_link_args=["-Wl,--no-as-needed", "-s"],
+            f"genie_pytorch.{NAME}",
+            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            define_macros=[("GENIE_MODULE", NAME)],
+            extra_compile_args=["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall"],
+            extra_link_args=["-s"],
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True, max_jobs=int(os.environ.get("MAX_JOBS", "2")))},
+    cmdclass={"build_ext": BuildExtension},
 )

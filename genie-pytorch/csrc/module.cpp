@@ -64,7 +64,7 @@ py::dict stats() {
 
 } // namespace
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(GENIE_MODULE, m) {
   register_operators();
   py::class_<Trace, std::shared_ptr<Trace>>(m, "Trace", "A program recorded whole, to be run again on other tensors.")
       .def("replay", [](Trace& trace, const py::list& inputs) { return to_list(trace.replay(tensors_of(inputs))); });

@@ -10,8 +10,4 @@ _api.use_frontend("pytorch")
 
 from genie_pytorch.lazy_tensor import LazyTensor  # noqa: E402  (a metaclass needs the device's name registered)
 
-__all__ = ["LazyTensor", "autoload"]
-
-
-def autoload() -> None:
-    """Entry point of group ``torch.backends``: importing torch has imported this package, which is all there is."""
+__all__ = ["LazyTensor"]

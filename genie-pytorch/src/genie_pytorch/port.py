@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from genie.api import devices
+from genie import telemetry
 from genie.api import engine as connect
+from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.interfaces import Engine, Session
@@ -21,6 +24,8 @@ FIRST_PRIVATE = 64
 
 # c10::default_rng_seed_val: what PyTorch's generators start from.
 DEFAULT_SEED = 67280421310721
+
+log = telemetry.get_logger("genie.pytorch")
 
 Progress = Callable[[int], None]
 
@@ -35,6 +40,7 @@ class Port:
         self._seeds: dict[int, int] = {}
         self._lock = threading.RLock()
         self._warned: set[str] = set()
+        self._log_operators = False
         self.upload_progress: Progress | None = None
 
     # --- engines
@@ -85,6 +91,9 @@ class Port:
 
     def _connected(self, device: int, engine: Engine) -> Engine:
         self._engines[device] = engine
+        settings = genie_settings()
+        self._log_operators = settings.log_intercepts
+        _C.check_geometry(settings.debug_checks)
         engine.session.seed(0, self._seeds.setdefault(device, self._seed))
         _C.set_host_like(device, engine.device.type.lower() == "cpu")
         return engine
@@ -179,6 +188,11 @@ class Port:
                 stacklevel=2,
             )
 
+    def _log(self, device: int, plan: int) -> None:
+        graph = self._graphs[device, plan]
+        for node in graph.nodes():
+            log.info("captured", operator=node.target, module=node.module_path, line=node.source_line)
+
     def _located(self, device: int, error: RemoteOpError) -> RemoteOpError:
         """The same error, saying which line issued the operator and being of the type PyTorch raises."""
         graph = self._graphs.get((device, error.plan))
@@ -225,3 +239,5 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 port = Port()
 _C.set_port(port)
+# A forked child shares its parent's sockets: it must neither use nor end the sessions behind them.
+os.register_at_fork(after_in_child=port.forget)

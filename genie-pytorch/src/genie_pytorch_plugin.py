@@ -1,4 +1,5 @@
-"""What this distribution offers. PyTorch and the recorder are imported on first use."""
+"""What this distribution offers. A module of its own: importing ``genie_pytorch`` imports PyTorch and makes the device,
+which is more than it takes to list plugins."""
 
 from __future__ import annotations
 
@@ -19,3 +20,8 @@ def genie_frontends() -> Offers:
         return PyTorchFrontend()
 
     return {"pytorch": pytorch}
+
+
+def autoload() -> None:
+    """Entry point of group ``torch.backends``: called at the end of ``import torch``, it makes the device known."""
+    import genie_pytorch  # noqa: F401  (for its effect; half imported when it is what imports torch)

@@ -1,1 +1,0 @@
-TORCH_VERSION = "2.13.0+cpu"
