@@ -1,9 +1,10 @@
 """The transport beside raw sockets, in one run: small round trips and bulk, over TCP and a Unix socket on loopback.
 
-    python benchmarks/bench_transport.py [--megabytes 256] [--rounds 5] [--json]
+    python benchmarks/bench_transport.py [--backend local] [--megabytes 256] [--rounds 5] [--json]
 
-The node runs the null backend in a process of its own; the raw peer is plain Python ``sendmsg`` and ``recv_into`` in
-another. Rounds of all candidates are interleaved; the table gives medians. Every transfer's content is checked.
+The node runs the local backend (or ``null``, which is Python alone) in a process of its own, with one thread; the raw
+peer is plain Python ``sendmsg`` and ``recv_into`` in another. Rounds of all candidates are interleaved; the table
+gives medians. Every transfer's content is checked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from genie import telemetry
+from genie import config, telemetry
 from genie.bindings import Prediction
+from genie.config import Settings
 from genie.graph import TensorSpec
+from genie.plugins import registry
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.schedule import Scheduler
 from genie.testing import NullBackend, single
@@ -83,11 +86,16 @@ def _raw_peer(path: str) -> None:
             active.sendall(b"k")
 
 
-def _node() -> None:
+def _node(name: str) -> None:
     telemetry.configure("WARNING", False)
-    with NodeServer(NullBackend(memory_bytes=4 << 30), TcpTransport(), "127.0.0.1:0", content_bytes=1 << 30) as node:
+    backend = NullBackend(memory_bytes=4 << 30) if name == "null" else registry.make("backend", name, _one_thread())
+    with NodeServer(backend, TcpTransport(), "127.0.0.1:0", content_bytes=1 << 30) as node:
         print(node.address, flush=True)
         sys.stdin.read()
+
+
+def _one_thread() -> Settings:
+    return config.resolve({"threads": 1}).settings
 
 
 class Raw:
@@ -158,12 +166,12 @@ class Genie:
         return elapsed / count * 1e6
 
     def operation(self, count: int) -> float:
-        """One small operator and its value. The null backend's arithmetic is in it."""
+        """One small operator and its value. The backend's arithmetic is in it."""
         session, one = self.session, self._one
         start = time.perf_counter()
         for _ in range(count):
             made = self._fresh()
-            session.execute(self._plan, self._prediction.encode((made, one, one, 1)))
+            session.execute(self._plan, self._prediction.encode((made, one, one, 1)), more=True)
             value = session.fetch(made)
             session.free((made,))
         elapsed = time.perf_counter() - start
@@ -207,7 +215,7 @@ class Genie:
         self._backend.close()
 
 
-def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
+def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, list[float]]] = {}
 
     def note(row: str, column: str, number: float) -> None:
@@ -220,7 +228,9 @@ def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, floa
         here = [sys.executable, __file__]
         with (
             subprocess.Popen([*here, "--raw-peer", path], stdout=subprocess.PIPE, text=True) as peer,
-            subprocess.Popen([*here, "--node"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node,
+            subprocess.Popen(
+                [*here, "--node", backend], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as node,
         ):
             try:
                 assert peer.stdout is not None
@@ -262,18 +272,19 @@ def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=["local", "null"], default="local")
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000, help="small round trips per round")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--raw-peer", help=argparse.SUPPRESS)
-    parser.add_argument("--node", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--node", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.raw_peer:
         return _raw_peer(options.raw_peer)
     if options.node:
-        return _node()
-    result: dict[str, Any] = measure(options.megabytes, options.rounds, options.count)
+        return _node(options.node)
+    result: dict[str, Any] = measure(options.backend, options.megabytes, options.rounds, options.count)
     for row in result.values():
         row["fetch / echo"] = row["fetch µs"] / row["raw echo µs"]
         row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]

@@ -238,6 +238,13 @@ def test_handles_that_are_none(data: bytes) -> None:
         messages.get_handles(memoryview(data))
 
 
+@given(st.lists(st.integers(0, 9), max_size=4), st.sampled_from(["float32", "bool"]), st.binary(max_size=64))
+def test_values(shape: list[int], dtype: str, data: bytes) -> None:
+    spec = TensorSpec(tuple(shape), dtype)
+    head, found = messages.get_result(memoryview(messages.put_result(spec, data)))
+    assert (messages.get_spec(head), bytes(found)) == (spec, data)
+
+
 def test_content_records() -> None:
     digest = bytes(range(32))
     spec = TensorSpec((2, 3), "float16")
@@ -250,6 +257,7 @@ def test_content_records() -> None:
     "read",
     [
         messages.get_value,
+        messages.get_result,
         messages.get_chunk,
         messages.get_commit,
         messages.get_held,

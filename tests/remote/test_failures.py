@@ -180,8 +180,8 @@ def test_a_node_that_does_not_answer(scripted: Scripted) -> None:
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_another(scripted: Scripted) -> None:
-    late = messages.put_struct(spec(1))
-    right = messages.put_struct(spec(2))
+    late = messages.put_result(spec(1))
+    right = messages.put_result(spec(2))
 
     def script(connection: Connection) -> None:
         first, _ = hear(connection)
@@ -200,11 +200,15 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_another(scripted: Script
     ("answer", "data"),
     [
         (lambda seq: frames.one(seq, Kind.VALUE, b"\xc1", 4), b"data"),
-        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_struct(spec(2)), 4), b"data"),
-        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_struct(spec(1))), None),
+        (lambda seq: frames.one(seq, Kind.VALUE, b"\xff\xff", 4), b"data"),
+        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_result(spec(2)), 4), b"data"),
+        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_result(spec(1), b"data"), 4), b"data"),
+        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_result(spec(1))), None),
+        (lambda seq: frames.one(seq, Kind.VALUE, messages.put_result(spec(1), b"dat")), None),
+        (lambda seq: frames.one(seq, Kind.VALUE, b""), None),
         (lambda seq: frames.one(seq, Kind.DONE), None),
         (lambda seq: frames.one(seq, Kind.HELLO), None),
-        (lambda seq: frames.one(seq + 9, Kind.VALUE, messages.put_struct(spec(1)), 4), b"data"),
+        (lambda seq: frames.one(seq + 9, Kind.VALUE, messages.put_result(spec(1)), 4), b"data"),
         (lambda seq: frames.one(seq, Kind.DONE, b"", 4), b"data"),
         (lambda seq: frames.one(seq, 99), None),
         (lambda seq: frames.message(seq, 2, frames.record(Kind.DONE) * 2), None),
@@ -222,10 +226,14 @@ def test_a_node_that_answers_garbage(scripted: Scripted, answer: Callable[[int],
         session.fetch(1)
 
 
-def test_a_node_that_sends_more_than_was_asked_for(scripted: Scripted) -> None:
+@pytest.mark.parametrize("bulk", [True, False])
+def test_a_node_that_sends_more_than_was_asked_for(scripted: Scripted, bulk: bool) -> None:
     def script(connection: Connection) -> None:
         seq, _ = hear(connection)
-        connection.send(frames.one(seq, Kind.VALUE, messages.put_struct(spec(4)), 16), (bytes(16),))
+        if bulk:
+            connection.send(frames.one(seq, Kind.VALUE, messages.put_result(spec(4)), 16), (bytes(16),))
+        else:
+            connection.send(frames.one(seq, Kind.VALUE, messages.put_result(spec(4), bytes(16))))
 
     out = bytearray(b"untouched")
     with pytest.raises(ProtocolError):

@@ -31,6 +31,7 @@ from genie.wire import Dialogue, Kind, Limits, frames, messages
 log = structlog.get_logger("genie.node")
 
 _EXECUTE = int(Kind.EXECUTE)
+_FEW = 4096  # bytes that travel within a record
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -363,8 +364,12 @@ class NodeSession:
         data = memoryview(value.data)
         if wanted not in (messages.ANY_SIZE, data.nbytes):
             raise NodeError(f"the value has {data.nbytes} bytes, the memory for it {wanted}", where=f"handle {handle}")
-        spec = TensorSpec(tuple(value.spec.shape), value.spec.dtype)
-        return Kind.VALUE, messages.put_struct(spec), data if data.ndim == 1 and data.format == "B" else flat(data)
+        spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
+        if data.ndim != 1 or data.format != "B":
+            data = flat(data)
+        if len(data) <= _FEW:
+            return Kind.VALUE, messages.put_result(spec, data), None
+        return Kind.VALUE, messages.put_result(spec), data
 
     def _describe(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         handle = messages.get_handle(body, "DESCRIBE")

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import blake3
 
@@ -34,6 +34,7 @@ from genie.plan import ExecutionPlan
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
@@ -48,7 +49,7 @@ _MANY_THREADS = 1 << 20  # bytes from which hashing in several threads pays
 _SPECS_REMEMBERED = 256
 
 # As plain numbers: these are compared for every message.
-_BYE, _ERROR, _EXECUTE, _VALUE = map(int, (Kind.BYE, Kind.ERROR, Kind.EXECUTE, Kind.VALUE))
+_BYE, _ERROR, _EXECUTE, _FREE, _VALUE = map(int, (Kind.BYE, Kind.ERROR, Kind.EXECUTE, Kind.FREE, Kind.VALUE))
 
 
 class RemoteSession:
@@ -193,24 +194,32 @@ class RemoteSession:
                 payload = messages.put_pair(handle, len(self._target))
             try:
                 answer, data = self._ask(Kind.FETCH, payload, Kind.VALUE)
+                return self._read(self._value, answer, data)
             finally:
                 self._target = None
-            spec, size = self._read(self._spec, answer)
-            if data is None or size != len(data):
-                self._fail(ProtocolError("the node sent a value of another size than it says", where=self._node))
-            return HostValue(spec, data)
 
-    def _spec(self, data: memoryview) -> tuple[TensorSpec, int]:
-        """A contiguous spec and its bytes. Programs look at the same few shapes again and again."""
-        key = bytes(data)
-        known = self._specs.get(key)
+    def _value(self, answer: memoryview, data: memoryview | None) -> HostValue:
+        """From a VALUE; its bytes are where they belong, or in the record when they are few."""
+        head, few = messages.get_result(answer)
+        known = self._specs.get(head)  # programs look at the same few shapes again and again
         if known is None:
-            spec = messages.get_spec(data)
+            spec = messages.get_spec(head)
             known = (spec, messages.spec_bytes(spec, self._limits))
             if len(self._specs) >= _SPECS_REMEMBERED:
                 self._specs.clear()
-            self._specs[key] = known
-        return known
+            self._specs[head] = known
+        spec, size = known
+        target = self._target
+        if data is not None:
+            if size != len(data) or len(few):
+                raise ProtocolError("the node sent a value of another size than it says")
+            return HostValue(spec, data)
+        if size != len(few) or (target is not None and size != len(target)):
+            raise ProtocolError("the node sent a value of another size than it says")
+        if target is None:
+            return HostValue(spec, memoryview(bytearray(few)))
+        target[:] = few
+        return HostValue(spec, target)
 
     def describe(self, handle: int) -> TensorSpec:
         with self._lock:
@@ -265,12 +274,10 @@ class RemoteSession:
             self._flush()
 
     def _queue_freed(self) -> None:
-        handles: list[int] = []
-        with contextlib.suppress(IndexError):
-            while len(handles) < _FREED_AT_ONCE:
-                handles.append(self._freed.popleft())
+        take = self._freed.popleft  # others only add
+        handles = [take() for _ in range(min(len(self._freed), _FREED_AT_ONCE))]
         if handles:
-            self._queue(Kind.FREE, messages.put_handles(handles))
+            self._queue(_FREE, messages.put_handles(handles))
 
     def _push(self) -> None:
         if self._outbox:
@@ -345,9 +352,9 @@ class RemoteSession:
         self._traffic["bytes_received"] += len(data)
         return body, data
 
-    def _read(self, reader: Callable[[memoryview], _T], answer: memoryview) -> _T:
+    def _read(self, reader: Callable[_P, _T], *answer: _P.args, **options: _P.kwargs) -> _T:
         try:
-            return reader(answer)
+            return reader(*answer, **options)
         except (ProtocolError, LimitExceeded) as error:
             self._fail(ProtocolError(error.message, where=self._node))
 

@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 HANDLE: Final = struct.Struct("<Q")
 _PAIR: Final = struct.Struct("<QQ")
 _VALUE_HEAD: Final = struct.Struct("<QH")  # handle, bytes of the spec
+_RESULT_HEAD: Final = struct.Struct("<H")  # bytes of the spec
 _CHUNK: Final = struct.Struct("<32sQ")  # digest, offset or size
 _HELD: Final = struct.Struct("<QB")
 
@@ -192,6 +193,8 @@ def put_varint(number: int) -> bytes:
 
 def get_varint(data: Buffer) -> tuple[int, int]:
     """A number below 2**35 and the bytes it took."""
+    if len(data) and data[0] < 0x80:
+        return data[0], 1
     number = shift = 0
     for offset, byte in enumerate(data[:5]):
         number |= (byte & 0x7F) << shift
@@ -215,6 +218,22 @@ def get_value(data: memoryview) -> tuple[int, TensorSpec, memoryview]:
     if start > len(data):
         raise ProtocolError("an UPLOAD record is cut short")
     return _handle(handle), get_spec(data[_VALUE_HEAD.size : start]), data[start:]
+
+
+def put_result(spec: TensorSpec, data: Buffer = b"") -> bytes:
+    """VALUE: spec, and the bytes unless they travel as the message's buffer."""
+    packed = _encode(spec)
+    return b"".join((_RESULT_HEAD.pack(len(packed)), packed, data))
+
+
+def get_result(data: memoryview) -> tuple[bytes, memoryview]:
+    """The spec as it was sent, for :func:`get_spec`, and the bytes in the record."""
+    if len(data) < _RESULT_HEAD.size:
+        raise ProtocolError("a VALUE record is cut short")
+    start = _RESULT_HEAD.size + (data[0] | data[1] << 8)
+    if start > len(data):
+        raise ProtocolError("a VALUE record is cut short")
+    return bytes(data[_RESULT_HEAD.size : start]), data[start:]
 
 
 def put_chunk(digest: bytes, offset: int) -> bytes:
