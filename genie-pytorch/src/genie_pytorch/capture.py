@@ -8,6 +8,7 @@ device; whoever writes to one, looks at one or takes a view of one gets the host
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import threading
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import _make_grads
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from genie.errors import GenieError
 from genie.graph import Graph
-from genie_pytorch import regions
+from genie_pytorch import regions, unseen
 from genie_pytorch.kinds import Kind, keeps_statistics, kind_of, writes_by_flag
 from genie_pytorch.lift import DEVICE, Lifts, can_lift, host_autocast, on_device
 from genie_pytorch.native import _C
@@ -67,9 +70,10 @@ class _Thread(threading.local):
         if self.mode is None:
             self.mode = _Capturing(device, lifts if lifts is not None else Lifts())
             regions.begin()
+            unseen.begin(_apply, _device)
         push = _get_current_function_mode() is not self.mode
         if push:
-            self.mode.__enter__()
+            self.mode.enter()
         self.pushed.append(push)
         _C.enter_capture()
 
@@ -78,10 +82,11 @@ class _Thread(threading.local):
         assert mode is not None
         _C.leave_capture()
         if self.pushed.pop():
-            mode.__exit__(None, None, None)
+            mode.leave()
         if self.pushed:
             return
         self.mode = None
+        unseen.end()
         try:
             # After a failure the program's own error matters, and what it computed may be lost with it.
             with contextlib.suppress(GenieError) if failed else contextlib.nullcontext():
@@ -91,6 +96,23 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def _device() -> torch.device | None:
+    """Where a captured program draws its random numbers; in the threads of its backward pass, too."""
+    mode = _get_current_function_mode()
+    return mode.device if isinstance(mode, _Capturing) else None
+
+
+def _apply(function: Callable[..., Any], cls: type, args: Args, kwargs: Kwargs) -> Any:
+    """A custom autograd function, which must find its operands where it will find their gradients."""
+    mode = _get_current_function_mode()
+    if not isinstance(mode, _Capturing):
+        return function(cls, *args, **kwargs)
+    operands = _Operands(args, kwargs)
+    if not operands.host or operands.refused:
+        return function(cls, *args, **kwargs)
+    return mode.lifting(lambda *args, **kwargs: function(cls, *args, **kwargs), args, kwargs, operands)
 
 
 def is_capturing() -> bool:
@@ -105,11 +127,11 @@ def suspended() -> Iterator[None]:
         yield
         return
     mode.lifts.settle()
-    mode.__exit__(None, None, None)
+    mode.leave()
     try:
         yield
     finally:
-        mode.__enter__()
+        mode.enter()
 
 
 class _Operands:
@@ -156,6 +178,12 @@ class _Capturing(TorchFunctionMode):
             Kind.ESCAPE: self._escape,
             Kind.COMPUTE: self._compute,
         }
+
+    def enter(self) -> None:
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Args = (), kwargs: Kwargs | None = None
@@ -219,9 +247,28 @@ class _Capturing(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _backward(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-        # A handler runs without its mode; the threads of a backward pass have the modes of the one that started it.
+        call = inspect.signature(func).bind(*args, **kwargs).arguments
+        first, gradient, *_ = inspect.signature(func).parameters
+        roots = call[first] if isinstance(call[first], tuple | list) else (call[first],)
+        gradients = call.get(gradient)
+        given = tuple(gradients) if isinstance(gradients, tuple | list) else (gradients,) * len(roots)
+        inputs = call.get("inputs")
+        if call.get("grad_variables") is not None or (inputs is not None and len(inputs) == 0):
+            return func(*args, **kwargs)  # it has something to say about that
+        create = call.get("create_graph", False)
+        keep = call.get("retain_graph")
+        starts = _make_grads(tuple(roots), given, is_grads_batched=False)
+        # A handler runs without its mode, and the threads of a backward pass have the modes of whoever started it.
         with self:
-            return _backward_of(*args, **kwargs)
+            _engine_run_backward(
+                tuple(roots),
+                starts,
+                create if keep is None else keep,
+                create,
+                () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
 
     def _escape(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         if args and isinstance(args[0], Tensor) and not on_device(args[0]):
@@ -245,11 +292,12 @@ class _Capturing(TorchFunctionMode):
         with host_autocast():
             if not operands.host and device is not None:
                 return func(*args, **kwargs)
-            return self._compute_lifted(func, args, kwargs, device or self.device, numbers=not operands.host)
+            return self.lifting(func, args, kwargs, operands)
 
-    def _compute_lifted(
-        self, func: Callable[..., Any], args: Args, kwargs: Kwargs, device: torch.device, numbers: bool
-    ) -> Any:
+    def lifting(self, func: Callable[..., Any], args: Args, kwargs: Kwargs, operands: _Operands) -> Any:
+        """The function called with the counterparts of its host operands."""
+        device = operands.device or self.device
+        numbers = not operands.host
         lifted: dict[int, Tensor] = {}  # id of the counterpart → its host tensor
         args_there = self._lifted(args, device, numbers, lifted)
         kwargs_there = self._lifted(kwargs, device, numbers, lifted)
@@ -292,16 +340,6 @@ class _Capturing(TorchFunctionMode):
             return there
 
         return _mapped(values, lift)
-
-
-def _backward_of(
-    tensor: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def _draws_on_host(kwargs: Kwargs) -> bool:

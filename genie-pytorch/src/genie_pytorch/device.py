@@ -18,6 +18,8 @@ from genie_pytorch.port import port
 NAME = "remote_accelerator"
 _WORD = 0xFFFFFFFFFFFFFFFF
 
+_initialized = True  # checkpointing asks before it keeps the state of generators
+
 _process = os.getpid()
 _counted = False
 

@@ -39,7 +39,7 @@ class PyTorchFrontend:
         spec = TensorSpec(tuple(host.shape), name_of(host.dtype))
         if host.numel() == 0:
             return spec, b""
-        return spec, memoryview(host.reshape(-1).view(torch.uint8).numpy())
+        return spec, host.reshape(-1).view(torch.uint8).numpy().data
 
     def from_host(self, spec: TensorSpec, data: Buffer) -> torch.Tensor:
         """The tensor shares the bytes, if they may be written to."""

@@ -97,7 +97,7 @@ def _classify(function: Callable[..., Any]) -> Kind:
         return Kind.NATIVE
     if name in _HOST_ONLY_FACTORIES:
         return Kind.NATIVE
-    if function is torch.Tensor.backward:
+    if function in (torch.Tensor.backward, torch.autograd.backward):
         return Kind.BACKWARD
     if function in _device_constructors():
         return Kind.FACTORY

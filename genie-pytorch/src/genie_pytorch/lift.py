@@ -107,7 +107,7 @@ class Lifts:
             return wired
         known = entry.wired() if entry.wired is not None else None
         if known is None:
-            known = _Wire.apply(host, entry.value)
+            known = _Wire.apply(host, entry.value)  # type: ignore[no-untyped-call]
             entry.wired = weakref.ref(known)
         return known
 
@@ -260,4 +260,4 @@ def _version(tensor: Tensor) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -38,9 +38,7 @@ def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Grap
     )
     return Graph(
         values=tuple(_spec(*value) for value in segment["values"]),
-        inputs=tuple(
-            _input(value, donated, origins.get(handle)) for value, donated, handle in segment["inputs"]
-        ),
+        inputs=tuple(_input(value, donated, origins.get(handle)) for value, donated, handle in segment["inputs"]),
         steps=steps,
         outputs=tuple(segment["outputs"]),
         modules=tuple(Module(*modules.describe(each)) for each in paths),
@@ -148,8 +146,9 @@ def _spec(dtype: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor
 
 
 def _input(value: int, donated: bool, origin: modules.Origin | None) -> Input:
-    kind, name = origin or ("", "")
-    return Input(value, name, kind, donated)  # type: ignore[arg-type]  (a Literal, widened by the tuple)
+    if origin is None:
+        return Input(value, donated=donated)
+    return Input(value, origin[1], origin[0], donated)
 
 
 def _arg(arg: Any) -> Arg:
