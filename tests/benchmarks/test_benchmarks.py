@@ -20,32 +20,37 @@ def run(code: str, timeout: float = 170.0) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def end_to_end() -> Any:
+    """Every program on tiny sizes, over both links, in one run."""
+    return run(
+        "import json, bench_end_to_end as bench;"
+        "names = ('gpt2', 'llama', 'bert', 'compiled', 'small', 'bulk');"
+        "print(json.dumps(bench.run(rounds=2, only=names, megabytes=1, tiny=True)))"
+    )
+
+
 @pytest.mark.models
-@pytest.mark.parametrize("program", ["gpt2", "llama", "bert", "compiled"])
-def test_programs_end_to_end(program: str) -> None:
-    result = run(
-        "import json, bench_end_to_end as bench;"
-        f"print(json.dumps(bench.run(rounds=2, links=('tcp',), only=('{program}',), tiny=True)))"
-    )
-    (row,) = result["programs"]
-    assert result["equal"] is True
-    assert row["equal"] is True
-    assert row["pairs"] == 2
-    assert row["ratio"] > 0
-    if program in ("gpt2", "llama"):
-        assert row["sent B/token"] > 0
-        assert row["round trips/token"] >= 1
+def test_programs_end_to_end(end_to_end: Any) -> None:
+    assert end_to_end["equal"] is True
+    kinds = ["generate", "generate", "forward", "compiled decode"]
+    rows = end_to_end["programs"]
+    assert [(row["link"], row["kind"]) for row in rows] == [(link, kind) for link in ("tcp", "unix") for kind in kinds]
+    for row in rows:
+        assert row["equal"] is True
+        assert row["pairs"] == 2
+        assert row["native ms"] > 0
+        assert row["remote ms"] > 0
+        if row["kind"] == "generate":
+            assert row["sent B/token"] > 0
+            assert row["round trips/token"] >= 1  # every token is looked at
 
 
-def test_small_and_bulk_end_to_end() -> None:
-    result = run(
-        "import json, bench_end_to_end as bench;"
-        "print(json.dumps(bench.run(rounds=2, only=('small', 'bulk'), megabytes=1, tiny=True)))"
-    )
-    assert result["equal"] is True
-    assert [row["link"] for row in result["small"]] == ["tcp", "unix"]
-    assert all(row["remote µs"] > 0 and row["raw echo µs"] > 0 for row in result["small"])
-    assert all(row["up GB/s"] > 0 and row["down GB/s"] > 0 for row in result["bulk"])
+@pytest.mark.models
+def test_small_and_bulk_end_to_end(end_to_end: Any) -> None:
+    assert [row["link"] for row in end_to_end["small"]] == ["tcp", "unix"]
+    assert all(row["equal"] and row["remote µs"] > 0 and row["raw echo µs"] > 0 for row in end_to_end["small"])
+    assert all(row["equal"] and row["up GB/s"] > 0 and row["down GB/s"] > 0 for row in end_to_end["bulk"])
 
 
 def test_capture() -> None:
