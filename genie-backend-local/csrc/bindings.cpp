@@ -1,6 +1,9 @@
 #include "bindings.h"
 
+#include <algorithm>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include "refused.h"
 
@@ -49,6 +52,22 @@ Prediction::Prediction(size_t inputs, const std::vector<uint64_t>& parameters) :
 void Prediction::decode(const uint8_t* data, size_t size) {
   Varints varints(data, size);
   const uint64_t count = varints.read();
+  if (count == last_.size() + 1) {
+    // Every word as it is: the sender relies on no memory.
+    std::vector<uint64_t> words(last_.size());
+    for (auto& word : words) {
+      word = varints.read();
+    }
+    if (varints.left() != 0) {
+      throw Refused(Refusal::protocol, std::to_string(varints.left()) + " bytes after the bindings");
+    }
+    last_ = std::move(words);
+    std::fill(step_.begin(), step_.end(), 0);
+    moving_.clear();
+    changed_.resize(last_.size());
+    std::iota(changed_.begin(), changed_.end(), 0u);
+    return;
+  }
   if (count > last_.size()) {
     throw Refused(Refusal::protocol, size_error("a count of ", count, last_.size()));
   }

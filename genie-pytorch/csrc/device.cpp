@@ -20,6 +20,8 @@ namespace {
 
 int16_t device_count = 1;
 
+constexpr int kMostDevices = 16;
+
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   static constexpr c10::DeviceType static_type = c10::DeviceType::PrivateUse1;
   c10::DeviceType type() const override {
@@ -49,7 +51,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return c10::Stream(c10::Stream::DEFAULT, stream.device());
   }
   c10::DeviceIndex deviceCount() const noexcept override {
-    return static_cast<c10::DeviceIndex>(device_count);
+    // Autograd reads this once, at the process's first backward pass, and can't serve an index beyond it. What the
+    // cluster really has is often learned later.
+    return static_cast<c10::DeviceIndex>(std::max<int>(device_count, kMostDevices));
   }
   bool queryStream(const c10::Stream&) const override {
     return true;

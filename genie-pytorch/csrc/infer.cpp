@@ -283,7 +283,11 @@ void add_layout(Key& key, const c10::IValue& value, ArgKind kind) {
     key.push_back(0xC000 | static_cast<uint64_t>(tensor.scalar_type()) << 16 | static_cast<uint64_t>(tensor.dim()) << 24);
     if (on_device(tensor)) {
       const auto layout = layout_of(spec_of(tensor));
-      key.push_back(static_cast<uint64_t>(layout.dense));
+      uint64_t repeated = 0; // dimensions that are one element seen many times
+      for (int64_t i = 0; i < tensor.dim(); ++i) {
+        repeated |= static_cast<uint64_t>(tensor.stride(i) == 0 && tensor.size(i) != 1) << (i & 31);
+      }
+      key.push_back(static_cast<uint64_t>(layout.dense) | repeated << 1);
       key.insert(key.end(), layout.order.begin(), layout.order.end());
     }
   } else if (value.isTensorList() || value.isOptionalTensorList()) {
@@ -399,6 +403,10 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   Inferred result;
   try {
     result = run_meta(op, stack);
+    if (op.name == "aten::_thnn_fused_gru_cell_backward" && !stack[2].toBool()) {
+      // Without biases the kernel leaves their gradients undefined; its meta kernel does not.
+      result.specs.at(3).defined = result.specs.at(4).defined = false;
+    }
   } catch (python_error& error) {
     // A meta kernel written in Python. Its refusals are looked at like any other.
     error.persist();
@@ -450,6 +458,10 @@ void learn_layout(const Operator& op, const Stack& stack, const Inferred& answer
   }
   std::lock_guard<std::mutex> lock(layouts_guard);
   layouts[family] = std::move(learned);
+}
+
+c10::IValue without_elements(const c10::IValue& value) {
+  return value.isDevice() ? value : to_meta(value);
 }
 
 } // namespace genie

@@ -23,6 +23,9 @@ struct Inferred {
 // only the node can tell; with `must`, that is an error. Throws what PyTorch's own checks throw.
 const Inferred* infer(const Operator& op, const torch::jit::Stack& stack, bool must);
 
+// The argument with tensors on the device replaced by tensors without elements.
+c10::IValue without_elements(const c10::IValue& value);
+
 // What the node said of an operator's layouts, for the next time its operands are laid out alike.
 void learn_layout(const Operator& op, const torch::jit::Stack& stack, const Inferred& answered);
 

@@ -110,6 +110,21 @@ Operands look_at(const Operator& op, Stack& args) {
   return found;
 }
 
+// Whether an operator with operands here is asked to make its result on another device.
+bool makes_elsewhere(const Operator& op, const Stack& args, const Operands& operands) {
+  if (op.factory || op.mutates) {
+    return false;
+  }
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (op.args[i] == ArgKind::kDevice && args[i].isDevice()) {
+      const auto device = args[i].toDevice();
+      const auto index = device.has_index() ? device.index() : current_device();
+      return device.type() != c10::DeviceType::PrivateUse1 || index != operands.device;
+    }
+  }
+  return false;
+}
+
 // Host tensors met by device tensors outside a capture: everything comes home and the operator runs there.
 void run_on_host(const Operator& op, Stack* stack, size_t count) {
   port::warn_mixed(op.name);
@@ -379,6 +394,14 @@ void record(const Operator& op, Stack* stack) {
     return op.handle.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), stack);
   }
   auto operands = look_at(op, args);
+  if (makes_elsewhere(op, args, operands)) {
+    // zeros_like(remote, device="cpu"): the operand lends its geometry alone.
+    for (const auto& arg : args) {
+      stack->push_back(without_elements(arg));
+    }
+    at::AutoDispatchBelowADInplaceOrView below;
+    return op.handle.callBoxed(stack);
+  }
   if (operands.host) {
     if (capture_depth() == 0 && !op.takes_host_index && !op.mutates) {
       for (auto& arg : args) {

@@ -2,6 +2,8 @@
 
 #include "attention.h"
 
+#include <ATen/ExpandUtils.h>
+
 
 #include <array>
 #include <atomic>
@@ -141,12 +143,16 @@ bool attention(const Stack& stack, Inferred& result) {
           query, key, value, mask, stack[4].toDouble(), stack[5].toBool(), scale, grouped)) {
     return false;
   }
-  // The fused kernel makes (batch, length, heads, width) and shows it transposed.
+  // The fused kernel lays its result out as the query is.
+  if (value.size(3) != query.size(3)) {
+    return false;
+  }
   Spec& spec = only(result, query.scalar_type());
-  const int64_t heads = query.size(1), length = query.size(2), width = value.size(3);
-  spec.sizes = {query.size(0), heads, length, width};
+  spec.sizes.assign(query.sizes().begin(), query.sizes().end());
   set_contiguous(spec);
-  spec.strides = {length * heads * width, width, heads * width, 1};
+  const auto strides = query.is_non_overlapping_and_dense() ? query.strides().vec()
+                                                            : at::infer_dense_strides(query.sizes(), query.strides());
+  spec.strides.assign(strides.begin(), strides.end());
   return true;
 }
 

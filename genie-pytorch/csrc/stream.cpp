@@ -295,6 +295,16 @@ void put_varint(std::string& out, uint64_t number) {
 
 std::string Plan::encode(const std::vector<uint64_t>& words) {
   std::string surprises;
+  std::string out;
+  if (doubtful) {
+    put_varint(out, words.size() + 1);
+    for (size_t i = 0; i < words.size(); ++i) {
+      put_varint(out, words[i]);
+      last[i] = words[i];
+      step[i] = 0;
+    }
+    return out;
+  }
   uint64_t count = 0;
   size_t after = 0;
   for (size_t i = 0; i < words.size(); ++i) {
@@ -308,7 +318,6 @@ std::string Plan::encode(const std::vector<uint64_t>& words) {
     step[i] = words[i] - last[i];
     last[i] = words[i];
   }
-  std::string out;
   put_varint(out, count);
   return out + surprises;
 }
@@ -356,7 +365,10 @@ Closed close(Stream& stream) {
 
 void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words, bool look) {
   send_forgotten(stream.device);
-  port::execute(stream.device, plan->id, plan->encode(words), look);
+  const auto bindings = plan->encode(words);
+  plan->doubtful = true;
+  port::execute(stream.device, plan->id, bindings, look);
+  plan->doubtful = false;
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
     stream.history.push_back({plan, std::move(words)});
@@ -393,8 +405,8 @@ std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look)
   } catch (const std::exception& error) {
     const auto failure = std::make_shared<const std::string>(error.what());
     for (auto& [index, value] : segment.made) {
+      // Its handle is freed like any other: the node may have come to know it.
       value->failure = failure;
-      value->released = true; // the node has no such handle
     }
     throw;
   }

@@ -56,6 +56,7 @@ struct Plan {
   std::vector<uint64_t> step;
   std::vector<uint32_t> outputs;
   uint32_t inputs;
+  bool doubtful = false; // an execution broke off: the node may or may not have seen it
   std::string encode(const std::vector<uint64_t>& words);
 };
 

@@ -10,6 +10,11 @@ handle moves by a constant, a length that grows by one all cost nothing. Only th
 
     varint(number of surprises) { varint(gap since the last surprise) zigzag-varint(actual - expected) }*
 
+A sender that can't know what the receiver remembers (an execution was interrupted half-way) sends every word, and
+both remember no step::
+
+    varint(number of words + 1) { varint(word) }*
+
 All arithmetic is modulo 2**64. The native recorder and executor speak the same bytes; this module is the
 reference they are tested against.
 """
@@ -62,10 +67,17 @@ class Prediction:
         self._last = [0] * (1 + inputs) + [word & _MASK for word in parameters]
         self._step = [0] * len(self._last)
 
-    def encode(self, words: Sequence[int]) -> bytes:
-        """Bytes for ``words`` (same length as the vector). The memory advances."""
+    def encode(self, words: Sequence[int], anew: bool = False) -> bytes:
+        """Bytes for ``words`` (same length as the vector). The memory advances; ``anew`` relies on none."""
         if len(words) != len(self._last):
             raise LocalProtocolError(f"{len(words)} words for a plan of {len(self._last)}")
+        if anew:
+            whole = bytearray()
+            _put_varint(whole, len(words) + 1)
+            for index, word in enumerate(words):
+                _put_varint(whole, word & _MASK)
+                self._last[index], self._step[index] = word & _MASK, 0
+            return bytes(whole)
         surprises = bytearray()
         count, previous = 0, -1
         for index, word in enumerate(words):
@@ -83,6 +95,8 @@ class Prediction:
     def decode(self, data: bytes) -> tuple[int, ...]:
         """The words ``data`` stands for. Raises :class:`ProtocolError` on anything malformed."""
         count, offset = _get_varint(data, 0)
+        if count == len(self._last) + 1:
+            return self._decode_anew(data, offset)
         if count > len(self._last):
             raise ProtocolError(f"bindings name {count} words, the plan has {len(self._last)}")
         surprise: dict[int, int] = {}
@@ -99,6 +113,16 @@ class Prediction:
         for i in range(len(self._last)):
             self._advance(i, (self._last[i] + self._step[i] + surprise.get(i, 0)) & _MASK)
         return tuple(self._last)
+
+    def _decode_anew(self, data: bytes, offset: int) -> tuple[int, ...]:
+        words = []
+        for _ in self._last:
+            word, offset = _get_varint(data, offset)
+            words.append(word)
+        if offset != len(data):
+            raise ProtocolError(f"{len(data) - offset} bytes after the bindings")
+        self._last, self._step = words, [0] * len(words)
+        return tuple(words)
 
     def _advance(self, index: int, word: int) -> None:
         self._step[index] = (word - self._last[index]) & _MASK

@@ -20,7 +20,7 @@ from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
 from genie_pytorch.native import _C, source_text
 
 # Indices from here on are engines that are no device of the cluster's list (genie.run(backend=…)).
-FIRST_PRIVATE = 64
+FIRST_PRIVATE = 8
 
 # c10::default_rng_seed_val: what PyTorch's generators start from.
 DEFAULT_SEED = 67280421310721
@@ -41,6 +41,7 @@ class Port:
         self._lock = threading.RLock()
         self._warned: set[str] = set()
         self._log_operators = False
+        self._ended = ""
         self.upload_progress: Progress | None = None
 
     # --- engines
@@ -65,8 +66,9 @@ class Port:
             self._connected(index, engine)
             return index
 
-    def forget(self) -> None:
+    def forget(self, why: str = "before genie.shutdown(), which ended its session") -> None:
         """The engines' sessions are about to end: their values with them."""
+        self._ended = why
         with self._lock:
             self._engines.clear()
             self._graphs.clear()
@@ -83,9 +85,9 @@ class Port:
         engine = self._engines.get(device)
         if engine is None:
             raise SessionClosed(
-                f"this tensor was on remote_accelerator:{device} before genie.shutdown(), which ended its session",
+                f"this tensor was on remote_accelerator:{device} {self._ended}",
                 where=source_text(_C.current_source()),
-                hint="make the tensor again, or bring it home (.cpu()) before the shutdown",
+                hint="make the tensor again, or bring it home (.cpu()) before",
             )
         return engine.session
 
@@ -240,4 +242,4 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 port = Port()
 _C.set_port(port)
 # A forked child shares its parent's sockets: it must neither use nor end the sessions behind them.
-os.register_at_fork(after_in_child=port.forget)
+os.register_at_fork(after_in_child=lambda: port.forget("in the process that forked this one, whose session it is"))
