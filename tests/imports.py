@@ -82,7 +82,9 @@ def _module(name: str, path: Path, sources: Mapping[str, Path]) -> Module:
     visitor = _Visitor(name, path.name == "__init__.py", sources)
     visitor.visit(ast.parse(text, str(path)))
     lines = len(text.splitlines())
-    return Module(name.split(".")[0], name, path, lines, tuple(visitor.imports), tuple(visitor.calls))
+    # A distribution may keep what it offers in a module beside its package, so that listing plugins imports neither.
+    package = name.split(".")[0].removesuffix("_plugin")
+    return Module(package, name, path, lines, tuple(visitor.imports), tuple(visitor.calls))
 
 
 class _Visitor(ast.NodeVisitor):

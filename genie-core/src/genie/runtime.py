@@ -295,7 +295,7 @@ def on_shutdown(callback: Callable[[], None]) -> None:
 
 
 def frontend(name: str = "", program: object = None) -> Frontend:
-    """By name; else the one that accepts ``program``; else the one of the settings; else the only one."""
+    """By name; else the one that accepts ``program``, that of the settings first; else that one; else the only one."""
     with _lock:
         settings = current().settings
         names = registry.names("frontend")
@@ -303,7 +303,7 @@ def frontend(name: str = "", program: object = None) -> Frontend:
         if name:
             return _frontend(name, settings)
         if program is not None:
-            for candidate in names:
+            for candidate in sorted(names, key=lambda each: each != settings.frontend):
                 if (made := _frontend(candidate, settings)).accepts(program):
                     return made
             raise ConfigError(
