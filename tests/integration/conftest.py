@@ -38,7 +38,9 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "nursery.py")], stdin=theirs, env=environment()
+                [sys.executable, str(HERE / "nursery.py")],
+                stdin=theirs,
+                env=environment(TORCH_DEVICE_BACKEND_AUTOLOAD="0"),
             )
         ours.settimeout(DEADLINE)
         self._requests = ours

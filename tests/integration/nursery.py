@@ -1,9 +1,9 @@
 """Starts Python programs without their having to import PyTorch first, which is most of what a short one costs.
 
-This process imports torch, nothing of Genie, and then forks a child per request: the child has the program's
-environment, streams and arguments, runs it as ``__main__`` and ends as any interpreter does. No thread runs here and
-nothing is connected, so a fork is as good as a start. Requests come over the socket that is standard input: a JSON
-object with two file descriptors, or one that asks how a child ended.
+This process imports torch and nothing of Genie (which torch must not load by itself), and then forks a child per
+request: the child has the program's environment, streams and arguments, runs it as ``__main__`` and ends as any
+interpreter does. No thread runs here and nothing is connected, so a fork is as good as a start. Requests come over the
+socket that is standard input: a JSON object with two file descriptors, or one that asks how a child ended.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ DEVICE = "remote_accelerator"
 _OURS = (f"{os.sep}genie{os.sep}", f"{os.sep}genie_")
 
 
-def interrupted(work: Callable[[], Any], at: int) -> bool:
-    """Do ``work`` with a KeyboardInterrupt at the line of ours that comes ``at``-th. Whether it came to that."""
+def interrupted(model: tiny_lm.TinyLM, at: int) -> bool:
+    """Generate, with a KeyboardInterrupt at the line of ours that comes ``at``-th. Whether it came to that."""
     left = at
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -39,7 +39,7 @@ def interrupted(work: Callable[[], Any], at: int) -> bool:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        work()
+        tiny_lm.generate(model, count=4)
     except KeyboardInterrupt:
         return True
     finally:
@@ -63,7 +63,7 @@ def test_an_interrupt_anywhere_leaves_right_results_or_a_clear_error(
     model = start()
     assert tiny_lm.generate(model, count=4) == expected
     at = ended = 0
-    while interrupted(lambda: tiny_lm.generate(model, count=4), at):
+    while interrupted(model, at):
         at += 1 + at // 12  # each of the first lines, then fewer and fewer
         try:
             for _ in range(2):

@@ -12,7 +12,6 @@ from contextlib import suppress
 import msgspec
 import pytest
 import torch
-from genie_backend_tcp import TcpTransport
 
 import genie
 from genie.errors import (
@@ -28,6 +27,7 @@ from genie.errors import (
 from genie.remote import RemoteBackend
 from genie.remote.control import ControlClient
 from genie.wire import PROTOCOL, Kind, frames, messages
+from genie_backend_tcp import TcpTransport
 
 from . import tiny_lm
 from .conftest import MakeNode, Node, StartProgram, command
@@ -289,7 +289,7 @@ def test_a_node_killed_in_generation(make_node: MakeNode, program: StartProgram)
         running.said("token")
     node.stop()
     start = time.monotonic()
-    status, out, err = running.ended()
+    status, _, err = running.ended()
     within(10, start)
     assert status == 1
     last = err[err.rindex("genie.errors.") :]

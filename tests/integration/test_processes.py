@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +18,7 @@ from .conftest import MakeNode, Node, StartProgram
 _MB = 1 << 20
 
 GENERATING = """
-    import torch, genie_pytorch, tiny_lm, faulthandler; faulthandler.dump_traceback_later(8)
+    import torch, genie_pytorch, tiny_lm
     lm = tiny_lm.model().to("remote_accelerator:0")
     while True:
         for token in tiny_lm.stream(lm, count=400):
@@ -26,7 +26,7 @@ GENERATING = """
 """
 
 FINITE = """
-    import torch, genie_pytorch, tiny_lm, faulthandler; faulthandler.dump_traceback_later(8)
+    import torch, genie_pytorch, tiny_lm
     lm = tiny_lm.model().to("remote_accelerator:0")
     print("tokens", tiny_lm.generate(lm), flush=True)
 """
@@ -48,7 +48,7 @@ def test_ctrl_c_in_generation(node: Node, program: StartProgram) -> None:
         running.said("token")
     running.signal(signal.SIGINT)
     start = time.monotonic()
-    status, out, err = running.ended()
+    status, _, err = running.ended()
     assert time.monotonic() - start < 5
     assert status == -signal.SIGINT  # as any Python program that Ctrl-C ends
     assert err.rstrip().endswith("KeyboardInterrupt")
@@ -61,7 +61,7 @@ def test_ctrl_c_in_generation(node: Node, program: StartProgram) -> None:
 def test_ctrl_c_is_caught_and_the_program_goes_on(node: Node, program: StartProgram) -> None:
     """As in a notebook: the cell is interrupted, the next one works."""
     source = """
-        import torch, genie_pytorch, tiny_lm, faulthandler; faulthandler.dump_traceback_later(8)
+        import torch, genie_pytorch, tiny_lm
         lm = tiny_lm.model().to("remote_accelerator:0")
         try:
             while True:

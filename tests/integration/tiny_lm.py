@@ -40,15 +40,14 @@ class TinyLM(nn.Module):
     def __init__(self, vocabulary: int = 97, width: int = 32, heads: int = 4, layers: int = 2) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(512, width)
+        self.positions = nn.Parameter(torch.randn(512, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
         start = 0 if cache is None else cache[0][0].shape[2]
-        at = torch.arange(start, start + ids.shape[1], device=ids.device)
-        x = self.tokens(ids) + self.positions(at)
+        x = self.tokens(ids) + self.positions[start : start + ids.shape[1]]
         grown: Cache = []
         for index, block in enumerate(self.blocks):
             x, pair = block(x, None if cache is None else cache[index])
