@@ -10,6 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+# Of this process and all it starts; here, because what reads it does so when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
 
