@@ -157,14 +157,22 @@ DECODERS = (
     _decoder("qwen3", "Qwen3", GROUPED),
     _decoder("gemma2", "Gemma2", {**GROUPED, "sliding_window": 6, "query_pre_attn_scalar": 8}),
     _decoder("phi", "Phi", {**GROUPED, "resid_pdrop": 0.1}),
-    _decoder("opt", "OPT", {**TEXT, **SPECIAL, "ffn_dim": 48, "word_embed_proj_dim": 32, "activation_function": "gelu"}),
+    _decoder(
+        "opt", "OPT", {**TEXT, **SPECIAL, "ffn_dim": 48, "word_embed_proj_dim": 32, "activation_function": "gelu"}
+    ),
     _decoder("bloom", "Bloom", {**TEXT, **SPECIAL, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.1}),
-    _decoder("falcon", "Falcon", {**TEXT, **SPECIAL, "hidden_dropout": 0.1, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    _decoder(
+        "falcon",
+        "Falcon",
+        {**TEXT, **SPECIAL, "hidden_dropout": 0.1, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
     _decoder("olmo2", "Olmo2", GROUPED),
     _decoder("mixtral", "Mixtral", {**EXPERTS, "num_local_experts": 4}),
     _decoder("qwen2-moe", "Qwen2Moe", {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 24}),
     _decoder(
-        "mamba", "Mamba", {**SPECIAL, "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+        "mamba",
+        "Mamba",
+        {**SPECIAL, "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
     ),
     _decoder(
         "mamba2",
@@ -199,7 +207,9 @@ ENCODERS = (
     ),
     _masked("electra", "Electra", {"embedding_size": 16}),
     _masked("albert", "Albert", {"embedding_size": 16, "hidden_dropout_prob": 0.1}),
-    _masked("modernbert", "ModernBert", {"local_attention": 4, "cls_token_id": 1, "sep_token_id": 2, "mlp_dropout": 0.1}),
+    _masked(
+        "modernbert", "ModernBert", {"local_attention": 4, "cls_token_id": 1, "sep_token_id": 2, "mlp_dropout": 0.1}
+    ),
 )
 
 ENCODER_DECODERS = (
@@ -236,7 +246,9 @@ OTHERS = (
     _vision("vit", "ViT", VISION),
     _vision("dinov2", "Dinov2", {**VISION, "drop_path_rate": 0.1}),
     _vision(
-        "convnext", "ConvNext", {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "num_labels": 5, "drop_path_rate": 0.1}
+        "convnext",
+        "ConvNext",
+        {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "num_labels": 5, "drop_path_rate": 0.1},
     ),
     _vision(
         "swin",

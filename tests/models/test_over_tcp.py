@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import genie
 import pytest
 from models import runs
 from models.architectures import named
 from models.compare import assert_equal, moved, remote
+
+import genie
 
 pytestmark = pytest.mark.models
 
