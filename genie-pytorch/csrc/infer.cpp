@@ -403,10 +403,6 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   Inferred result;
   try {
     result = run_meta(op, stack);
-    if (op.name == "aten::_thnn_fused_gru_cell_backward" && !stack[2].toBool()) {
-      // Without biases the kernel leaves their gradients undefined; its meta kernel does not.
-      result.specs.at(3).defined = result.specs.at(4).defined = false;
-    }
   } catch (python_error& error) {
     // A meta kernel written in Python. Its refusals are looked at like any other.
     error.persist();
@@ -458,6 +454,11 @@ void learn_layout(const Operator& op, const Stack& stack, const Inferred& answer
   }
   std::lock_guard<std::mutex> lock(layouts_guard);
   layouts[family] = std::move(learned);
+}
+
+bool leaves_undefined(const Operator& op, const Stack& stack, size_t i) {
+  // Gradients of biases that are not there.
+  return i >= 3 && op.name == "aten::_thnn_fused_gru_cell_backward" && !stack[2].toBool();
 }
 
 c10::IValue without_elements(const c10::IValue& value) {

@@ -26,6 +26,9 @@ const Inferred* infer(const Operator& op, const torch::jit::Stack& stack, bool m
 // The argument with tensors on the device replaced by tensors without elements.
 c10::IValue without_elements(const c10::IValue& value);
 
+// Whether return `i` is undefined though its meta kernel, if there is one, makes it.
+bool leaves_undefined(const Operator& op, const torch::jit::Stack& stack, size_t i);
+
 // What the node said of an operator's layouts, for the next time its operands are laid out alike.
 void learn_layout(const Operator& op, const torch::jit::Stack& stack, const Inferred& answered);
 

@@ -79,6 +79,7 @@ const std::unordered_map<std::string, Rule>& rules() {
     t.emplace("aten::native_layer_norm", Rule::kLayerNorm);
     t.emplace("aten::native_batch_norm", Rule::kBatchNorm);
     t.emplace("aten::embedding", Rule::kEmbedding);
+    t.emplace("aten::arange", Rule::kArange);
     return t;
   }();
   return table;

@@ -35,7 +35,7 @@ struct ReturnInfo {
 };
 
 // How the shapes of an operator's outputs are found without running it.
-enum class Rule : uint8_t { kNone, kPointwise, kLinear, kAttention, kMatmul, kCat, kSoftmax, kLayerNorm, kBatchNorm, kEmbedding };
+enum class Rule : uint8_t { kNone, kPointwise, kLinear, kAttention, kMatmul, kCat, kSoftmax, kLayerNorm, kBatchNorm, kEmbedding, kArange };
 
 struct Operator {
   c10::OperatorHandle handle;

@@ -435,6 +435,7 @@ void record(const Operator& op, Stack* stack) {
       if (!same) {
         Spec spec; // where it is a tensor, a placeholder: its geometry is the node's to say
         spec.dtype = info.kind == ReturnKind::kHost ? host_dtype(op.handle.schema().returns()[i].type()) : at::kFloat;
+        spec.defined = !leaves_undefined(op, args, i);
         answered.specs.push_back(std::move(spec));
       }
     }

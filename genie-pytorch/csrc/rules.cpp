@@ -296,6 +296,33 @@ bool embedding(const Stack& stack, Inferred& result) {
   return true;
 }
 
+// arange(end, …), arange(start, end, …), arange(start, end, step, …): the other four arguments are options, dtype first.
+// Its meta kernel is Python, and imports half of Dynamo when first called.
+bool arange(const Stack& stack, Inferred& result) {
+  const size_t numbers = stack.size() - 4;
+  for (size_t i = 0; i < numbers; ++i) {
+    if (!stack[i].isInt()) {
+      return false;
+    }
+  }
+  const int64_t start = numbers > 1 ? stack[0].toInt() : 0;
+  const int64_t end = stack[numbers > 1 ? 1 : 0].toInt();
+  const int64_t step = numbers > 2 ? stack[2].toInt() : 1;
+  constexpr int64_t kExact = int64_t(1) << 53; // sizes are computed in doubles for some dtypes
+  if (step == 0 || (step > 0 ? end < start : end > start) || std::abs(start) > kExact || std::abs(end) > kExact) {
+    return false;
+  }
+  const auto dtype = stack[numbers].isNone() ? at::kLong : static_cast<at::ScalarType>(stack[numbers].toInt());
+  if (dtype != at::kLong && dtype != at::kInt && !real_float(dtype)) {
+    return false;
+  }
+  Spec& spec = only(result, dtype);
+  const int64_t sign = step > 0 ? 1 : -1;
+  spec.sizes.assign(1, (end - start + step - sign) / step);
+  set_contiguous(spec);
+  return true;
+}
+
 } // namespace
 
 void set_host_like(int16_t device, bool like) {
@@ -320,6 +347,8 @@ bool apply_rule(const Operator& op, const Stack& stack, Inferred& result) {
       return batch_norm(stack, result);
     case Rule::kEmbedding:
       return embedding(stack, result);
+    case Rule::kArange:
+      return arange(stack, result);
     default:
       return false;
   }

@@ -512,18 +512,32 @@ void adopt(Stream& stream, const at::Tensor& tensor) {
     if (base->home != nullptr && base->home != &stream) {
       flush(*base->home);
     }
-    // All that is known of the base here is its memory, which is all that set_ takes of it.
-    Spec memory;
-    memory.sizes = {static_cast<int64_t>(tensor.storage().nbytes())};
-    memory.strides = {1};
-    memory.dtype = at::kByte;
-    Spec fresh;
-    fresh.sizes = {0};
-    fresh.strides = {1};
-    fresh.dtype = dtype;
+    // set_ takes the memory of a contiguous tensor from its first element on: an empty one at the very start.
+    static const Operator& as_strided = find_operator("aten::as_strided", "");
+    Spec nothing;
+    nothing.sizes = {0};
+    nothing.strides = {1};
+    nothing.dtype = dtype;
+    ValuePtr start;
+    {
+      Spec memory; // all that is known of the base here
+      memory.sizes = {static_cast<int64_t>(tensor.storage().nbytes())};
+      memory.strides = {1};
+      memory.dtype = at::kByte;
+      Writer writer(stream, as_strided.id, 4);
+      writer.value(base, memory);
+      writer.list(1);
+      writer.integer(0);
+      writer.list(1);
+      writer.integer(1);
+      writer.integer(0);
+      std::vector<ValuePtr> values;
+      writer.returns({nothing}, values);
+      start = std::move(values[0]);
+    }
     Writer writer(stream, set.id, 5);
-    writer.value(value, fresh);
-    writer.value(base, memory);
+    writer.value(value, nothing);
+    writer.value(start, nothing);
     writer.integer(tensor.storage_offset());
     writer.list(tensor.dim());
     for (const auto size : tensor.sizes()) {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
 from genie import api, telemetry
 from genie.errors import ConfigError
@@ -189,7 +191,7 @@ def _index(device: Any) -> int:
 
 def _print_from_host() -> None:
     """Printing looks at a tensor many times over; it is brought home once instead."""
-    contents = torch._tensor_str._tensor_str
+    contents: Callable[[torch.Tensor, int], str] = torch._tensor_str._tensor_str
 
     def tensor_str(tensor: torch.Tensor, indent: int) -> str:
         return contents(tensor.cpu() if tensor.device.type == NAME else tensor, indent)
@@ -199,13 +201,11 @@ def _print_from_host() -> None:
 
 def register() -> None:
     """Make the device known to PyTorch; once."""
-    import sys
-
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, sys.modules[__name__])
-    torch.utils.generate_methods_for_privateuse1_backend(
+    generate_methods_for_privateuse1_backend(
         for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True
     )
     for prefix in (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep):

@@ -21,7 +21,9 @@ def load(torch_version: str = torch.__version__, directory: Path = Path(__file__
     if not any(directory.glob(f"{wanted}.*")):
         others = sorted(path.name.split(".")[0].removeprefix(_PREFIX) for path in directory.glob(f"{_PREFIX}*"))
         built = f"was built with torch {', '.join(others)}" if others else "has not been built"
-        raise TorchMismatch(f"genie-pytorch {built}; torch {torch_version} is installed", where=str(directory), hint=hint)
+        raise TorchMismatch(
+            f"genie-pytorch {built}; torch {torch_version} is installed", where=str(directory), hint=hint
+        )
     try:
         return importlib.import_module(f"{__package__}.{wanted}")
     except ImportError as error:

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from genie.api import devices
 from genie import telemetry
+from genie.api import devices
 from genie.api import engine as connect
 from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
@@ -141,7 +141,9 @@ class Port:
         return CODE_OF_NAME[spec.dtype], spec.shape, stride
 
     def free(self, device: int, handles: list[int]) -> None:
-        self._session(device).free(handles)
+        engine = self._engines.get(device)
+        if engine is not None:  # else its session ended, and its values with it
+            engine.session.free(handles)
 
     def seed(self, device: int, generator: int, seed: int) -> None:
         if generator == 0:
@@ -207,7 +209,7 @@ class Port:
         typed = _TYPED.get(error.kind)
         if typed is None or isinstance(error, typed):
             return error
-        other = typed(
+        other: RemoteOpError = typed(
             error.message,
             op=error.op,
             plan=error.plan,
