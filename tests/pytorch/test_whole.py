@@ -275,3 +275,34 @@ def test_functions_methods_and_structures() -> None:
         assert answer["n"] == [3]
         assert torch.equal(answer["y"], tool.apply(given)["y"])
     assert genie.run(lambda: torch.arange(3) * 2).tolist() == [0, 2, 4]
+
+
+@pytest.mark.models
+@torch.no_grad()
+def test_decoding_with_a_static_cache() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        vocab_size=100, max_position_embeddings=64,
+    )  # fmt: skip
+    native = transformers.LlamaForCausalLM(config).eval()
+    mine = copy.deepcopy(native).to(DEVICE)
+    compiled = genie.compile(mine)
+
+    def decode(model: nn.Module, call: Any, device: str) -> list[int]:
+        cache = transformers.StaticCache(config=config, max_cache_len=16)
+        token = torch.tensor([[7]], device=device)
+        tokens = []
+        for step in range(8):
+            position = torch.tensor([step], device=device)
+            out = call(input_ids=token, past_key_values=cache, cache_position=position, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            tokens.append(int(token))
+        return tokens
+
+    expected = decode(native, native, "cpu")
+    assert decode(mine, compiled, DEVICE) == expected
+    assert isinstance(compiled, Compiled)
+    assert not compiled.recorded
+    # The first step fills a new cache; from the second on only the loop around the model is recorded.
+    assert traced(lambda: decode(mine, compiled, DEVICE)) < 0.2 * traced(lambda: decode(mine, mine, DEVICE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from genie import api
 from genie.graph import Graph
 from genie_pytorch import lower
 from genie_pytorch.native import _C
@@ -20,7 +21,7 @@ _region = _Region()
 
 def begin() -> None:
     """From now on this thread's looks do not end its graph."""
-    _region.devices = port.indices() or (_C.current_device(),)
+    _region.devices = _devices()
     _region.open = True
     for device in _region.devices:
         _C.start_history(device)
@@ -37,7 +38,7 @@ def latest_graph() -> Graph | None:
     """The last thing this thread captured: the region it is in or was in; else what it recorded since its last
     look; a program run whole is a graph by itself."""
     recorded = []
-    for device in sorted({*port.indices(), *_region.devices}):
+    for device in sorted({*_devices(), *_region.devices}):
         sent = _C.history(device)
         pending = _C.pending(device)
         if sent or pending["nodes"]:
@@ -49,6 +50,13 @@ def latest_graph() -> Graph | None:
     if not _region.open and not last.pending["nodes"] and last.sent[-1][0].backend_type == "fx":
         return last.sent[-1][0]
     return lower.join(recorded)
+
+
+def _devices() -> tuple[int, ...]:
+    """Device indices that may have been recorded on."""
+    connected = port.indices()
+    known = range(api.device_count()) if connected else ()  # looking at a graph alone must not connect
+    return tuple(sorted({*connected, *known, int(_C.current_device())}))
 
 
 def operation_of(device: int, handle: int, index: int) -> str:
