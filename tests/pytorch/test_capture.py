@@ -415,3 +415,30 @@ def test_a_forked_child_of_a_capture_stays_native() -> None:
         with os.fdopen(reader) as pipe:
             assert pipe.read() == "cpu"
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_leaf_is_connected_anew_under_another_mode() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with genie.capture(), torch.device("cpu"), genie.capture():
+        for _ in range(2):
+            (weight * 3).sum().backward()
+    assert weight.grad.tolist() == [6, 6]
+
+
+@pytest.mark.models
+@torch.no_grad()
+def test_an_unmodified_model_of_the_host_generates() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=2, n_embd=32, n_head=4, vocab_size=100, bos_token_id=None, eos_token_id=None
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.randint(0, 100, (2, 5))
+    for options in ({"do_sample": False}, {"do_sample": True, "top_k": 5}):
+        torch.manual_seed(1)
+        native = model.generate(ids, max_new_tokens=6, pad_token_id=0, **options)
+        torch.manual_seed(1)
+        with genie.capture():
+            mine = model.generate(ids, max_new_tokens=6, pad_token_id=0, **options)
+        assert torch.equal(mine.cpu(), native)
+    assert model.device.type == "cpu"

@@ -24,7 +24,7 @@ from genie.errors import GenieError
 from genie.graph import Graph
 from genie_pytorch import regions, unseen
 from genie_pytorch.kinds import Kind, keeps_statistics, kind_of, writes_by_flag
-from genie_pytorch.lift import DEVICE, Lifts, can_lift, host_autocast, on_device
+from genie_pytorch.lift import DEVICE, Lifts, Wire, can_lift, host_autocast, on_device
 from genie_pytorch.native import _C
 
 Tensor = torch.Tensor
@@ -107,7 +107,7 @@ def _device() -> torch.device | None:
 def _apply(function: Callable[..., Any], cls: type, args: Args, kwargs: Kwargs) -> Any:
     """A custom autograd function, which must find its operands where it will find their gradients."""
     mode = _get_current_function_mode()
-    if not isinstance(mode, _Capturing):
+    if not isinstance(mode, _Capturing) or cls is Wire:
         return function(cls, *args, **kwargs)
     operands = _Operands(args, kwargs)
     if not operands.host or operands.refused:

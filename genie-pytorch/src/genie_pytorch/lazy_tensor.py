@@ -69,12 +69,32 @@ def _numpy_of(host_numpy: Callable[..., Any]) -> Callable[..., Any]:
     return numpy
 
 
+def _by_way_of_the_host() -> None:
+    """PyTorch's old file format reads and writes memory by its address, which is none in this process."""
+    storage: Any = torch.UntypedStorage
+    host_write, host_read = storage._write_file, storage._set_from_file
+
+    def _write_file(self: torch.UntypedStorage, *args: Any) -> Any:
+        return host_write(self.cpu() if self.device.type == NAME else self, *args)
+
+    def _set_from_file(self: torch.UntypedStorage, *args: Any) -> Any:
+        if self.device.type != NAME:
+            return host_read(self, *args)
+        host = torch.UntypedStorage(self.nbytes())
+        host_read(host, *args)
+        return self.copy_(host, False)
+
+    storage._write_file = _write_file
+    storage._set_from_file = _set_from_file
+
+
 def install() -> None:
     """What tensors on the device are promised beyond PyTorch's interface."""
     for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "linspace", "eye", "tensor"):
         setattr(LazyTensor, name, _constructor(name))
     torch.Tensor.operation = property(_operation, _set_operation)  # type: ignore[attr-defined]
     torch.Tensor.numpy = _numpy_of(torch.Tensor.numpy)  # type: ignore[method-assign]
+    _by_way_of_the_host()
 
 
 install()

@@ -60,7 +60,7 @@ class _Entry:
         self.wired: weakref.ref[Tensor] | None = None  # `value` with its way back to the host tensor's gradient
 
 
-class _Wire(torch.autograd.Function):
+class Wire(torch.autograd.Function):
     """A counterpart that is there already, with the gradient's way home."""
 
     @staticmethod
@@ -107,7 +107,7 @@ class Lifts:
             return wired
         known = entry.wired() if entry.wired is not None else None
         if known is None:
-            known = _Wire.apply(host, entry.value)  # type: ignore[no-untyped-call]
+            known = Wire.apply(host, entry.value)  # type: ignore[no-untyped-call]
             entry.wired = weakref.ref(known)
         return known
 

@@ -39,8 +39,6 @@ _elsewhere: list[Callable[[torch.Tensor], Iterable[torch.Tensor]]] = []
 
 def install() -> None:
     """Have the recorder find modules from now on."""
-    if not hasattr(_C, "follow_modules"):
-        return
     _C.follow_modules(torch.nn.Module._wrapped_call_impl.__code__, _learn)
 
 
