@@ -1,5 +1,6 @@
 // All of the extension as one translation unit: PyTorch's headers are most of the work, and are read once.
 #include "bindings.cpp"
+#include "blocks.cpp"
 #include "clean.cpp"
 #include "loader.cpp"
 #include "memory.cpp"

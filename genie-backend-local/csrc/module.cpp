@@ -155,6 +155,7 @@ py::dict counters(Session& session) {
   named["fetched_bytes"] = counted.fetched;
   named["memory_bytes"] = counted.memory;
   named["peak_memory_bytes"] = counted.peak_memory;
+  named["kept_bytes"] = counted.kept;
   return named;
 }
 
@@ -276,5 +277,6 @@ PYBIND11_MODULE(GENIE_MODULE, module) {
         return py::make_tuple(py::cast(prediction.words()), py::cast(prediction.changed()));
       });
   module.def("set_threads", [](int threads) { at::set_num_threads(threads); });
+  module.def("forget_blocks", &forget_blocks, py::call_guard<NoGil>());
   module.def("threads", [] { return at::get_num_threads(); });
 }

@@ -1,5 +1,6 @@
 #include "run.h"
 
+#include <optional>
 #include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
@@ -198,11 +199,12 @@ at::Generator& Session::Run::generator(int64_t number, const Step& step) {
 void Session::Run::call(const Step& step) {
   ++session_.counters_.steps;
   auto& stack = session_.stack_;
+  std::optional<AsDefault> drawing;
+  if (step.op->draws_default) {
+    drawing.emplace(generator(0, step));
+  }
   if (step.op->shim != nullptr) {
     step.op->shim(stack);
-  } else if (step.op->draws_default) {
-    const AsDefault drawing(generator(0, step));
-    step.op->handle.callBoxed(stack);
   } else {
     step.op->handle.callBoxed(stack);
   }

@@ -147,7 +147,7 @@ at::Tensor Session::allocate(const Spec& spec) {
   check_open();
   memory_.admit(bytes_of(spec), "an upload");
   const CleanState clean(device_, warnings_);
-  return translated([&] { return at::empty(spec.shape, at::TensorOptions().dtype(spec.dtype)); });
+  return translated([&] { return host_tensor(spec.shape, spec.dtype, keep_); });
 }
 
 void Session::commit(int64_t handle, const at::Tensor& host) {
@@ -198,7 +198,7 @@ Bytes Session::fetch(int64_t handle, Spec& spec) {
   } else {
     const CleanState clean(device_, warnings_);
     bytes.tensor = translated([&] {
-      auto host = at::empty(spec.shape, at::TensorOptions().dtype(spec.dtype));
+      auto host = host_tensor(spec.shape, spec.dtype, keep_);
       return host.copy_(tensor);
     });
     bytes.data = bytes.tensor.mutable_data_ptr();
@@ -306,6 +306,7 @@ Counters Session::counters() {
   counters.plans = static_cast<int64_t>(plans_.size());
   counters.memory = memory_.live();
   counters.peak_memory = memory_.peak();
+  counters.kept = static_cast<int64_t>(kept_bytes());
   return counters;
 }
 
@@ -324,6 +325,7 @@ void Session::close() {
   }
   values_.clear();
   plans_.clear();
+  keeps_blocks_.stop();
 }
 
 }  // namespace genie_local

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "blocks.h"
 #include "memory.h"
 #include "plan.h"
 #include "random.h"
@@ -53,14 +55,21 @@ struct Counters {
   int64_t fetched = 0;  // bytes
   int64_t memory = 0;  // bytes
   int64_t peak_memory = 0;  // bytes
+  int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
 };
+
+constexpr size_t most_kept = size_t{1} << 30;
 
 // Every method locks; none needs the GIL.
 class Session {
  public:
   // `name` is the device's, for errors; a memory limit of 0 is none.
   Session(c10::Device device, std::string name, int64_t memory_limit)
-      : device_(device), name_(std::move(name)), memory_(memory_limit), generators_(device) {}
+      : device_(device),
+        name_(std::move(name)),
+        keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
+        memory_(memory_limit),
+        generators_(device) {}
 
   c10::Device device() const {
     return device_;
@@ -101,6 +110,8 @@ class Session {
 
   const c10::Device device_;
   const std::string name_;
+  const size_t keep_;  // bytes of host memory to be kept for further uploads
+  KeepsBlocks keeps_blocks_;
   std::mutex lock_;
   bool open_ = true;
   Memory memory_;

@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/histc.h>
+#include <ATen/ops/native_dropout.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/zeros_like.h>
@@ -188,6 +190,46 @@ void reshape_alias(Stack& stack) {
   arguments.reply(std::move(view));
 }
 
+// On the CPU PyTorch's dropout multiplies by noise that has the input's dtype: each element is a bernoulli draw divided
+// by 1 - p. The fused operator, which a frontend on a device of its own records, scales in another precision.
+Tensor noise(const Tensor& mask, double keep, at::ScalarType dtype) {
+  return mask.to(dtype).div_(keep);
+}
+
+// (input, p, train?) -> (output, mask)
+void native_dropout(Stack& stack) {
+  Arguments arguments(stack, 3);
+  const auto input = arguments.tensor(0);
+  const auto p = arguments[1].toDouble();
+  const auto train = arguments[2].toOptional<bool>();
+  auto [output, mask] = at::native_dropout(input, p, train);
+  if (train.value_or(true) && p < 1) {
+    output = input * noise(mask, 1 - p, input.scalar_type());
+  }
+  arguments.reply(std::move(output), std::move(mask));
+}
+
+// (grad_output, mask, scale) -> grad_input
+void native_dropout_backward(Stack& stack) {
+  Arguments arguments(stack, 3);
+  const auto grad = arguments.tensor(0);
+  const auto mask = arguments.tensor(1);
+  const auto scale = arguments[2].toDouble();
+  auto result = scale == 0 ? at::zeros_like(grad) : grad * noise(mask, 1 / scale, grad.scalar_type());
+  arguments.reply(std::move(result));
+}
+
+// CUDA counts integers, the CPU does not; counts and edges are exact in double precision.
+// (self, bins, min, max) -> counts
+void histc(Stack& stack) {
+  Arguments arguments(stack, 4);
+  const auto self = arguments.tensor(0);
+  const bool integers = at::isIntegralType(self.scalar_type(), /*includeBool=*/false);
+  const auto values = integers ? self.to(at::kDouble) : self;
+  auto counts = at::histc(values, arguments[1].toInt(), arguments[2].toScalar(), arguments[3].toScalar());
+  arguments.reply(integers ? counts.to(self.scalar_type()) : std::move(counts));
+}
+
 const std::unordered_map<std::string, Shim>& everywhere() {
   static const std::unordered_map<std::string, Shim> shims = {
       {"aten::linear_backward", linear_backward},
@@ -202,6 +244,9 @@ const std::unordered_map<std::string, Shim>& on_cpu() {
       {"aten::_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward},
       {"aten::_thnn_fused_gru_cell", gru_cell},
       {"aten::_thnn_fused_gru_cell_backward", gru_cell_backward},
+      {"aten::native_dropout", native_dropout},
+      {"aten::native_dropout_backward", native_dropout_backward},
+      {"aten::histc", histc},
   };
   return shims;
 }

@@ -30,6 +30,17 @@ def test_the_receiver_reads_what_the_sender_wrote(stream):
         assert list(receiver.decode(sender.encode(words))) == words
 
 
+@given(streams(), st.lists(st.booleans(), min_size=6, max_size=6))
+def test_a_sender_may_rely_on_nothing_the_receiver_remembers(stream, anew):
+    inputs, first, vectors = stream
+    sender, receiver = Prediction(inputs, first), Prediction(inputs, first)
+    for words, relying_on_nothing in zip(vectors, anew, strict=False):
+        data = sender.encode(words, relying_on_nothing)
+        if relying_on_nothing:  # what was sent before got lost
+            receiver = Prediction(inputs, [~word for word in first])
+        assert list(receiver.decode(data)) == words
+
+
 @given(streams(), st.binary(max_size=30))
 def test_garbage_is_refused_and_forgotten(stream, garbage):
     inputs, first, vectors = stream

@@ -24,9 +24,10 @@ def test_what_python_encodes_arrives(inputs: int, parameters: list[int], data: s
         # Mostly vectors that move by steps, which is what the encoding expects.
         moved = [(word + data.draw(st.integers(-2, 2))) % (1 << 64) for word in previous]
         vector = data.draw(st.one_of(st.just(previous), st.just(moved), st.lists(WORD, min_size=size, max_size=size)))
-        words, changed = receiver.decode(sender.encode(vector))
+        anew = data.draw(st.booleans())
+        words, changed = receiver.decode(sender.encode(vector, anew))
         assert words == vector
-        assert sorted(changed) == [i for i in range(size) if vector[i] != previous[i]]
+        assert sorted(changed) == [i for i in range(size) if anew or vector[i] != previous[i]]
         previous = vector
 
 
@@ -55,7 +56,9 @@ def test_any_bytes_mean_the_same_to_both(inputs: int, parameters: list[int], mes
         (b"\x80", "cut short"),
         (b"\xff" * 10, "cut short"),
         (b"\x01\x00", "cut short"),
-        (b"\x04", "count of 4"),
+        (b"\x05", "count of 5"),
+        (b"\x04\x01\x02", "cut short"),
+        (b"\x04\x01\x02\x03\x04", "1 bytes after"),
         (b"\x01\x03\x02", "a word after 0"),
         (b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02", "a word after 0"),
         (b"\x00\x00", "1 bytes after"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from local.both import Both, Program, bits, tensor_of
 from genie.errors import NodeError, OutOfMemory
 from genie.graph import Const, Many, TensorSpec
 from genie_backend_local import LocalBackend, LocalSession
+from genie_backend_local.native import load
 
 SELF = Const("device", "self")
 KB = torch.zeros(256)  # 1 KiB
@@ -145,6 +149,107 @@ def test_an_allocation_is_limited() -> None:
     with pytest.raises(OutOfMemory):
         backend.connect(backend.devices()[-1]).allocate(TensorSpec((1 << 50,), "uint8"))
     backend.close()
+
+
+# --- memory kept for uploads ----------------------------------------------------------------------
+
+MB = 1 << 20
+
+
+def upload(session: LocalSession, handle: int, size: int, fill: int = 1) -> int:
+    """Receives in place, as a node does; where."""
+    allocation = session.allocate(TensorSpec((size,), "uint8"))
+    view = np.frombuffer(allocation.data, dtype=np.uint8)
+    view[:] = fill
+    allocation.commit(handle)
+    return view.ctypes.data
+
+
+@pytest.fixture
+def kept(backend: LocalBackend) -> Iterator[Callable[[], int]]:
+    """Bytes kept, none at first."""
+    session = backend.connect(backend.devices()[-1])
+    load().forget_blocks(0.0)
+    yield lambda: session.stats()["kept_bytes"]
+    session.close()
+
+
+def test_large_uploads_reuse_freed_memory(session: LocalSession, kept: Callable[[], int]) -> None:
+    address = upload(session, 1, 4 * MB)
+    session.free([1])
+    assert (live(session), kept()) == (0, 4 * MB)
+    assert upload(session, 2, 4 * MB - 5, fill=2) == address
+    assert kept() == 0
+    assert bytes(session.fetch(2).data) == b"\2" * (4 * MB - 5)
+    session.free([2])
+    upload(session, 3, 2 * MB)  # half of it would be wasted
+    assert kept() == 4 * MB
+    session.free([3])
+    assert kept() == 6 * MB
+
+
+def test_memory_somebody_looks_at_is_not_reused(session: LocalSession, kept: Callable[[], int]) -> None:
+    address = upload(session, 1, 2 * MB, fill=7)
+    fetched = session.fetch(1).data
+    session.free([1])
+    assert kept() == 0
+    assert upload(session, 2, 2 * MB, fill=9) != address
+    assert bytes(fetched) == b"\7" * (2 * MB)
+    del fetched
+    assert kept() == 2 * MB
+
+
+def test_a_dropped_allocation_is_kept_too(session: LocalSession, kept: Callable[[], int]) -> None:
+    allocation = session.allocate(TensorSpec((2 * MB,), "uint8"))
+    assert kept() == 0
+    del allocation
+    assert kept() == 2 * MB
+
+
+def test_small_values_are_not_kept(session: LocalSession, kept: Callable[[], int]) -> None:
+    upload(session, 1, MB // 2)
+    session.free([1])
+    assert kept() == 0
+
+
+def test_a_quarter_of_the_limit_is_kept_the_newest_first(kept: Callable[[], int]) -> None:
+    backend = LocalBackend(memory_limit_gb=20 * MB / (1 << 30))
+    session = backend.connect(backend.devices()[-1])
+    addresses = [upload(session, handle, 2 * MB) for handle in (1, 2, 3)]
+    for handle in (1, 2, 3):
+        session.free([handle])
+    assert kept() == 4 * MB  # of at most 5
+    assert [upload(session, handle, 2 * MB) for handle in (4, 5)] == [addresses[2], addresses[1]]
+    session.free([4, 5])
+    upload(session, 6, 12 * MB)  # what is kept does not count as used
+    session.free([6])
+    assert kept() == 4 * MB
+    backend.close()
+
+
+def test_idle_memory_goes_back(backend: LocalBackend, session: LocalSession, kept: Callable[[], int]) -> None:
+    upload(session, 1, 2 * MB)
+    session.free([1])
+    backend.trim()
+    assert kept() == 2 * MB  # used a moment ago
+    load().forget_blocks(0.0)
+    assert kept() == 0
+
+
+def test_nothing_is_kept_without_sessions() -> None:
+    program = (
+        "from genie.graph import TensorSpec\n"
+        "from genie_backend_local import LocalBackend\n"
+        "backend = LocalBackend()\n"
+        "one, two = (backend.connect(backend.devices()[-1]) for _ in range(2))\n"
+        "one.upload(1, TensorSpec((1 << 21,), 'uint8'), bytes(1 << 21))\n"
+        "one.close()\n"
+        "assert two.stats()['kept_bytes'] == 1 << 21\n"
+        "two.close()\n"
+        "three = backend.connect(backend.devices()[-1])\n"
+        "assert three.stats()['kept_bytes'] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_sessions_share_memory_until_one_writes(backend: LocalBackend) -> None:

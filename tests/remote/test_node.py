@@ -20,7 +20,7 @@ from remote.peers import Node
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, RemoteOpError
 from genie.remote import NodeServer, RemoteBackend, RemoteClient, status
 from genie.remote.control import ControlClient, ControlPlane
-from genie.testing import Caller, NullBackend, single
+from genie.testing import Caller, MemoryTransport, NullBackend, single
 from genie.testing.plans import spec
 from genie_backend_tcp import TcpTransport
 
@@ -232,6 +232,19 @@ def test_a_taken_control_port_is_replaced(make_node: Callable[..., Node]) -> Non
                 assert client.capabilities().address == node.server.address
         finally:
             control.close()
+
+
+def test_housekeeping_gives_back_what_lies_idle(make_node: Callable[..., Node]) -> None:
+    class Hoarder(NullBackend):
+        kept = 1
+
+        def trim(self) -> None:
+            self.kept = 0
+
+    hoarder = Hoarder()
+    NodeServer(hoarder, MemoryTransport()).housekeep()
+    assert hoarder.kept == 0
+    make_node().server.housekeep()  # whoever keeps nothing is not asked
 
 
 # --- the host's own way --------------------------------------------------------------------------

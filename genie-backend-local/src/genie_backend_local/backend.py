@@ -10,6 +10,8 @@ from genie.errors import BackendUnavailable
 from genie_backend_local import hardware, native
 from genie_backend_local.session import LocalSession
 
+_IDLE_SECONDS = 20.0
+
 
 class LocalBackend:
     """Backend ``local``; see :class:`genie.interfaces.Backend`.
@@ -41,6 +43,10 @@ class LocalBackend:
         with self._lock:
             self._sessions.add(session)
         return session
+
+    def trim(self) -> None:
+        """Give back host memory that is kept for uploads and was not used for a while."""
+        self._native.forget_blocks(_IDLE_SECONDS)
 
     def close(self) -> None:
         with self._lock:

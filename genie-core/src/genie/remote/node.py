@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsons
-import os
 import signal
 import sys
 import threading
@@ -42,7 +41,7 @@ class _Stop:
         with self._asked:
             while self.grace is None:
                 if not self._asked.wait(timeout=30.0):
-                    node.content().expire()
+                    node.housekeep()
 
 
 def serve(
@@ -62,8 +61,6 @@ def serve(
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
     ``port`` + 1, or at a free port if that is taken.
     """
-    # Fresh memory costs more in page faults than receiving into it does; torch reads this before its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     made: Backend = registry.make("backend", backend, settings)
     carrier: Transport = registry.make("transport", transport, settings)
     stop = _Stop()

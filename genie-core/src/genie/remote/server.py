@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import structlog
@@ -40,6 +41,13 @@ log = structlog.get_logger("genie.node")
 
 _GREETING_SECONDS = 10.0
 _HOUSEKEEPING_SECONDS = 30.0
+
+
+@runtime_checkable
+class Trimming(Protocol):
+    """A backend may keep memory for later, and then be asked, from any thread, to give back what lies idle."""
+
+    def trim(self) -> None: ...
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
@@ -176,6 +184,12 @@ class NodeServer:
     def content(self) -> ContentStore:
         return self._store
 
+    def housekeep(self) -> None:
+        """Give back what was kept for longer than it is likely to be used. To be called now and then."""
+        self._store.expire()
+        if isinstance(self._backend, Trimming):
+            self._backend.trim()
+
     # --- clients ----------------------------------------------------------------------------------
 
     def _accept(self, listener: Listener) -> None:
@@ -183,7 +197,7 @@ class NodeServer:
             try:
                 connection = listener.accept(_HOUSEKEEPING_SECONDS)
             except DeadlineExceeded:
-                self._store.expire()
+                self.housekeep()
                 continue
             except BackendUnavailable as error:
                 # Out of descriptors, or a client gone before it was served: the next accept may do better.
