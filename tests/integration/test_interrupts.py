@@ -1,4 +1,4 @@
-"""Ctrl-C at any line of ours, in a program that catches it and goes on, as a notebook does."""
+"""Ctrl-C at any moment in our code, in a program that catches it and goes on, as a notebook does."""
 
 from __future__ import annotations
 
@@ -21,59 +21,83 @@ DEVICE = "remote_accelerator"
 _OURS = (f"{os.sep}genie{os.sep}", f"{os.sep}genie_")
 
 
-def interrupted(model: tiny_lm.TinyLM, at: int) -> bool:
-    """Generate, with a KeyboardInterrupt at the line of ours that comes ``at``-th. Whether it came to that."""
+def interrupted(at: int, work: Callable[..., Any], *args: Any) -> bool:
+    """Do ``work`` with a KeyboardInterrupt at the ``at``-th moment within our code. Whether it came to that.
+
+    The moments are those at which the interpreter looks for signals: when a function of Python begins, and when one
+    of C has returned.
+    """
     left = at
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
+    def watch(frame: FrameType, event: str, _: Any) -> None:
         nonlocal left
-        if not any(part in frame.f_code.co_filename for part in _OURS):
-            return None
-        if event == "line":
+        if event in ("call", "c_return") and any(part in frame.f_code.co_filename for part in _OURS):
             left -= 1
             if left < 0:
-                sys.settrace(None)
+                sys.setprofile(None)
                 raise KeyboardInterrupt
-        return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
+    before = sys.getprofile()
+    sys.setprofile(watch)
     try:
-        tiny_lm.generate(model, count=4)
+        work(*args)
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(before)
+        sys.setprofile(before)
     return False
 
 
-@pytest.mark.parametrize("backend", ["node", "local"])
-def test_an_interrupt_anywhere_leaves_right_results_or_a_clear_error(
-    node: Node, user: Callable[..., None], backend: str
-) -> None:
-    def start() -> tiny_lm.TinyLM:
-        if backend == "node":
+@pytest.fixture(params=["node", "local"])
+def start(request: pytest.FixtureRequest, node: Node, user: Callable[..., None]) -> Callable[[], None]:
+    """Connects anew, to a node or in process."""
+
+    def connect() -> None:
+        if request.param == "node":
             user(node)
         else:
             genie.shutdown()
             genie.init(backend="local")
-        return tiny_lm.model().to(DEVICE)
 
+    return connect
+
+
+def test_in_generation(start: Callable[[], None]) -> None:
+    """Afterwards results are right, or the session is over and says why."""
     expected = tiny_lm.generate(tiny_lm.model(), count=4)
-    model = start()
+    start()
+    model = tiny_lm.model().to(DEVICE)
     assert tiny_lm.generate(model, count=4) == expected
-    at = ended = 0
-    while interrupted(model, at):
-        at += 1 + at // 12  # each of the first lines, then fewer and fewer
+    at = 0
+    while interrupted(at, tiny_lm.generate, model, tiny_lm.PROMPT, 4):
+        at += 1 + at // 24  # each of the first moments, then fewer and fewer
         try:
             for _ in range(2):
-                assert tiny_lm.generate(model, count=4) == expected, f"after an interrupt at line {at}"
+                assert tiny_lm.generate(model, count=4) == expected, f"after an interrupt at moment {at}"
         except GenieError as error:
-            ended += 1
-            assert "interrupted" in str(error), f"after an interrupt at line {at}"
-            model = start()
+            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
+            start()
+            model = tiny_lm.model().to(DEVICE)
             assert tiny_lm.generate(model, count=4) == expected
-    assert at > 50
-    if backend == "local":
-        assert not ended
+    assert at > 60
     assert torch.ones(1, device=DEVICE).item() == 1.0
+
+
+def test_in_upload(start: Callable[[], None]) -> None:
+    """The model is whole: what has not moved can be moved again."""
+    expected = tiny_lm.generate(tiny_lm.model(), count=2)
+    start()
+    at = 0
+    while True:
+        model = tiny_lm.model()
+        if not interrupted(at, model.to, DEVICE):
+            break
+        at += 1 + at // 8
+        try:
+            model.to(DEVICE)
+            assert tiny_lm.generate(model, count=2) == expected, f"after an interrupt at moment {at}"
+        except GenieError as error:
+            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
+            start()
+    assert at > 60
+    assert tiny_lm.generate(model, count=2) == expected

@@ -299,6 +299,20 @@ def test_a_node_killed_in_generation(make_node: MakeNode, program: StartProgram)
     assert "Exception ignored" not in err
 
 
+def test_a_node_interrupted_by_its_operator(make_node: MakeNode, program: StartProgram) -> None:
+    node = make_node()
+    running = program(GENERATING, node)
+    running.said("token")
+    node.process.signal(signal.SIGINT)
+    start = time.monotonic()
+    assert node.process.wait(10) in (0, 130)
+    status, _, err = running.ended()
+    within(10, start)
+    assert status == 1
+    assert node.address in err
+    assert "Traceback" not in node.log.read_text()
+
+
 def test_the_same_program_goes_on_with_a_new_node(make_node: MakeNode, user: Callable[..., None]) -> None:
     lost, other = make_node(), make_node()
     user(lost)

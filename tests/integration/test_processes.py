@@ -197,6 +197,26 @@ def test_killed_while_uploading(
     node.wait_for_sessions(0)
 
 
+def test_the_node_is_killed_while_one_uploads(
+    make_node: MakeNode,
+    program: StartProgram,
+    valve: Callable[[Node, int], tuple[str, threading.Event]],
+) -> None:
+    node = make_node()
+    address, full = valve(node, 18 * _MB)
+    running = program(UPLOADING, GENIE_NODES=address, GENIE_UNIX_SOCKETS="false")
+    assert full.wait(30)
+    node.stop()
+    start = time.monotonic()
+    status, out, err = running.ended()
+    assert time.monotonic() - start < 10
+    assert status == 1
+    assert "equal" not in out
+    last = err[err.rindex("genie.errors.") :]
+    assert last.startswith("genie.errors.ConnectionLost:"), err
+    assert address in last
+
+
 def test_a_second_client_uploads_nothing(node: Node, program: StartProgram) -> None:
     source = """
         import torch, genie, genie_pytorch, tiny_lm
