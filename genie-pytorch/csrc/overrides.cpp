@@ -110,7 +110,9 @@ bool any_fake(std::initializer_list<const at::Tensor*> tensors) {
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   const at::Tensor none;
   const at::Tensor& b = bias.has_value() ? *bias : none;
-  if (needs_grad({&input, &weight, &b}) || any_fake({&input, &weight, &b})) {
+  // Of an input that is not contiguous, what it is composed of depends on which tensors require grad, also where no
+  // grad is taken; the node does not know.
+  if (needs_grad({&input, &weight, &b}) || any_fake({&input, &weight, &b}) || !input.is_contiguous()) {
     return at::native::linear(input, weight, bias);
   }
   at::AutoDispatchBelowADInplaceOrView below;
@@ -214,6 +216,8 @@ const std::unordered_set<std::string>& overridden() {
       "aten::_assert_async.msg",
       // Their own kernels look at the values on the host, and raise there.
       "aten::_linalg_check_errors",
+      // Its lengths are on the host by contract: its composition is recorded, on the device.
+      "aten::_pack_padded_sequence",
       "aten::_assert_tensor_metadata",
   };
   return names;

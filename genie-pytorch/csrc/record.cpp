@@ -127,8 +127,14 @@ bool makes_elsewhere(const Operator& op, const Stack& args, const Operands& oper
 
 // Host tensors met by device tensors outside a capture: everything comes home and the operator runs there.
 void run_on_host(const Operator& op, Stack* stack, size_t count) {
-  port::warn_mixed(op.name);
   Stack args(stack->end() - static_cast<int64_t>(count), stack->end());
+  each_tensor(op, args, [&](at::Tensor& tensor, bool) {
+    if (on_device(tensor) && at::GradMode::is_enabled() && tensor.requires_grad()) {
+      // Autograd has noted a result on the device by now, and would not take a gradient from the CPU.
+      port::refuse(op.name, "a tensor on remote_accelerator that requires grad meets one on the CPU");
+    }
+  });
+  port::warn_mixed(op.name);
   each_tensor(op, args, [&](at::Tensor& tensor, bool) {
     if (on_device(tensor)) {
       tensor = to_host(tensor);
