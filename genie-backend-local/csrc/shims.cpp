@@ -7,6 +7,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/histc.h>
 #include <ATen/ops/native_dropout.h>
+#include <ATen/ops/native_dropout_backward.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/zeros_like.h>
@@ -215,8 +216,11 @@ void native_dropout_backward(Stack& stack) {
   const auto grad = arguments.tensor(0);
   const auto mask = arguments.tensor(1);
   const auto scale = arguments[2].toDouble();
-  auto result = scale == 0 ? at::zeros_like(grad) : grad * noise(mask, 1 / scale, grad.scalar_type());
-  arguments.reply(std::move(result));
+  if (!grad.is_floating_point() || scale == 0) {
+    arguments.reply(at::native_dropout_backward(grad, mask, scale));
+    return;
+  }
+  arguments.reply(grad * noise(mask, 1 / scale, grad.scalar_type()));
 }
 
 // CUDA counts integers, the CPU does not; counts and edges are exact in double precision.

@@ -89,13 +89,15 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("stats", &stats);
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
-  m.def("set_module", &set_current_module);
+  m.def("source_named", &source_named);
+  m.def("set_origin", &set_origin, "Overrides what the frames say on this thread: module and source, or 0.");
   m.def("follow_modules", [](py::object code, py::object learn) { follow_modules(code.ptr(), learn.ptr()); });
   m.def("forget_module", &forget_module);
   m.def("current_module", &current_module);
   m.def("source_text", &source_text);
   m.def("current_source", &current_source);
   m.def("ignore_sources_under", &ignore_sources_under);
+  m.def("is_user_file", &is_user_file);
   m.def("enter_capture", [] { return ++capture_depth(); });
   m.def("leave_capture", [] { return --capture_depth(); });
   m.def("capture_depth", [] { return capture_depth(); });
@@ -107,8 +109,8 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     auto& stream = stream_for(static_cast<int16_t>(tensor.device().index()), nullptr);
     touch(stream, tensor);
     auto* value = value_of(tensor);
-    if (value->home != nullptr) {
-      flush(*value->home);
+    if (value->pending) {
+      flush(*value->maker);
     }
     return py::make_tuple(static_cast<int>(value->device), value->handle);
   });
@@ -153,7 +155,7 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     }
     Lock lock;
     const auto& stream = stream_for(value->device, nullptr);
-    const bool pending = value->home == &stream && value->segment == stream.segment.serial;
+    const bool pending = value->home() == &stream && value->segment == stream.segment.serial;
     return py::make_tuple(
         static_cast<int>(value->device), value->handle, pending ? static_cast<int64_t>(value->index) : -1);
   });

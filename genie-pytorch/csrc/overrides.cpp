@@ -105,6 +105,16 @@ bool any_fake(std::initializer_list<const at::Tensor*> tensors) {
   return false;
 }
 
+// Whether matmul sees one matrix in it: strides count there, also those of dimensions of size one.
+bool folds(const at::Tensor& input) {
+  for (int64_t i = 0; i + 2 < input.dim(); ++i) {
+    if (input.stride(i) != input.stride(i + 1) * input.size(i + 1)) {
+      return false;
+    }
+  }
+  return input.is_contiguous();
+}
+
 // linear and attention stay whole, for fewer commands and for the node's best kernel; under autograd they take
 // the decomposition PyTorch differentiates.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
@@ -112,7 +122,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   const at::Tensor& b = bias.has_value() ? *bias : none;
   // Of an input that is not contiguous, what it is composed of depends on which tensors require grad, also where no
   // grad is taken; the node does not know.
-  if (needs_grad({&input, &weight, &b}) || any_fake({&input, &weight, &b}) || !input.is_contiguous()) {
+  if (needs_grad({&input, &weight, &b}) || any_fake({&input, &weight, &b}) || !folds(input)) {
     return at::native::linear(input, weight, bias);
   }
   at::AutoDispatchBelowADInplaceOrView below;
@@ -212,6 +222,13 @@ const std::unordered_set<std::string>& overridden() {
       "aten::_has_compatible_shallow_copy_type",
       "aten::record_stream",
       "aten::is_pinned",
+      "aten::view",
+      "aten::transpose.int",
+      "aten::permute",
+      "aten::expand",
+      "aten::slice.Tensor",
+      "aten::select.int",
+      "aten::unsqueeze",
       "aten::_assert_async",
       "aten::_assert_async.msg",
       // Their own kernels look at the values on the host, and raise there.

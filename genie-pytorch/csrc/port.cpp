@@ -132,6 +132,11 @@ void refuse(const std::string& op, const std::string& reason) {
   TORCH_INTERNAL_ASSERT(false, "genie: a refusal was not raised");
 }
 
+void ended(int16_t device) {
+  call([&](py::object& port) { port.attr("ended")(device); });
+  TORCH_INTERNAL_ASSERT(false, "genie: the end of a session was not raised");
+}
+
 bool connected(int16_t device) {
   return call([&](py::object& port) { return port.attr("connected")(device).cast<bool>(); });
 }

@@ -30,6 +30,8 @@ void looked(int16_t device, const std::string& what);
 void warn_mixed(const std::string& op);
 // Raises genie.errors.UnsupportedOperation, with the user's line.
 [[noreturn]] void refuse(const std::string& op, const std::string& reason);
+// Raises genie.errors.SessionClosed: a tensor of an earlier life of the device was used.
+[[noreturn]] void ended(int16_t device);
 bool connected(int16_t device);
 
 } // namespace port

@@ -21,14 +21,16 @@ namespace genie {
 namespace {
 
 thread_local uint32_t module_id = 0;
+thread_local uint32_t source_id = 0;
 
 std::vector<std::string> ignored;
 
 #ifdef GENIE_RAW_FRAMES
 
 struct Site {
-  PyCodeObject* code;
+  PyCodeObject* code; // null for a site given by text
   int offset;
+  std::string text;
 };
 
 // A code object is kept alive once seen, so that its address stays its name.
@@ -39,7 +41,8 @@ struct CodeNote {
 
 std::shared_mutex guard;
 std::unordered_map<PyCodeObject*, CodeNote> codes;
-std::vector<Site> sites{{nullptr, 0}};
+std::vector<Site> sites{{nullptr, 0, ""}};
+std::unordered_map<std::string, uint32_t> named_sites;
 
 _PyInterpreterFrame* top_frame() {
   PyThreadState* state = PyGILState_GetThisThreadState();
@@ -68,16 +71,7 @@ bool is_user(PyCodeObject* code) {
     PyErr_Clear();
     return false;
   }
-  const std::string path(name);
-  if (path.empty() || path[0] == '<') {
-    return path == "<stdin>" || path == "<string>";
-  }
-  for (const auto& prefix : ignored) {
-    if (path.compare(0, prefix.size(), prefix) == 0) {
-      return false;
-    }
-  }
-  return true;
+  return is_user_file(name);
 }
 
 uint32_t learn(PyCodeObject* code, int offset) {
@@ -93,7 +87,7 @@ uint32_t learn(PyCodeObject* code, int offset) {
     if (found->second.user) {
       auto [site, fresh] = found->second.sites.emplace(offset, static_cast<uint32_t>(sites.size()));
       if (fresh) {
-        sites.push_back({code, offset});
+        sites.push_back({code, offset, ""});
       }
       id = site->second;
     }
@@ -161,7 +155,36 @@ thread_local Recent recent[1024];
 
 } // namespace
 
+bool is_user_file(const std::string& path) {
+  if (path.empty() || path[0] == '<') {
+    return path == "<stdin>" || path == "<string>";
+  }
+  for (const auto& prefix : ignored) {
+    if (path.compare(0, prefix.size(), prefix) == 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+uint32_t source_named(const std::string& text) {
+#ifdef GENIE_RAW_FRAMES
+  std::unique_lock<std::shared_mutex> lock(guard);
+  const auto [found, fresh] = named_sites.emplace(text, static_cast<uint32_t>(sites.size()));
+  if (fresh) {
+    sites.push_back({nullptr, 0, text});
+  }
+  return found->second;
+#else
+  (void)text;
+  return 0;
+#endif
+}
+
 uint32_t current_source() {
+  if (source_id != 0) {
+    return source_id;
+  }
 #ifdef GENIE_RAW_FRAMES
   for (auto* frame = top_frame(); frame != nullptr; frame = frame->previous) {
     PyCodeObject* code = code_of(frame);
@@ -190,6 +213,9 @@ std::string source_text(uint32_t id) {
     return "";
   }
   const auto& site = sites[id];
+  if (site.code == nullptr) {
+    return site.text;
+  }
   const char* name = PyUnicode_AsUTF8(site.code->co_filename);
   const int line = PyCode_Addr2Line(site.code, site.offset * static_cast<int>(sizeof(_Py_CODEUNIT)));
   return std::string(name == nullptr ? "?" : name) + ":" + std::to_string(line);
@@ -253,8 +279,9 @@ void forget_module(uintptr_t address) {
 #endif
 }
 
-void set_current_module(uint32_t id) {
-  module_id = id;
+void set_origin(uint32_t module, uint32_t source) {
+  module_id = module;
+  source_id = source;
 }
 
 } // namespace genie

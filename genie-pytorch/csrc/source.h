@@ -12,8 +12,12 @@ uint32_t current_source();
 // "path/to/file.py:12"; the caller holds the GIL.
 std::string source_text(uint32_t id);
 
+// A source known by its text, not by a frame.
+uint32_t source_named(const std::string& text);
+
 // Code under these directories is never the user's.
 void ignore_sources_under(const std::string& prefix);
+bool is_user_file(const std::string& path);
 
 // The module (path, class) this thread is inside of, as an interned integer; 0 is none. Read off the Python frames
 // too: hooks would cost every module call, and stand in torch.compile's way. Needs no GIL.
@@ -25,6 +29,6 @@ void follow_modules(void* code, void* learn);
 // The module at this address is gone.
 void forget_module(uintptr_t address);
 // Overrides what the frames say on this thread; 0 lets them speak again.
-void set_current_module(uint32_t id);
+void set_origin(uint32_t module, uint32_t source);
 
 } // namespace genie

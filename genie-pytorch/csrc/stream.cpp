@@ -55,6 +55,20 @@ std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> 
 
 } // namespace
 
+namespace {
+
+void check_made(const Value& value) {
+  if (value.epoch != Value::current_epoch) {
+    port::ended(value.device);
+  }
+  TORCH_CHECK(
+      value.failure == nullptr,
+      "genie: this tensor has no elements: the operators that make it could not be sent to the node, because: ",
+      *value.failure);
+}
+
+} // namespace
+
 Lock::Lock() {
   if (recorder.try_lock()) {
     return;
@@ -128,6 +142,10 @@ Stream& stream_for(int16_t device, const Value* hint) {
     return *hint->maker;
   }
   thread_local std::unordered_map<int16_t, Stream*> mine;
+  thread_local Stream* last = nullptr;
+  if (last != nullptr && last->device == device) {
+    return *last;
+  }
   auto& stream = mine[device];
   if (stream == nullptr) {
     streams.push_back(std::make_unique<Stream>());
@@ -135,28 +153,29 @@ Stream& stream_for(int16_t device, const Value* hint) {
     stream->device = device;
     stream->segment.clear(next_serial());
   }
+  last = stream;
   return *stream;
 }
 
 uint32_t note_value(Segment& segment, const Spec& spec) {
-  ValueNote note{spec.dtype, static_cast<uint32_t>(segment.geometry.size())};
-  segment.geometry.push_back(static_cast<int64_t>(spec.sizes.size()));
-  segment.geometry.insert(segment.geometry.end(), spec.sizes.begin(), spec.sizes.end());
-  segment.geometry.insert(segment.geometry.end(), spec.strides.begin(), spec.strides.end());
-  segment.values.push_back(note);
+  auto& geometry = segment.geometry;
+  const auto rank = spec.sizes.size();
+  // Values in a row are often alike.
+  const bool again = !segment.values.empty() && [&] {
+    const auto* last = geometry.data() + segment.values.back().geometry;
+    return last[0] == static_cast<int64_t>(rank) && std::equal(spec.sizes.begin(), spec.sizes.end(), last + 1) &&
+        std::equal(spec.strides.begin(), spec.strides.end(), last + 1 + rank);
+  }();
+  const auto position = again ? segment.values.back().geometry : static_cast<uint32_t>(geometry.size());
+  if (!again) {
+    geometry.push_back(static_cast<int64_t>(rank));
+    geometry.insert(geometry.end(), spec.sizes.begin(), spec.sizes.end());
+    geometry.insert(geometry.end(), spec.strides.begin(), spec.strides.end());
+  }
+  segment.values.push_back({spec.dtype, position});
   return static_cast<uint32_t>(segment.values.size() - 1);
 }
 
-namespace {
-
-void check_made(const Value& value) {
-  TORCH_CHECK(
-      value.failure == nullptr,
-      "genie: this tensor has no elements: the operators that make it could not be sent to the node, because: ",
-      *value.failure);
-}
-
-} // namespace
 
 void touch(Stream& stream, const at::Tensor& tensor) {
   if (value_of(tensor) == nullptr) {
@@ -164,8 +183,8 @@ void touch(Stream& stream, const at::Tensor& tensor) {
   }
   Value* value = value_of(tensor);
   check_made(*value);
-  if (value->home != nullptr && value->home != &stream) {
-    flush(*value->home);
+  if (value->pending && value->maker != &stream) {
+    flush(*value->maker);
   }
   if (auto* context = context_of(tensor.storage())) {
     Stream* other = context->stream;
@@ -262,20 +281,27 @@ void Writer::host_scalar(const at::Tensor& tensor) {
   }
 }
 
+ValuePtr Writer::make(const Spec& spec) {
+  auto value = c10::make_intrusive<Value>(stream_.device);
+  value->segment = segment_.serial;
+  value->index = note_value(segment_, spec);
+  value->maker = &stream_;
+  value->pending = true;
+  segment_.made.emplace_back(value->index, value);
+  return value;
+}
+
+ValuePtr Writer::fresh(const Spec& spec) {
+  put(kReturns, 1);
+  put(1u);
+  return make(spec);
+}
+
 void Writer::returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values) {
   put(kReturns, static_cast<uint32_t>(specs.size()));
   for (const auto& spec : specs) {
     put(spec.defined ? 1u : 0u);
-    if (!spec.defined) {
-      values.emplace_back();
-      continue;
-    }
-    auto value = c10::make_intrusive<Value>(stream_.device);
-    value->segment = segment_.serial;
-    value->index = note_value(segment_, spec);
-    value->home = value->maker = &stream_;
-    segment_.made.emplace_back(value->index, value);
-    values.push_back(std::move(value));
+    values.push_back(spec.defined ? make(spec) : ValuePtr());
   }
 }
 
@@ -285,7 +311,7 @@ namespace {
 
 void put_varint(std::string& out, uint64_t number) {
   while (number > 0x7F) {
-    out.push_back(static_cast<char>(number & 0x7F | 0x80));
+    out.push_back(static_cast<char>((number & 0x7F) | 0x80));
     number >>= 7;
   }
   out.push_back(static_cast<char>(number));
@@ -354,7 +380,7 @@ Closed close(Stream& stream) {
   words.insert(words.end(), segment.parameters.begin(), segment.parameters.end());
   size_t named = 0;
   for (auto& [index, value] : segment.made) {
-    value->home = nullptr;
+    value->pending = false;
     if (named < closed.outputs.size() && closed.outputs[named] == index) {
       value->handle = new_handle(stream.device);
       ++named;
@@ -403,7 +429,10 @@ std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look)
     execute(stream, plan, std::move(closed.words), look);
     return plan;
   } catch (const std::exception& error) {
-    const auto failure = std::make_shared<const std::string>(error.what());
+    // Kept for good: values may be looked at at any time, and this is rare.
+    static std::deque<std::string> failures;
+    failures.emplace_back(error.what());
+    const auto* failure = &failures.back();
     for (auto& [index, value] : segment.made) {
       // Its handle is freed like any other: the node may have come to know it.
       value->failure = failure;
@@ -436,7 +465,7 @@ uint64_t settle(const ValuePtr& value) {
   check_made(*value);
   // Other streams may have writes to this memory pending; a look is rare enough to let them all go. The value's own
   // goes last: the question may travel with it.
-  Stream* home = value->home;
+  Stream* home = value->home();
   for (auto& stream : streams) {
     if (stream->device == value->device && stream.get() != home) {
       flush(*stream);
@@ -509,8 +538,9 @@ void adopt(Stream& stream, const at::Tensor& tensor) {
       base || tensor.storage().nbytes() == 0,
       "genie: no tensor is left that names this storage on remote_accelerator; keep the tensor it came from alive");
   if (base) {
-    if (base->home != nullptr && base->home != &stream) {
-      flush(*base->home);
+    check_made(*base);
+    if (base->pending && base->maker != &stream) {
+      flush(*base->maker);
     }
     // set_ takes the memory of a contiguous tensor from its first element on: an empty one at the very start.
     static const Operator& as_strided = find_operator("aten::as_strided", "");
@@ -557,11 +587,12 @@ void reset() {
   Lock lock;
   for (auto& stream : streams) {
     for (auto& [index, value] : stream->segment.made) {
-      value->home = nullptr;
+      value->pending = false;
     }
     stream->segment.clear(next_serial());
     stream->history.clear();
   }
+  ++Value::current_epoch;
   plans.clear();
   plans_by_id.clear();
   std::lock_guard<std::mutex> guard(forgotten_guard);

@@ -145,10 +145,13 @@ class Writer {
   void generator(uint32_t number) { put(kGenerator, number); }
   void list(size_t length) { put(kList, static_cast<uint32_t>(length)); }
   void host_scalar(const at::Tensor& tensor);
+  // Declares the one fresh value.
+  ValuePtr fresh(const Spec& spec);
   // Declares the fresh values; returns the tensors' values in order (null where undefined).
   void returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values);
 
  private:
+  ValuePtr make(const Spec& spec);
   void put(uint32_t token) { segment_.tokens.push_back(token); }
   void put(uint32_t token, uint32_t operand) {
     segment_.tokens.push_back(token);

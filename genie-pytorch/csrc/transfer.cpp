@@ -7,6 +7,8 @@
 #include <Python.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <sys/mman.h>
+
 namespace genie {
 
 namespace {
@@ -70,11 +72,12 @@ at::Tensor to_device(const at::Tensor& host, int16_t device, bool keep_layout) {
   return upload(plain.contiguous(), device, weight);
 }
 
-at::Tensor to_host(const at::Tensor& tensor) {
-  at::AutoDispatchBelowADInplaceOrView below;
-  auto result = at::empty(tensor.sizes(), at::TensorOptions().dtype(tensor.dtype()).device(at::kCPU));
+namespace {
+
+// Into `result`: contiguous, on the CPU, of the same shape and dtype.
+void fetch_into(const at::Tensor& tensor, const at::Tensor& result) {
   if (tensor.numel() == 0) {
-    return result;
+    return;
   }
   const auto device = static_cast<int16_t>(tensor.device().index());
   uint64_t handle;
@@ -88,6 +91,22 @@ at::Tensor to_host(const at::Tensor& tensor) {
     send_forgotten(device);
   }
   port::fetch(device, handle, result.mutable_data_ptr(), result.nbytes());
+}
+
+} // namespace
+
+at::Tensor to_host(const at::Tensor& tensor) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto result = at::empty(tensor.sizes(), at::TensorOptions().dtype(tensor.dtype()).device(at::kCPU));
+  constexpr size_t kLarge = size_t(4) << 20;
+  constexpr uintptr_t kPage = 4096;
+  if (result.nbytes() >= kLarge) {
+    // Untouched memory: faulting it in by small pages would take longer than receiving into it.
+    const auto start = (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + kPage - 1) & ~(kPage - 1);
+    const auto end = (reinterpret_cast<uintptr_t>(result.mutable_data_ptr()) + result.nbytes()) & ~(kPage - 1);
+    madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+  }
+  fetch_into(tensor, result);
   return result;
 }
 
@@ -137,6 +156,11 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
   at::AutoDispatchBelowADInplaceOrView below;
   if (!on_device(self)) {
     port::looked(static_cast<int16_t>(source.device().index()), "aten::copy_");
+    if (self.device().is_cpu() && self.is_contiguous() && self.scalar_type() == source.scalar_type() &&
+        self.sizes() == source.sizes() && !self.is_conj() && !self.is_neg()) {
+      fetch_into(source, self);
+      return self;
+    }
     return self.copy_(to_host(source), non_blocking);
   }
   at::Tensor operand = source;

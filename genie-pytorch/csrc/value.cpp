@@ -62,8 +62,59 @@ const bool registered = [] {
 
 } // namespace
 
+std::atomic<uint32_t> Value::current_epoch{0};
+
+namespace {
+
+// A thread's freed blocks of one size. Blocks may come back on another thread than they were taken on.
+template <size_t Size>
+struct Blocks {
+  static constexpr size_t kMost = 512;
+  void* kept[kMost];
+  size_t count = 0;
+  bool over = false; // the thread is ending: nothing is kept any more
+
+  ~Blocks() {
+    over = true;
+    while (count > 0) {
+      ::operator delete(kept[--count]);
+    }
+  }
+  void* take() {
+    return count > 0 ? kept[--count] : ::operator new(Size);
+  }
+  void put(void* memory) {
+    if (over || count == kMost) {
+      ::operator delete(memory);
+    } else {
+      kept[count++] = memory;
+    }
+  }
+};
+
+thread_local Blocks<sizeof(Value)> value_blocks;
+thread_local Blocks<sizeof(StorageContext)> context_blocks;
+
+} // namespace
+
+void* Value::operator new(size_t) {
+  return value_blocks.take();
+}
+
+void Value::operator delete(void* memory, size_t) {
+  value_blocks.put(memory);
+}
+
+void* StorageContext::operator new(size_t) {
+  return context_blocks.take();
+}
+
+void StorageContext::operator delete(void* memory, size_t) {
+  context_blocks.put(memory);
+}
+
 Value::~Value() {
-  if (handle != 0 && !released) {
+  if (handle != 0 && !released && epoch == current_epoch.load(std::memory_order_relaxed)) {
     forget(device, handle);
   }
 }

@@ -35,24 +35,39 @@ Spec spec_of(const at::Tensor& tensor);
 // One SSA value. Tensors that are the same value (detach, .data) share it: PyTorch copies the backend meta along.
 // While its segment is pending a value is known by its index there; once the segment is sent, by its handle.
 struct Value final : c10::BackendMeta {
-  explicit Value(int16_t device) : device(device) {}
+  explicit Value(int16_t device) : device(device), epoch(current_epoch) {}
   ~Value() override;
+
+  // One per operator: their memory is kept and used again.
+  static void* operator new(size_t size);
+  static void operator delete(void* memory, size_t size);
+
+  // The stream of the pending segment that makes it; null once that is sent.
+  Stream* home() const {
+    return pending ? maker : nullptr;
+  }
 
   // Position in the segment that saw this value last; meaningless unless `segment` is that segment's serial.
   uint64_t segment = 0;
+  uint64_t handle = 0;     // 0 until sent
+  Stream* maker = nullptr; // stream that made it: a backward pass records where its operands were made
+  const std::string* failure = nullptr; // why it was never made, where its segment could not be sent
   uint32_t index = 0;
   int16_t device;
-  uint64_t handle = 0;   // 0 until sent
+  bool pending = false;
   bool released = false; // the node knows it is gone: no free to send
-  Stream* home = nullptr; // stream of the pending segment that makes it; null once sent
-  Stream* maker = nullptr; // stream that made it, sent or not: a backward pass records where its operands were made
-  std::shared_ptr<const std::string> failure; // why it was never made, where its segment could not be sent
+  uint32_t epoch;        // the life of the sessions it belongs to
+
+  static std::atomic<uint32_t> current_epoch;
 };
 
 using ValuePtr = c10::intrusive_ptr<Value>;
 
 // Context of every storage on the device. Values are held weakly: a storage must not keep a temporary alive.
 struct StorageContext {
+  static void* operator new(size_t size);
+  static void operator delete(void* memory, size_t size);
+
   c10::weak_intrusive_ptr<Value> first{c10::intrusive_ptr<Value>()};
   c10::weak_intrusive_ptr<Value> latest{c10::intrusive_ptr<Value>()};
   ValuePtr root; // set for storages made by the allocator, which no operator made

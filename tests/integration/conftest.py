@@ -39,7 +39,7 @@ class Nursery:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "nursery.py")],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 env=environment(TORCH_DEVICE_BACKEND_AUTOLOAD="0"),
             )
         ours.settimeout(DEADLINE)

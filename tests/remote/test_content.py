@@ -15,7 +15,7 @@ from genie.interfaces import Connection
 from genie.remote import RemoteSession
 from genie.remote.content import ContentStore
 from genie.remote.greeting import meet
-from genie.remote.session import CHUNK
+from genie.remote.offers import CHUNK
 from genie.testing import Caller
 from genie.testing.plans import spec
 from genie.wire import Kind, frames, messages
@@ -35,6 +35,7 @@ def _upload(caller: Caller, content: bytes) -> tuple[int, int]:
     before = session.traffic["bytes_sent"]
     handle = caller.handles()
     session.upload(handle, spec(len(content), dtype="uint8"), content, shared=True)
+    session.synchronize()
     return handle, session.traffic["bytes_sent"] - before
 
 

@@ -253,7 +253,7 @@ def test_housekeeping_gives_back_what_lies_idle(make_node: Callable[..., Node]) 
 def test_a_client_on_the_host_takes_the_unix_socket(make_node: Callable[..., Node]) -> None:
     node = make_node(transport=TcpTransport(stall_timeout=5), address="127.0.0.1:0")
     backend, caller = _client(node.server.address)
-    assert caller.session._connection.peer == node.server.local_address  # type: ignore[attr-defined]
+    assert caller.session.peer == node.server.local_address  # type: ignore[attr-defined]
     path = Path(node.server.local_address.removeprefix("unix:"))
     assert path.parent.stat().st_mode & 0o777 == 0o700
     backend.close()
@@ -263,7 +263,7 @@ def test_a_socket_that_is_gone_is_no_hindrance(make_node: Callable[..., Node]) -
     node = make_node(transport=TcpTransport(stall_timeout=5), address="127.0.0.1:0")
     os.unlink(node.server.local_address.removeprefix("unix:"))
     backend, caller = _client(node.server.address)
-    assert caller.session._connection.peer == node.server.address  # type: ignore[attr-defined]
+    assert caller.session.peer == node.server.address  # type: ignore[attr-defined]
     assert caller.get(caller.put([1])) == [1]
     backend.close()
 

@@ -186,8 +186,8 @@ class RemoteOpError(NodeError, RuntimeError):
                 what += f" of plan {self.plan}"
         if self.device:
             what += f"{' ' if what else ''}on {self.device}"
-        if self.kind:
-            what += f" ({self.kind})" if what else self.kind
+        if self.kind and what:
+            what += f" ({self.kind})"
         if what:
             text += f"\n  operator: {what}"
         if self.source:

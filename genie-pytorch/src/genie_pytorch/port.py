@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from genie import telemetry
 from genie.api import devices
@@ -84,12 +84,15 @@ class Port:
     def _session(self, device: int) -> Session:
         engine = self._engines.get(device)
         if engine is None:
-            raise SessionClosed(
-                f"this tensor was on remote_accelerator:{device} {self._ended}",
-                where=source_text(_C.current_source()),
-                hint="make the tensor again, or bring it home (.cpu()) before",
-            )
+            self.ended(device)
         return engine.session
+
+    def ended(self, device: int) -> NoReturn:
+        raise SessionClosed(
+            f"this tensor was on remote_accelerator:{device} {self._ended}",
+            where=source_text(_C.current_source()),
+            hint="make the tensor again, or bring it home (.cpu()) before",
+        )
 
     def _connected(self, device: int, engine: Engine) -> Engine:
         self._engines[device] = engine
@@ -206,6 +209,8 @@ class Port:
                 error.source = graph.sources[node.source]
             if node.module >= 0 and not error.where:
                 error.where = graph.modules[node.module].path
+        if not error.source:  # an upload that did not fit, say: no operator issued it
+            error.source = source_text(_C.current_source())
         typed = _TYPED.get(error.kind)
         if typed is None or isinstance(error, typed):
             return error

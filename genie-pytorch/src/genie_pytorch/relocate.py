@@ -1,5 +1,5 @@
-"""Graphs of Dynamo's made ready for the recorder: each node says which module it is of, and a program of the host
-makes its tensors on the device."""
+"""Graphs of Dynamo's made ready for the recorder: each node says which module and line it is of, and a program of the
+host makes its tensors on the device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from genie_pytorch.native import _C
 # The code of a GraphModule: whoever called it is the program's line.
 _C.ignore_sources_under("<eval_with_key>")
 
+_FRAME = re.compile(r'^ *File "([^"\n]+)", line (\d+)', re.MULTILINE)
+
 Place = Callable[[torch.Tensor], torch.Tensor]
 
 
 def prepared(gm: GraphModule, device: torch.device | None, place: Place | None) -> GraphModule:
-    """A copy of ``gm`` that tells the recorder its modules. With a ``device``, what it does on the CPU it does there;
+    """A copy of ``gm`` that tells the recorder where its steps are from. With a ``device``, what it does on the CPU it does there;
     ``place`` brings its constants along."""
     graph = copy.deepcopy(gm.graph)
     mine = GraphModule(gm, graph)
@@ -36,7 +38,7 @@ def prepared(gm: GraphModule, device: torch.device | None, place: Place | None) 
             _move(node, device)
             if node.op == "get_attr" and place is not None:
                 _move_constant(mine, str(node.target), place)
-    _mark_modules(graph)
+    _mark_origins(graph)
     graph.lint()
     mine.recompile()
     return mine
@@ -126,20 +128,28 @@ def _move_constant(gm: GraphModule, target: str, place: Place) -> None:
             setattr(owner, name, place(value))
 
 
-# --- modules
+# --- origins
 
 
-def _mark_modules(graph: torch.fx.Graph) -> None:
-    """Steps that set the recorder's module where it changes, so that running the graph costs no look per step."""
-    current = 0
+def _mark_origins(graph: torch.fx.Graph) -> None:
+    """Steps that tell the recorder module and line where they change, so that running the graph costs no look per
+    step."""
+    current = (0, 0)
     for node in list(graph.nodes):
         if node.op in ("placeholder", "get_attr"):
             continue
-        wanted = 0 if node.op == "output" else _module_of(node)
+        wanted = (0, 0) if node.op == "output" else (_module_of(node), _source_of(node))
         if wanted != current:
             with graph.inserting_before(node):
-                graph.call_function(_C.set_module, (wanted,))
+                graph.call_function(_C.set_origin, wanted)
             current = wanted
+
+
+def _source_of(node: Node) -> int:
+    for file, line in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
+        if _C.is_user_file(file):
+            return int(_C.source_named(f"{file}:{line}"))
+    return 0
 
 
 def _module_of(node: Node) -> int:

@@ -198,7 +198,7 @@ class Runner:
             with host_autocast():
                 outputs: Sequence[Any] = module.forward(*there)
         finally:
-            _C.set_module(0)
+            _C.set_origin(0, 0)
         return outputs
 
     # --- between host and device

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -90,7 +91,8 @@ class NodeServer:
         self._limits = limits or Limits()
         self._max_sessions = max_sessions
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
-        self._devices: tuple[Device, ...] = ()
+        self._devices: tuple[Device, ...] = ()  # as the backend names them
+        self._named: tuple[Device, ...] = ()  # as clients see them
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
         self._greeting: set[Connection] = set()
@@ -110,6 +112,7 @@ class NodeServer:
     def start(self) -> None:
         """Listen; returns at once. Raises :class:`ConfigError` when the address cannot be had."""
         self._devices = self._choose(self._backend.devices())
+        self._named = _each_its_name(self._devices)
         listener = self._transport.listen(self._wanted_address)
         self._listeners.append(listener)
         self.address = listener.address
@@ -167,7 +170,7 @@ class NodeServer:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        return self._devices
+        return self._named
 
     @property
     def draining(self) -> bool:
@@ -261,7 +264,7 @@ class NodeServer:
                 minor=PROTOCOL[1],
                 genie=genie.__version__,
                 session="" if session is None else session.name,
-                devices=self._devices,
+                devices=self._named,
                 limits=self._limits,
                 host=host_identity(),
                 local_address=self.local_address,
@@ -289,7 +292,7 @@ class NodeServer:
         device = self._devices[hello.device]
         local = self._backend.connect(device)
         session = NodeSession(name, connection, dialogue, local, self._store, self._limits, device.memory_bytes)
-        info = SessionInfo(name, hello.client[:128], device.id, time.time())
+        info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time())
         with self._changed:
             if self._draining:
                 refusal: GenieError | None = BackendUnavailable(
@@ -327,7 +330,10 @@ class NodeServer:
         if isinstance(self._wanted_local, str):
             address = f"unix:{self._wanted_local}"
         else:
-            self._directory = tempfile.mkdtemp(prefix="genie-", dir=_runtime_directory())  # mode 0700
+            self._directory = _own_directory()
+            if self._directory is None:
+                log.warning("no Unix socket: there is no directory to put it in")
+                return
             address = f"unix:{self._directory}/node.sock"
         try:
             listener = self._transport.listen(address)
@@ -343,10 +349,25 @@ class NodeServer:
         self.local_address = listener.address
 
 
-def _runtime_directory() -> str | None:
-    directory = os.environ.get("XDG_RUNTIME_DIR", "")
+def _each_its_name(devices: Sequence[Device]) -> tuple[Device, ...]:
+    """A device served twice is two devices: the second one is ``cpu#2``."""
+    counted: Counter[str] = Counter()
+    named = []
+    for device in devices:
+        counted[device.id] += 1
+        count = counted[device.id]
+        named.append(device if count == 1 else msgspec.structs.replace(device, id=f"{device.id}#{count}"))
+    return tuple(named)
+
+
+def _own_directory() -> str | None:
+    """A new directory for this user alone, if one can be made."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     # A socket's path is short; a longer directory is no use.
-    return directory if directory and len(directory) < 60 and os.access(directory, os.W_OK) else None
+    for parent in (runtime if 0 < len(runtime) < 60 else None, None):
+        with contextlib.suppress(OSError):
+            return tempfile.mkdtemp(prefix="genie-", dir=parent)  # mode 0700
+    return None
 
 
 def _quarter_of_memory() -> int:

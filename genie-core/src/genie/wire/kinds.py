@@ -95,23 +95,20 @@ class Dialogue:
 
     def __init__(self, *, client: bool) -> None:
         self.state = State.NEW
-        self._seq = -1  # of the last message from the client
+        self.seq = -1  # of the client's last message
         self._mine, self._theirs = (_CLIENT_SAYS, _NODE_SAYS) if client else (_NODE_SAYS, _CLIENT_SAYS)
-
-    @property
-    def seq(self) -> int:
-        return self._seq
 
     def next_seq(self) -> int:
         """The number of the client's next message; it must then be sent."""
-        self._seq = (self._seq + 1) & 0xFFFFFFFF
-        return self._seq
+        self.seq = (self.seq + 1) & 0xFFFFFFFF
+        return self.seq
 
     def numbered(self, seq: int) -> None:
         """A message from the client arrived."""
-        if seq != (self._seq + 1) & 0xFFFFFFFF:
-            raise ProtocolError(f"message {seq} arrived where {(self._seq + 1) & 0xFFFFFFFF} was due")
-        self._seq = seq
+        due = (self.seq + 1) & 0xFFFFFFFF
+        if seq != due:
+            raise ProtocolError(f"message {seq} arrived where {due} was due")
+        self.seq = seq
 
     def say(self, kind: int) -> None:
         state = self._mine[self.state].get(kind)

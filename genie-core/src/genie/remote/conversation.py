@@ -1,0 +1,259 @@
+"""One client's conversation with a node: what is queued, sent, asked, answered, and how it ends.
+
+An exception may strike anywhere (Ctrl-C in a notebook), and the program may go on. So state changes by plain
+assignments at the end of each method, between which the interpreter calls nothing: an interrupt finds all done or
+nothing. Where that cannot be known, within the connection's ``send``, the conversation ends and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NoReturn, ParamSpec, TypeVar
+
+from genie.errors import (
+    BackendError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    LimitExceeded,
+    NodeError,
+    ProtocolError,
+    SessionClosed,
+)
+from genie.interfaces import Connection
+from genie.remote.memory import room
+from genie.wire import Dialogue, Kind, Limits, frames, messages
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+FREED_AT_ONCE = 1 << 12
+_OUTBOX_BYTES = 1 << 18
+_OUTBOX_RECORDS = 1 << 12
+
+# As plain numbers: these are compared for every message.
+_BYE, _ERROR, _FREE, _VALUE = map(int, (Kind.BYE, Kind.ERROR, Kind.FREE, Kind.VALUE))
+
+_LOST = "what was on it is lost; once it runs (`genie serve`, see its log), call genie.shutdown() and begin anew"
+_OVER = "what was on it is lost; call genie.shutdown() and begin anew"
+
+
+class Conversation:
+    """Whatever needs no answer waits in the outbox for company or a push; :meth:`ask` sends it along. Not
+    thread-safe, except that anybody may add to ``freed`` at any moment, as garbage collection does."""
+
+    def __init__(self, connection: Connection, dialogue: Dialogue, limits: Limits, node: str, timeout: float) -> None:
+        self.limits = limits
+        self.node = node
+        self.timeout = timeout
+        self.freed: deque[int] = deque()  # handles
+        self.target: memoryview | None = None  # where the data of the answer goes, if the caller said
+        self.ended: GenieError | None = None
+        self.traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
+        self.round_trip = float("inf")  # the shortest so far, in seconds
+        self._connection = connection
+        self._dialogue = dialogue
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
+        self._awaited = 0  # the message whose answer is waited for
+
+    @property
+    def peer(self) -> str:
+        """The address in use, which may be a shortcut to the node's."""
+        return str(getattr(self._connection, "peer", self.node))
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def queue(self, kind: int, payload: bytes = b"") -> None:
+        if self.ended is not None:
+            self._refuse()
+        record = frames.record(kind, payload)
+        size = self._outbox_bytes + len(record)
+        if size > _OUTBOX_BYTES or len(self._outbox) >= _OUTBOX_RECORDS:
+            self.push()
+            size = len(record)
+        self._outbox += [record]
+        self._outbox_bytes = size
+
+    def queue_freed(self) -> None:
+        freed = self.freed
+        handles = list(islice(freed, FREED_AT_ONCE))
+        if handles:
+            self.queue(_FREE, messages.put_handles(handles))
+            for _ in handles:  # interrupted here, some are freed twice, which the node does not mind
+                freed.popleft()
+
+    def push(self) -> None:
+        if self._outbox:
+            self._flush(self._outbox)
+
+    def send_bulk(self, kind: Kind, payload: bytes, data: memoryview) -> None:
+        if self.freed:
+            self.queue_freed()
+        self.push()
+        if self.ended is not None:
+            self._refuse()
+        seq = (self._dialogue.seq + 1) & frames.SEQ_MASK
+        self._send(seq, frames.one(seq, kind, payload, len(data)), data)
+
+    def post(self, kind: Kind, payload: bytes) -> int:
+        """Send a question, for :meth:`answer`, and what is queued."""
+        if self.ended is not None:
+            self._refuse()
+        if self.freed:
+            self.queue_freed()
+        return self._flush([*self._outbox, frames.record(kind, payload)])
+
+    def _flush(self, records: list[bytes]) -> int:
+        if self.ended is not None:
+            self._refuse()
+        seq = (self._dialogue.seq + 1) & frames.SEQ_MASK
+        self._send(seq, frames.message(seq, len(records), records[0] if len(records) == 1 else b"".join(records)))
+        self._outbox = []
+        self._outbox_bytes = 0
+        return seq
+
+    def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:
+        size, buffers = len(header), ()
+        if data is not None:
+            size, buffers = size + len(data), (data,)
+        traffic = self.traffic
+        try:
+            self._connection.send(header, buffers)
+            self._dialogue.seq = seq
+            traffic["bytes_sent"] += size
+            traffic["messages_sent"] += 1
+        except GenieError as error:
+            self.fail(self._last_words() or error)
+        except BaseException:
+            self.end(ConnectionLost("sending was interrupted", where=self.node, hint=_OVER))
+            raise
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def ask(self, kind: Kind, payload: bytes, answer: Kind) -> tuple[memoryview, memoryview | None]:
+        """The answer's payload, and its data if it has any."""
+        return self.answer(self.post(kind, payload), kind, answer)
+
+    def answer(self, seq: int, kind: Kind, answer: Kind) -> tuple[memoryview, memoryview | None]:
+        """To the question ``kind`` that went as message ``seq``. Answers to earlier ones are dropped."""
+        self._awaited = seq
+        self.traffic["round_trips"] += 1
+        before = time.monotonic()
+        try:
+            while True:
+                try:
+                    message = self._connection.receive(self._memory, self.timeout)
+                except _Stale:
+                    continue
+                got, heard, body = frames.single(message.header)
+                self.traffic["bytes_received"] += len(message.header)
+                self._dialogue.hear(heard)
+                if heard == _BYE:
+                    raise self._farewell(body)
+                if got == seq:
+                    break
+                # An answer nobody waits for any more: its question was interrupted, or took too long.
+                self._check_stale(got)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"{self.node} did not answer {kind.name} within {self.timeout:g} s",
+                where=self.node,
+                hint="the node may still be computing: ask again, or raise `timeout` (GENIE_TIMEOUT)",
+            ) from error
+        except GenieError as error:
+            self.fail(error)
+        self.round_trip = min(self.round_trip, time.monotonic() - before)
+        if heard == _ERROR:
+            raise messages.get_error(body, self.node)
+        if heard != answer:
+            self.fail(ProtocolError(f"record kind {heard} is no answer to {kind.name}"))
+        if not message.buffers:
+            return body, None
+        data = memoryview(message.buffers[0])
+        self.traffic["bytes_received"] += len(data)
+        return body, data
+
+    def read(self, reader: Callable[_P, _T], *answer: _P.args, **options: _P.kwargs) -> _T:
+        """What ``reader`` makes of an answer; a malformed one ends the conversation."""
+        try:
+            return reader(*answer, **options)
+        except (ProtocolError, LimitExceeded) as error:
+            self.fail(ProtocolError(error.message))
+
+    def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+        seq, kind, _ = frames.single(header)
+        if seq != self._awaited:
+            self._check_stale(seq)
+            raise _Stale  # its data is skipped, not kept
+        (size,) = sizes
+        if kind != _VALUE or (self.target is not None and size != len(self.target)):
+            raise ProtocolError(f"{size} bytes of data that were not asked for")
+        return (room(size) if self.target is None else self.target,)
+
+    def _check_stale(self, seq: int) -> None:
+        if (self._awaited - seq) & frames.SEQ_MASK > 1 << 31:
+            raise ProtocolError(f"an answer to message {seq}, which is not the next to be answered")
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self.ended is not None:
+            return
+        with contextlib.suppress(GenieError):
+            self.queue(Kind.BYE)
+            self.push()
+        self.end(SessionClosed("the session was closed", where=self.node))
+
+    def fail(self, error: GenieError) -> NoReturn:
+        """End it for this reason, which says which node is meant: a shortcut's name tells nobody."""
+        error.where = self.node
+        if isinstance(error, ConnectionLost):
+            error.hint = _LOST
+        self.end(error)
+        raise error
+
+    def end(self, error: GenieError) -> None:
+        self.ended = error
+        self._dialogue.close()
+        self._outbox = []
+        self.freed.clear()
+        self._connection.close()
+
+    def _last_words(self) -> GenieError | None:
+        """Why the node hung up, if it said so."""
+        while True:
+            try:
+                message = self._connection.receive(_no_memory, 0.2)
+                _, kind, body = frames.single(message.header)
+            except _Stale:
+                continue
+            except GenieError:
+                return None
+            if kind == _BYE:
+                return self._farewell(body)
+
+    def _farewell(self, body: memoryview) -> GenieError:
+        if not body:
+            return SessionClosed("the node ended the session", hint=_OVER)
+        error = messages.get_error(body, self.node)
+        return error if isinstance(error, BackendError) else NodeError(error.message, hint=error.hint)
+
+    def _refuse(self) -> NoReturn:
+        reason = self.ended
+        assert reason is not None
+        if isinstance(reason, SessionClosed):
+            raise SessionClosed(reason.message, where=reason.where, hint=reason.hint)
+        raise ConnectionLost(f"the session is over: {reason.message}", where=self.node, hint=_OVER) from reason
+
+
+class _Stale(Exception):
+    """Data of an answer nobody waits for any more."""
+
+
+def _no_memory(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    raise _Stale
