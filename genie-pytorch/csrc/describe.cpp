@@ -2,6 +2,7 @@
 
 #include "operator.h"
 #include "source.h"
+#include "writer.h"
 
 namespace py = pybind11;
 

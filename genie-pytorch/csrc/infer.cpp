@@ -295,7 +295,7 @@ void add_layout(Key& key, const c10::IValue& value, ArgKind kind) {
       add_layout(key, item, kind);
     }
   } else {
-    key.push_back(0xD000 | static_cast<uint64_t>(value.isNone()) | static_cast<uint64_t>(value.isBool() && value.toBool()) << 1);
+    add_value(key, value, kind, false); // dimensions, paddings, a memory format
   }
 }
 

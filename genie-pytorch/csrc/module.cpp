@@ -1,4 +1,5 @@
 // The extension's Python face.
+#include "adopt.h"
 #include "describe.h"
 #include "device.h"
 #include "record.h"

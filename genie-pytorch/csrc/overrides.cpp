@@ -1,7 +1,8 @@
 // Operators that must not be recorded as they come, each with its reason.
+#include "adopt.h"
+#include "attention.h"
 #include "port.h"
 #include "record.h"
-#include "attention.h"
 
 #include <ATen/ATen.h>
 #include <ATen/native/CPUFallback.h>

@@ -1,7 +1,9 @@
 #include "record.h"
 
+#include "adopt.h"
 #include "infer.h"
 #include "port.h"
+#include "writer.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>

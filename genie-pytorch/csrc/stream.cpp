@@ -1,8 +1,7 @@
 #include "stream.h"
 
-#include "operator.h"
 #include "port.h"
-#include "source.h"
+#include "writer.h"
 
 #include <Python.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -33,9 +32,6 @@ uint64_t next_serial() {
   return ++serial;
 }
 
-std::deque<std::string> strings;
-std::unordered_map<std::string, uint32_t> string_ids;
-
 struct TokensHash {
   size_t operator()(const std::vector<uint32_t>& tokens) const {
     uint64_t h = 0x9E3779B97F4A7C15ull ^ tokens.size();
@@ -55,8 +51,6 @@ std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> 
 
 } // namespace
 
-namespace {
-
 void check_made(const Value& value) {
   if (value.epoch != Value::current_epoch) {
     port::ended(value.device);
@@ -66,8 +60,6 @@ void check_made(const Value& value) {
       "genie: this tensor has no elements: the operators that make it could not be sent to the node, because: ",
       *value.failure);
 }
-
-} // namespace
 
 Lock::Lock() {
   if (recorder.try_lock()) {
@@ -114,18 +106,6 @@ void send_forgotten(int16_t device) {
   }
 }
 
-uint32_t intern(const std::string& text) {
-  const auto [found, fresh] = string_ids.emplace(text, static_cast<uint32_t>(strings.size()));
-  if (fresh) {
-    strings.push_back(text);
-  }
-  return found->second;
-}
-
-const std::string& interned(uint32_t id) {
-  return strings.at(id);
-}
-
 void Segment::clear(uint64_t next) {
   serial = next;
   tokens.clear();
@@ -157,31 +137,8 @@ Stream& stream_for(int16_t device, const Value* hint) {
   return *stream;
 }
 
-uint32_t note_value(Segment& segment, const Spec& spec) {
-  auto& geometry = segment.geometry;
-  const auto rank = spec.sizes.size();
-  // Values in a row are often alike.
-  const bool again = !segment.values.empty() && [&] {
-    const auto* last = geometry.data() + segment.values.back().geometry;
-    return last[0] == static_cast<int64_t>(rank) && std::equal(spec.sizes.begin(), spec.sizes.end(), last + 1) &&
-        std::equal(spec.strides.begin(), spec.strides.end(), last + 1 + rank);
-  }();
-  const auto position = again ? segment.values.back().geometry : static_cast<uint32_t>(geometry.size());
-  if (!again) {
-    geometry.push_back(static_cast<int64_t>(rank));
-    geometry.insert(geometry.end(), spec.sizes.begin(), spec.sizes.end());
-    geometry.insert(geometry.end(), spec.strides.begin(), spec.strides.end());
-  }
-  segment.values.push_back({spec.dtype, position});
-  return static_cast<uint32_t>(segment.values.size() - 1);
-}
-
-
-void touch(Stream& stream, const at::Tensor& tensor) {
-  if (value_of(tensor) == nullptr) {
-    adopt(stream, tensor);
-  }
-  Value* value = value_of(tensor);
+void order(Stream& stream, const at::Tensor& tensor) {
+  const Value* value = value_of(tensor);
   check_made(*value);
   if (value->pending && value->maker != &stream) {
     flush(*value->maker);
@@ -203,109 +160,6 @@ void begin_history(Stream& stream) {
     stream.sent_since_look = 0;
   }
 }
-
-// --- writing -----------------------------------------------------------------------------------
-
-Writer::Writer(Stream& stream, uint32_t op, uint32_t arguments) : stream_(stream), segment_(stream.segment) {
-  begin_history(stream);
-  const uint32_t module = current_module();
-  const uint32_t source = current_source();
-  auto& tokens = segment_.tokens;
-  tokens.push_back(kOp);
-  tokens.push_back(op);
-  tokens.push_back(module);
-  tokens.push_back(source);
-  tokens.push_back(arguments);
-  segment_.mark = (op * 2654435761u) ^ (source * 40503u) ^ (module * 69069u);
-  ++segment_.commands;
-  ++counters.operators;
-}
-
-void Writer::value(const at::Tensor& tensor) {
-  Value* value = value_of(tensor);
-  if (value->segment != segment_.serial) {
-    value->segment = segment_.serial;
-    value->index = note_value(segment_, spec_of(tensor));
-    segment_.leaves.push_back({ValuePtr::reclaim_copy(value), value->index});
-  }
-  if (auto* context = context_of(tensor.storage())) {
-    context->stream = &stream_;
-    context->segment = segment_.serial;
-  }
-  put(kValue, value->index);
-}
-
-void Writer::value(const ValuePtr& value, const Spec& spec) {
-  if (value->segment != segment_.serial) {
-    value->segment = segment_.serial;
-    value->index = note_value(segment_, spec);
-    segment_.leaves.push_back({value, value->index});
-  }
-  put(kValue, value->index);
-}
-
-void Writer::integer(int64_t number) {
-  put(kInt);
-  segment_.parameters.push_back(static_cast<uint64_t>(number));
-}
-
-void Writer::real(double number) {
-  put(kFloat);
-  uint64_t bits;
-  std::memcpy(&bits, &number, sizeof bits);
-  segment_.parameters.push_back(bits);
-}
-
-void Writer::complex(c10::complex<double> number) {
-  uint32_t words[4];
-  const double parts[2] = {number.real(), number.imag()};
-  std::memcpy(words, parts, sizeof words);
-  put(kComplex);
-  segment_.tokens.insert(segment_.tokens.end(), words, words + 4);
-}
-
-void Writer::string(const std::string& text) {
-  put(kString, intern(text));
-}
-
-void Writer::host_scalar(const at::Tensor& tensor) {
-  put(kHostScalar, static_cast<uint32_t>(tensor.scalar_type()));
-  segment_.tokens.push_back(tensor.unsafeGetTensorImpl()->is_wrapped_number() ? 1u : 0u);
-  const auto scalar = tensor.item();
-  if (scalar.isBoolean()) {
-    boolean(scalar.toBool());
-  } else if (scalar.isFloatingPoint()) {
-    real(scalar.toDouble());
-  } else {
-    integer(scalar.toLong());
-  }
-}
-
-ValuePtr Writer::make(const Spec& spec) {
-  auto value = c10::make_intrusive<Value>(stream_.device);
-  value->segment = segment_.serial;
-  value->index = note_value(segment_, spec);
-  value->maker = &stream_;
-  value->pending = true;
-  segment_.made.emplace_back(value->index, value);
-  return value;
-}
-
-ValuePtr Writer::fresh(const Spec& spec) {
-  put(kReturns, 1);
-  put(1u);
-  return make(spec);
-}
-
-void Writer::returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values) {
-  put(kReturns, static_cast<uint32_t>(specs.size()));
-  for (const auto& spec : specs) {
-    put(spec.defined ? 1u : 0u);
-    values.push_back(spec.defined ? make(spec) : ValuePtr());
-  }
-}
-
-// --- sending -----------------------------------------------------------------------------------
 
 namespace {
 
@@ -498,91 +352,6 @@ void maybe_cut(Stream& stream) {
   }
 }
 
-namespace {
-
-const Operator& find_operator(const char* name, const char* overload) {
-  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload));
-}
-
-ValuePtr write_empty(Stream& stream, int64_t length, at::ScalarType dtype) {
-  static const Operator& empty = find_operator("aten::empty", "memory_format");
-  Writer writer(stream, empty.id, 6);
-  writer.list(1);
-  writer.integer(length);
-  writer.dtype(dtype);
-  writer.none();
-  writer.device(true);
-  writer.none();
-  writer.none();
-  Spec spec;
-  spec.sizes = {length};
-  spec.strides = {1};
-  spec.dtype = dtype;
-  std::vector<ValuePtr> values;
-  writer.returns({spec}, values);
-  return values[0];
-}
-
-} // namespace
-
-void adopt(Stream& stream, const at::Tensor& tensor) {
-  static const Operator& set = find_operator("aten::set_", "source_Tensor_storage_offset");
-  const auto dtype = tensor.scalar_type();
-  ValuePtr value = write_empty(stream, 0, dtype);
-  auto* context = context_of(tensor.storage());
-  ValuePtr base = context == nullptr ? ValuePtr() : context->latest.lock();
-  if (!base && context != nullptr) {
-    base = context->first.lock();
-  }
-  TORCH_CHECK(
-      base || tensor.storage().nbytes() == 0,
-      "genie: no tensor is left that names this storage on remote_accelerator; keep the tensor it came from alive");
-  if (base) {
-    check_made(*base);
-    if (base->pending && base->maker != &stream) {
-      flush(*base->maker);
-    }
-    // set_ takes the memory of a contiguous tensor from its first element on: an empty one at the very start.
-    static const Operator& as_strided = find_operator("aten::as_strided", "");
-    Spec nothing;
-    nothing.sizes = {0};
-    nothing.strides = {1};
-    nothing.dtype = dtype;
-    ValuePtr start;
-    {
-      Spec memory; // all that is known of the base here
-      memory.sizes = {static_cast<int64_t>(tensor.storage().nbytes())};
-      memory.strides = {1};
-      memory.dtype = at::kByte;
-      Writer writer(stream, as_strided.id, 4);
-      writer.value(base, memory);
-      writer.list(1);
-      writer.integer(0);
-      writer.list(1);
-      writer.integer(1);
-      writer.integer(0);
-      std::vector<ValuePtr> values;
-      writer.returns({nothing}, values);
-      start = std::move(values[0]);
-    }
-    Writer writer(stream, set.id, 5);
-    writer.value(value, nothing);
-    writer.value(start, nothing);
-    writer.integer(tensor.storage_offset());
-    writer.list(tensor.dim());
-    for (const auto size : tensor.sizes()) {
-      writer.integer(size);
-    }
-    writer.list(tensor.dim());
-    for (const auto stride : tensor.strides()) {
-      writer.integer(stride);
-    }
-    std::vector<ValuePtr> none;
-    writer.returns({}, none);
-  }
-  set_value(tensor, std::move(value));
-}
-
 void reset() {
   Lock lock;
   for (auto& stream : streams) {
@@ -597,11 +366,6 @@ void reset() {
   plans_by_id.clear();
   std::lock_guard<std::mutex> guard(forgotten_guard);
   forgotten.clear();
-}
-
-ValuePtr make_root(int64_t nbytes, int16_t device) {
-  Lock lock;
-  return write_empty(stream_for(device, nullptr), nbytes, at::kByte);
 }
 
 } // namespace genie

@@ -15,28 +15,6 @@ namespace genie {
 
 struct Operator;
 
-// Structure of a segment, as 32-bit tokens. Two segments with equal tokens are the same plan with other parameters.
-enum Token : uint32_t {
-  kOp = 1,      // operator, module, source, number of arguments
-  kNone,
-  kValue,       // value index
-  kInt,         // parameter
-  kFloat,       // parameter
-  kTrue,
-  kFalse,
-  kComplex,     // four words of bits
-  kString,      // interned
-  kDtype,       // ScalarType
-  kLayout,
-  kMemoryFormat,
-  kDevice,      // 1: the plan's own device, 0: the node's host
-  kGenerator,   // number
-  kList,        // length, then the items
-  kHostScalar,  // dtype, wrapped, then kInt / kFloat / kTrue / kFalse
-  kReturns,     // number of fresh values, then for each: 1 if defined
-  kEnd,         // outputs and donated inputs follow
-};
-
 struct Leaf {
   ValuePtr value;
   uint32_t index; // value index
@@ -62,7 +40,7 @@ struct Plan {
 
 struct Segment {
   uint64_t serial = 0;
-  std::vector<uint32_t> tokens;
+  std::vector<uint32_t> tokens; // see writer.h
   std::vector<uint64_t> parameters;
   std::vector<Leaf> leaves;
   std::vector<std::pair<uint32_t, ValuePtr>> made; // fresh values: index, value
@@ -120,48 +98,9 @@ void set_current_device(c10::DeviceIndex index);
 // operands were made, so that a training step is one stream.
 Stream& stream_for(int16_t device, const Value* hint);
 
-// Makes a tensor ready to be an operand in `stream`: sends what other streams have pending on its memory, and
-// finds a value for a tensor that was made around the dispatcher. May send or throw; writing below does neither.
-void touch(Stream& stream, const at::Tensor& tensor);
-// Gives a tensor that has none a value: a new tensor on the node, set to the memory its storage stands for.
-void adopt(Stream& stream, const at::Tensor& tensor);
-
-// Writes one command whose operands were touched. The caller holds the lock.
-class Writer {
- public:
-  Writer(Stream& stream, uint32_t op, uint32_t arguments);
-  void none() { put(kNone); }
-  void value(const at::Tensor& tensor);
-  void value(const ValuePtr& value, const Spec& spec);
-  void integer(int64_t number);
-  void real(double number);
-  void boolean(bool flag) { put(flag ? kTrue : kFalse); }
-  void complex(c10::complex<double> number);
-  void string(const std::string& text);
-  void dtype(at::ScalarType type) { put(kDtype, static_cast<uint32_t>(type)); }
-  void layout(int64_t layout) { put(kLayout, static_cast<uint32_t>(layout)); }
-  void memory_format(int64_t format) { put(kMemoryFormat, static_cast<uint32_t>(format)); }
-  void device(bool own) { put(kDevice, own ? 1u : 0u); }
-  void generator(uint32_t number) { put(kGenerator, number); }
-  void list(size_t length) { put(kList, static_cast<uint32_t>(length)); }
-  void host_scalar(const at::Tensor& tensor);
-  // Declares the one fresh value.
-  ValuePtr fresh(const Spec& spec);
-  // Declares the fresh values; returns the tensors' values in order (null where undefined).
-  void returns(const std::vector<Spec>& specs, std::vector<ValuePtr>& values);
-
- private:
-  ValuePtr make(const Spec& spec);
-  void put(uint32_t token) { segment_.tokens.push_back(token); }
-  void put(uint32_t token, uint32_t operand) {
-    segment_.tokens.push_back(token);
-    segment_.tokens.push_back(operand);
-  }
-  Stream& stream_;
-  Segment& segment_;
-};
-
-uint32_t note_value(Segment& segment, const Spec& spec);
+// Sends what other streams have pending on a tensor's memory. Raises for a value that was never made.
+void order(Stream& stream, const at::Tensor& tensor);
+void check_made(const Value& value);
 
 // A segment cut off its stream, with all that its execution needs.
 struct Closed {
@@ -196,10 +135,5 @@ void send_forgotten(int16_t device);
 
 // The sessions end: what was pending or planned means nothing any more. Values already sent are dead names.
 void reset();
-
-ValuePtr make_root(int64_t nbytes, int16_t device);
-
-const std::string& interned(uint32_t id);
-uint32_t intern(const std::string& text);
 
 } // namespace genie

@@ -1,5 +1,6 @@
 #include "trace.h"
 
+#include "adopt.h"
 #include "operator.h"
 
 #include <unordered_map>

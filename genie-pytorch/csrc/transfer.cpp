@@ -1,4 +1,5 @@
 // Bytes between the program's memory and the node's.
+#include "adopt.h"
 #include "infer.h"
 #include "port.h"
 #include "record.h"

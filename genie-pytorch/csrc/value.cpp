@@ -1,5 +1,6 @@
 #include "value.h"
 
+#include "adopt.h"
 #include "stream.h"
 
 #include <ATen/EmptyTensor.h>

@@ -1,7 +1,9 @@
 // The views programs make most, unboxed: boxing would take a reference to `self`, which for a tensor that only Python
 // holds means taking the GIL twice. Each leaves what is unusual, errors included, to the boxed kernel.
+#include "adopt.h"
 #include "infer.h"
 #include "record.h"
+#include "writer.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/InferSize.h>

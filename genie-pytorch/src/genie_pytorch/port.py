@@ -181,7 +181,7 @@ class Port:
         raise UnsupportedOperation(
             f"{op}: {reason}",
             where=source_text(_C.current_source()),
-            hint="move the tensors to one device first: .cpu(), or .to(\"remote_accelerator\")",
+            hint='move the tensors to one device first: .cpu(), or .to("remote_accelerator")',
         )
 
     def warn_mixed(self, op: str) -> None:

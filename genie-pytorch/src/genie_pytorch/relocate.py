@@ -26,8 +26,8 @@ Place = Callable[[torch.Tensor], torch.Tensor]
 
 
 def prepared(gm: GraphModule, device: torch.device | None, place: Place | None) -> GraphModule:
-    """A copy of ``gm`` that tells the recorder where its steps are from. With a ``device``, what it does on the CPU it does there;
-    ``place`` brings its constants along."""
+    """A copy of ``gm`` that tells the recorder where its steps are from. With a ``device``, what it does on the CPU it
+    does there; ``place`` brings its constants along."""
     graph = copy.deepcopy(gm.graph)
     mine = GraphModule(gm, graph)
     for name, child in gm.named_children():

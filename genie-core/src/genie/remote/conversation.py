@@ -118,7 +118,8 @@ class Conversation:
         return seq
 
     def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:
-        size, buffers = len(header), ()
+        size = len(header)
+        buffers: tuple[memoryview, ...] = ()
         if data is not None:
             size, buffers = size + len(data), (data,)
         traffic = self.traffic
