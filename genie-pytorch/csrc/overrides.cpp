@@ -208,30 +208,9 @@ void record_unknown(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   record(operator_for(handle), stack);
 }
 
-const std::unordered_set<std::string>& overridden() {
+// Compositions kept as such although they have kernels.
+const std::unordered_set<std::string>& left_composed() {
   static const std::unordered_set<std::string> names{
-      "aten::_to_copy",
-      "aten::copy_",
-      "aten::_local_scalar_dense",
-      "aten::detach",
-      "aten::alias",
-      "aten::lift_fresh",
-      "aten::set_.source_Storage",
-      "aten::set_.source_Storage_storage_offset",
-      "aten::set_.source_Tensor",
-      "aten::set_",
-      "aten::_has_compatible_shallow_copy_type",
-      "aten::record_stream",
-      "aten::is_pinned",
-      "aten::view",
-      "aten::transpose.int",
-      "aten::permute",
-      "aten::expand",
-      "aten::slice.Tensor",
-      "aten::select.int",
-      "aten::unsqueeze",
-      "aten::_assert_async",
-      "aten::_assert_async.msg",
       // Their own kernels look at the values on the host, and raise there.
       "aten::_linalg_check_errors",
       // Its lengths are on the host by contract: its composition is recorded, on the device.
@@ -246,7 +225,7 @@ const std::unordered_set<std::string>& overridden() {
 } // namespace kernels
 
 // Every operator that is not a composition of others gets a kernel of its own: through the fallback alone,
-// operators with a composite kernel (native_layer_norm) would be taken apart.
+// operators with a composite kernel (native_layer_norm) would be taken apart. Those with a kernel here have it already.
 void register_operators() {
   static torch::Library library(
       torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
@@ -256,7 +235,7 @@ void register_operators() {
       continue;
     }
     const auto full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
-    if (kernels::overridden().count(full) != 0) {
+    if (kernels::left_composed().count(full) != 0) {
       continue;
     }
     const auto handle = dispatcher.findSchema(name);

@@ -426,7 +426,7 @@ void record(const Operator& op, Stack* stack) {
   }
   check_arguments(op, args);
 
-    const bool lists = std::any_of(op.returns.begin(), op.returns.end(), [](const ReturnInfo& info) {
+  const bool lists = std::any_of(op.returns.begin(), op.returns.end(), [](const ReturnInfo& info) {
     return info.kind == ReturnKind::kList || info.kind == ReturnKind::kViewList;
   });
   // How many tensors a list holds must be known to name them.
@@ -448,8 +448,9 @@ void record(const Operator& op, Stack* stack) {
       }
     }
   }
+  std::optional<Lock> lock; // released while the node is asked
   {
-    Lock lock;
+    lock.emplace();
     auto& stream = stream_for(static_cast<int16_t>(operands.device), operands.hint);
     used = &stream;
     if (op.reshapes) {
@@ -468,6 +469,7 @@ void record(const Operator& op, Stack* stack) {
     if (known == nullptr || known->ask_layout) {
       flush(stream, true);
       stream.looked = stream.looked || known == nullptr;
+      lock.reset();
     }
   }
   if (known == nullptr) {
@@ -535,7 +537,9 @@ void record(const Operator& op, Stack* stack) {
   args.clear();
   values.clear();
   timer.stop();
-  Lock lock;
+  if (!lock) {
+    lock.emplace();
+  }
   maybe_cut(*used);
 }
 

@@ -1,31 +1,13 @@
-// The views programs make most, unboxed: boxing would take a reference to `self`, which for a tensor that only Python
-// holds means taking the GIL twice. Each leaves what is unusual, errors included, to the boxed kernel.
-#include "adopt.h"
-#include "infer.h"
-#include "record.h"
-#include "writer.h"
+#include "unboxed.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/InferSize.h>
 #include <ATen/TensorUtils.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 namespace genie {
 
 namespace {
-
-const Operator& named(const char* name, const char* overload) {
-  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload));
-}
-
-template <typename... Args>
-at::Tensor boxed(const Operator& op, const at::Tensor& self, Args... args) {
-  torch::jit::Stack stack;
-  torch::jit::push(stack, self, args...);
-  record(op, &stack);
-  return stack[0].toTensor();
-}
 
 // `write` writes the arguments after `self`.
 template <typename F>
@@ -33,22 +15,7 @@ at::Tensor view_of(const Operator& op, uint32_t arguments, const at::Tensor& sel
   spec.dtype = self.scalar_type();
   spec.conj = self.is_conj();
   spec.neg = self.is_neg();
-  ValuePtr value;
-  Stream* used;
-  {
-    Lock lock;
-    auto& stream = stream_for(static_cast<int16_t>(self.device().index()), value_of(self));
-    used = &stream;
-    touch(stream, self);
-    Writer writer(stream, op.id, arguments);
-    writer.value(self);
-    write(writer);
-    value = writer.fresh(spec);
-  }
-  auto result = make_tensor(spec, std::move(value), &self);
-  Lock lock;
-  maybe_cut(*used);
-  return result;
+  return write_one(op, {&self}, arguments - 1, spec, &self, write);
 }
 
 void write_list(Writer& writer, at::IntArrayRef list) {
@@ -56,10 +23,6 @@ void write_list(Writer& writer, at::IntArrayRef list) {
   for (const auto item : list) {
     writer.integer(item);
   }
-}
-
-bool usual(const at::Tensor& self) {
-  return !is_fake(self) && !check_geometry;
 }
 
 int64_t wrapped(int64_t dim, int64_t rank) {
