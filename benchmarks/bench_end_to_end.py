@@ -148,7 +148,8 @@ def compiled_decode(workload: Workload, models: Models, rounds: int) -> Row:
 
 
 def small(raw: Raw, link: int, rounds: int, count: int = 300) -> Row:
-    """One small operator and its value, beside a raw echo of 64 bytes on the same kind of link."""
+    """One small operator and its value, beside raw echoes of 64 bytes on the same kind of link: by receivers that
+    sleep, and by receivers that poll, as ours do at first."""
     x, y = torch.ones(1), torch.ones(1).to(DEVICE)
     values = set()
 
@@ -160,6 +161,7 @@ def small(raw: Raw, link: int, rounds: int, count: int = 300) -> Row:
         "native": lambda: operator(x),
         "remote": lambda: operator(y),
         "raw echo": lambda: raw.echo(link, count),
+        "polling echo": lambda: raw.echo(link, count, polling=True),
     }
     times = in_turns(steps, rounds, warm=2)
     us = {name: statistics.median(taken) / count * 1e6 for name, taken in times.items()}
@@ -168,6 +170,8 @@ def small(raw: Raw, link: int, rounds: int, count: int = 300) -> Row:
         "remote µs": us["remote"],
         "raw echo µs": us["raw echo"],
         "echoes": us["remote"] / us["raw echo"],
+        "polling echo µs": us["polling echo"],
+        "polling echoes": us["remote"] / us["polling echo"],
         "equal": values == {2.0},
     }
 
