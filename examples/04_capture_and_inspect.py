@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import genie
-from genie import codec
 
 
 class Block(nn.Module):
@@ -71,8 +70,8 @@ def main() -> None:
     # 4. A plan is a file: kept, compared, sent elsewhere; verified when it is read, wherever that is.
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "block.plan"
-        codec.save(plan, file)
-        loaded = codec.load(file)
+        genie.save(plan, file)
+        loaded = genie.load(file)
         print(f"\nsaved as {file.stat().st_size:,} bytes; `genie inspect {file.name}` prints it")
     assert isinstance(loaded, genie.ExecutionPlan)
     assert loaded == plan

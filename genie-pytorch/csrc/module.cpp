@@ -60,6 +60,7 @@ py::dict stats() {
   result["shape_misses"] = counters.memo_misses;
   result["asked_node"] = counters.asked_node;
   result["overhead_ns"] = counters.record_ns;
+  result["overhead_ns_per_op"] = counters.record_ns / std::max<uint64_t>(counters.operators, 1);
   return result;
 }
 

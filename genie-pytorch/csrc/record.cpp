@@ -3,6 +3,7 @@
 #include "adopt.h"
 #include "infer.h"
 #include "port.h"
+#include "timer.h"
 #include "writer.h"
 
 #include <ATen/EmptyTensor.h>
@@ -357,35 +358,6 @@ int& capture_depth() {
   thread_local int depth = 0;
   return depth;
 }
-
-namespace {
-
-// Time spent here, from one operator in 64: two clock reads on each would be a tenth of what they measure.
-class Timer {
- public:
-  Timer() : on_((counters.operators & 63) == 1) {
-    if (on_) {
-      start_ = std::chrono::steady_clock::now();
-    }
-  }
-  // Sending is not recording: called before a segment is cut, never where the node was asked.
-  void stop() {
-    if (on_) {
-      const auto spent = std::chrono::steady_clock::now() - start_;
-      counters.record_ns += 64 * static_cast<uint64_t>(std::chrono::nanoseconds(spent).count());
-    }
-  }
-
-  void cancel() {
-    on_ = false;
-  }
-
- private:
-  bool on_;
-  std::chrono::steady_clock::time_point start_;
-};
-
-} // namespace
 
 void record(const Operator& op, Stack* stack) {
   Timer timer;

@@ -78,7 +78,8 @@ struct Counters {
   uint64_t memo_hits = 0;
   uint64_t memo_misses = 0;
   uint64_t asked_node = 0;
-  uint64_t record_ns = 0;
+  uint64_t record_ns = 0; // see timer.h
+  uint64_t timed = 0;     // operators up to the last that was timed
 };
 extern Counters counters;
 

@@ -5,6 +5,7 @@
 
 #include "adopt.h"
 #include "record.h"
+#include "timer.h"
 #include "writer.h"
 
 #include <initializer_list>
@@ -38,6 +39,7 @@ at::Tensor write_one(
     const at::Tensor* base,
     F&& rest) {
   const at::Tensor& first = **operands.begin();
+  Timer timer;
   Lock lock;
   auto& stream = stream_for(static_cast<int16_t>(first.device().index()), value_of(first));
   for (const auto* operand : operands) {
@@ -49,6 +51,7 @@ at::Tensor write_one(
   }
   rest(writer);
   auto result = make_tensor(spec, writer.fresh(spec), base);
+  timer.stop();
   maybe_cut(stream);
   return result;
 }

@@ -189,3 +189,13 @@ def test_a_broken_pattern_is_named_and_leaves_nothing_behind(broken):
 def test_a_graph_that_breaks_a_rule_is_refused():
     with pytest.raises(GraphError, match="output %3"):
         annotate(Graph((), (), (), (3,)))
+
+
+def test_a_node_alone_is_a_match():
+    class Alone(Pattern):
+        def match(self, graph):
+            return [node for node in graph.nodes() if node.operation == self.operation]
+
+    graph = Graph((X, X), (Input(0),), (Node(0, "aten::neg", "", (Ref(0),), (1,)),), (1,))
+    (node,) = annotate(graph, [Alone("aten::neg", {"phase": "decode"})]).nodes()
+    assert node.metadata["phase"] == "decode"

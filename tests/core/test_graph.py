@@ -36,7 +36,9 @@ def one(*args, outputs=(1,), values=(X, X), **more) -> Graph:
 
 
 def test_the_text_is_stable():
-    assert attention_step().text() == (GOLDEN / "attention_step.graph.txt").read_text()
+    graph = attention_step()
+    assert graph.text() == str(graph) == (GOLDEN / "attention_step.graph.txt").read_text()
+    assert "8 nodes" in repr(graph)
 
 
 def test_nodes_know_their_graph():

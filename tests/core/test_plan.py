@@ -52,7 +52,9 @@ def change(plan: ExecutionPlan, **fields) -> ExecutionPlan:
 
 @pytest.mark.parametrize(("plan", "name"), [(whole, "attention_step.plan.txt"), (split, "chain.plan.txt")])
 def test_the_text_is_stable(plan, name):
-    assert plan().text() == (GOLDEN / name).read_text()
+    made = plan()
+    assert made.text() == str(made) == (GOLDEN / name).read_text()
+    assert all(device.id in repr(made) for device in made.devices)
 
 
 def test_a_plan_says_where_and_how_long():

@@ -33,6 +33,7 @@ from genie.api import (
     settings,
     shutdown,
 )
+from genie.codec import load, save, verify
 from genie.config import Settings
 from genie.device import Cluster, Device
 from genie.errors import GenieError
@@ -80,6 +81,7 @@ __all__ = [
     "init",
     "init_cluster",
     "is_capturing",
+    "load",
     "on_shutdown",
     "register_backend",
     "register_cost_model",
@@ -89,10 +91,12 @@ __all__ = [
     "register_policy",
     "register_transport",
     "run",
+    "save",
     "set_backend",
     "set_log_level",
     "settings",
     "shutdown",
+    "verify",
 ]
 
 # Names whose modules bring asyncio, pluggy or sockets: not every program that imports genie needs those.

@@ -79,7 +79,8 @@ def _apply(pattern: PatternMatcher, graph: Graph, found: _Labels) -> None:
     mine: list[tuple[int, str, _Label]] = []
     try:
         specificity = int(getattr(pattern, "specificity", 0))
-        for group in pattern.match(graph):
+        for match in pattern.match(graph):
+            group = (match,) if isinstance(match, Node) else match
             for node, labels in pattern.annotate(group).items():
                 if type(node) is not int:
                     raise _Garbage(f"{node!r} is no node id")

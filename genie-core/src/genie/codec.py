@@ -52,6 +52,14 @@ class Header(NamedTuple):
     digest: str
 
 
+def verify(value: Graph | ExecutionPlan) -> None:
+    """Check every rule. Raises ``GraphError`` or ``PlanError`` naming the first that is broken, and where."""
+    if isinstance(value, Graph):
+        graphs.verify(value)
+    else:
+        plans.verify(value)
+
+
 def encode(value: Graph | ExecutionPlan) -> bytes:
     """Verify and encode. Raises ``GraphError``, ``PlanError`` or :class:`CodecError`."""
     if isinstance(value, Graph):

@@ -127,8 +127,8 @@ class PatternMatcher(Protocol):
     name: str
     specificity: int
 
-    def match(self, graph: Graph) -> Sequence[Sequence[Node]]:
-        """Groups of nodes of ``graph`` the pattern recognises."""
+    def match(self, graph: Graph) -> Sequence[Sequence[Node] | Node]:
+        """Groups of nodes of ``graph`` the pattern recognises; a node by itself is a group of one."""
 
     def annotate(self, nodes: Sequence[Node]) -> Mapping[int, Mapping[str, Any]]:
         """For one group: node id → labels (fields of :class:`genie.graph.Semantics`)."""

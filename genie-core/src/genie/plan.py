@@ -116,6 +116,13 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
         """The plan as stable text."""
         return "\n".join(map(printable, _lines(self))) + "\n"
 
+    def __repr__(self) -> str:
+        places = ", ".join(device.id for device in self.devices)
+        return f"<ExecutionPlan of {self.graph!r} on {places}: {self.latency_ms:.3g} ms>"
+
+    def __str__(self) -> str:
+        return self.text()
+
 
 class Explanation(msgspec.Struct, frozen=True):
     """The answer of :meth:`ExecutionPlan.explain`; prints as a short paragraph."""

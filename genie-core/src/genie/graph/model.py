@@ -208,6 +208,12 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
         """The graph as stable text, one line per node and one more for its labels."""
         return "\n".join(map(printable, _lines(self))) + "\n"
 
+    def __repr__(self) -> str:
+        return f"<Graph {self.name or self.fingerprint[:8]}: {len(self.steps)} nodes, {self.backend_type}>"
+
+    def __str__(self) -> str:
+        return self.text()
+
     @cached_property
     def _bound(self) -> tuple[BoundNode, ...]:
         names = Node.__struct_fields__
