@@ -1,8 +1,13 @@
 #include "clean.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/GradMode.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <thread>
 
 namespace genie_local {
@@ -24,6 +29,21 @@ const at::ThreadLocalState& new_thread_state() {
   return state;
 }
 
+// torch.set_num_threads() is for the thread that calls it and for threads to come. A backward pass executes on threads
+// that were there before: they do as the main thread does.
+void follow_main_thread() {
+  static std::atomic<int> wanted{0};
+  thread_local const bool main = syscall(SYS_gettid) == getpid();
+  if (main) {
+    wanted.store(at::get_num_threads(), std::memory_order_relaxed);
+    return;
+  }
+  const int threads = wanted.load(std::memory_order_relaxed);
+  if (threads != 0 && threads != at::get_num_threads()) {
+    at::set_num_threads(threads);
+  }
+}
+
 std::optional<c10::Device> accelerator(c10::Device device) {
   return device.is_cpu() ? std::nullopt : std::optional(device);
 }
@@ -37,6 +57,8 @@ void WarningCollector::process(const c10::Warning& warning) {
 }
 
 CleanState::CleanState(c10::Device device, std::set<std::string>& warnings)
-    : state_(new_thread_state()), device_(accelerator(device)), collector_(warnings), warnings_(&collector_) {}
+    : state_(new_thread_state()), device_(accelerator(device)), collector_(warnings), warnings_(&collector_) {
+  follow_main_thread();
+}
 
 }  // namespace genie_local

@@ -253,3 +253,23 @@ def test_anomalies_are_reported() -> None:
     z.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
+
+
+def test_a_backward_pass_has_the_threads_of_the_program() -> None:
+    """Kernels add up in another order with another number of threads."""
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    blocks = (nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.GELU()) for _ in range(16))
+    native = nn.Sequential(*blocks)  # so many that some of it is sent by the thread of the backward pass
+    x = torch.randn(6, 8)
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            model = copy.deepcopy(native).to(DEVICE)
+            native.zero_grad()
+            for each, there in ((native, x), (model, x.to(DEVICE))):
+                each(there).square().mean().backward()
+            for one, other in zip(native.parameters(), model.parameters(), strict=True):
+                assert torch.equal(one.grad, other.grad.cpu())
+    finally:
+        torch.set_num_threads(before)
