@@ -19,6 +19,9 @@ ArgKind kind_of(const c10::Argument& argument) {
   if (auto optional = type->cast<c10::OptionalType>()) {
     type = optional->getElementType();
   }
+  if (auto list = type->cast<c10::ListType>(); list && list->getElementType()->kind() == c10::TypeKind::NumberType) {
+    return ArgKind::kScalar; // of each item
+  }
   switch (type->kind()) {
     case c10::TypeKind::ScalarTypeType:
       return ArgKind::kDtype;
