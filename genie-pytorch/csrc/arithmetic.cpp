@@ -1,3 +1,4 @@
+#include "geometry.h"
 #include "unboxed.h"
 
 #include <ATen/ATen.h>
@@ -7,39 +8,17 @@ namespace genie {
 
 namespace {
 
-bool plain(const at::Tensor& tensor) {
-  return tensor.defined() && on_device(tensor) && usual(tensor) && tensor.is_contiguous() && !tensor.is_conj() &&
-      !tensor.is_neg();
-}
-
 // Floating point of one type on one device: the result is of that type, whatever the dimensions.
 bool alike(const at::Tensor& a, const at::Tensor& b) {
-  return plain(a) && plain(b) && a.scalar_type() == b.scalar_type() && at::isFloatingType(a.scalar_type()) &&
-      a.device() == b.device();
-}
-
-void set_contiguous(Spec& spec) {
-  spec.strides.resize(spec.sizes.size());
-  int64_t step = 1;
-  for (size_t i = spec.sizes.size(); i-- > 0;) {
-    spec.strides[i] = step;
-    step *= std::max<int64_t>(spec.sizes[i], 1);
-  }
+  return is_plain(a) && is_plain(b) && usual(a) && usual(b) && a.scalar_type() == b.scalar_type() &&
+      at::isFloatingType(a.scalar_type()) && a.device() == b.device();
 }
 
 bool broadcast(const at::Tensor& a, const at::Tensor& b, Spec& spec) {
-  const auto longer = a.dim() >= b.dim() ? a.sizes() : b.sizes();
-  const auto shorter = a.dim() >= b.dim() ? b.sizes() : a.sizes();
   spec.dtype = a.scalar_type();
-  spec.sizes.assign(longer.begin(), longer.end());
-  const auto shift = longer.size() - shorter.size();
-  for (size_t i = 0; i < shorter.size(); ++i) {
-    auto& size = spec.sizes[shift + i];
-    if (size == 1) {
-      size = shorter[i];
-    } else if (shorter[i] != 1 && shorter[i] != size) {
-      return false;
-    }
+  spec.sizes.assign(a.sizes().begin(), a.sizes().end());
+  if (!broadcast_into(spec, b.sizes())) {
+    return false;
   }
   set_contiguous(spec);
   return true;

@@ -1,9 +1,9 @@
 #include "rules.h"
 
 #include "attention.h"
+#include "geometry.h"
 
 #include <ATen/ExpandUtils.h>
-
 
 #include <array>
 #include <atomic>
@@ -16,18 +16,6 @@ using torch::jit::Stack;
 
 std::array<std::atomic<bool>, 128> host_like{};
 
-void set_contiguous(Spec& spec) {
-  spec.strides.resize(spec.sizes.size());
-  int64_t step = 1;
-  for (size_t i = spec.sizes.size(); i-- > 0;) {
-    spec.strides[i] = step;
-    step *= std::max<int64_t>(spec.sizes[i], 1);
-  }
-  spec.offset = 0;
-  spec.conj = spec.neg = false;
-  spec.defined = true;
-}
-
 Spec& only(Inferred& result, at::ScalarType dtype) {
   result.written.clear();
   result.ask_layout = false;
@@ -38,13 +26,8 @@ Spec& only(Inferred& result, at::ScalarType dtype) {
   return result.specs[0];
 }
 
-// On the device, strided as C has it, nothing lazy about its elements.
 bool plain(const c10::IValue& value) {
-  if (!value.isTensor()) {
-    return false;
-  }
-  const auto& tensor = value.toTensor();
-  return tensor.defined() && on_device(tensor) && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
+  return value.isTensor() && is_plain(value.toTensor());
 }
 
 bool absent(const c10::IValue& value) {
@@ -374,18 +357,8 @@ bool pointwise_geometry(const Operator& op, const Stack& stack, Inferred& result
         return false;
       }
       // Broadcast; what does not fit is the meta kernel's to refuse.
-      const auto sizes = tensor.sizes();
-      if (sizes.size() > spec->sizes.size()) {
-        spec->sizes.insert(spec->sizes.begin(), sizes.size() - spec->sizes.size(), 1);
-      }
-      const size_t shift = spec->sizes.size() - sizes.size();
-      for (size_t i = 0; i < sizes.size(); ++i) {
-        auto& size = spec->sizes[shift + i];
-        if (size == 1) {
-          size = sizes[i];
-        } else if (sizes[i] != 1 && sizes[i] != size) {
-          return false;
-        }
+      if (!broadcast_into(*spec, tensor.sizes())) {
+        return false;
       }
     } else if (value.isList()) {
       return false;
