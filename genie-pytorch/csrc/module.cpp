@@ -53,6 +53,7 @@ py::dict stats() {
   py::dict result;
   result["total_ops"] = counters.operators;
   result["segments"] = counters.segments;
+  result["streams"] = stream_count();
   result["plan_hits"] = counters.plan_hits;
   result["plan_misses"] = counters.plan_misses;
   result["syncs"] = counters.syncs;

@@ -24,6 +24,17 @@ std::unordered_map<int16_t, std::vector<uint64_t>> forgotten;
 std::unordered_map<int16_t, uint64_t> handles;
 
 std::deque<std::unique_ptr<Stream>> streams;
+std::vector<Stream*> idle; // of threads that ended; what they have pending is sent by whoever needs it
+
+// A thread's streams.
+struct Mine {
+  std::vector<Stream*> streams;
+  ~Mine() {
+    Lock lock;
+    idle.insert(idle.end(), streams.begin(), streams.end());
+  }
+};
+thread_local Mine mine;
 
 thread_local c10::DeviceIndex thread_device = 0;
 
@@ -117,24 +128,37 @@ void Segment::clear(uint64_t next) {
   commands = 0;
 }
 
+void Stream::forget_thread() {
+  history.clear();
+  looked = keep = tracing = broken = false;
+  sent_since_look = 0;
+}
+
+size_t stream_count() {
+  return streams.size();
+}
+
 Stream& stream_for(int16_t device, const Value* hint) {
   if (torch::autograd::get_current_graph_task_id() != -1 && hint != nullptr && hint->maker != nullptr) {
     return *hint->maker;
   }
-  thread_local std::unordered_map<int16_t, Stream*> mine;
-  thread_local Stream* last = nullptr;
-  if (last != nullptr && last->device == device) {
-    return *last;
+  for (auto* stream : mine.streams) {
+    if (stream->device == device) {
+      return *stream;
+    }
   }
-  auto& stream = mine[device];
-  if (stream == nullptr) {
+  const auto left = std::find_if(idle.begin(), idle.end(), [&](Stream* stream) { return stream->device == device; });
+  if (left != idle.end()) {
+    mine.streams.push_back(*left);
+    idle.erase(left);
+    mine.streams.back()->forget_thread();
+  } else {
     streams.push_back(std::make_unique<Stream>());
-    stream = streams.back().get();
-    stream->device = device;
-    stream->segment.clear(next_serial());
+    mine.streams.push_back(streams.back().get());
+    mine.streams.back()->device = device;
+    mine.streams.back()->segment.clear(next_serial());
   }
-  last = stream;
-  return *stream;
+  return *mine.streams.back();
 }
 
 void order(Stream& stream, const at::Tensor& tensor) {

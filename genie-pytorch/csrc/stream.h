@@ -51,7 +51,7 @@ struct Segment {
   void clear(uint64_t next_serial);
 };
 
-// One thread's work on one device.
+// One thread's work on one device. Streams are never freed, for values name them; the next thread takes them over.
 struct Stream {
   int16_t device = 0;
   Segment segment;
@@ -67,6 +67,8 @@ struct Stream {
   uint32_t sent_since_look = 0;
   bool tracing = false; // a whole program is being traced: it must stay one segment
   bool broken = false; // … and did not
+  // Another thread goes on with it: it keeps what is pending, and nothing of the thread that ended.
+  void forget_thread();
 };
 
 struct Counters {
@@ -98,6 +100,7 @@ void set_current_device(c10::DeviceIndex index);
 // The stream the calling thread records to. A backward pass runs on threads of its own: it records where its
 // operands were made, so that a training step is one stream.
 Stream& stream_for(int16_t device, const Value* hint);
+size_t stream_count();
 
 // Sends what other streams have pending on a tensor's memory. Raises for a value that was never made.
 void order(Stream& stream, const at::Tensor& tensor);

@@ -442,3 +442,23 @@ def test_an_unmodified_model_of_the_host_generates() -> None:
             mine = model.generate(ids, max_new_tokens=6, pad_token_id=0, **options)
         assert torch.equal(mine.cpu(), native)
     assert model.device.type == "cpu"
+
+
+def test_threads_that_ended_leave_their_streams_to_others() -> None:
+    x = torch.ones(3, device=DEVICE)
+    found: list[Tensor] = []
+
+    def work() -> None:
+        found.append(x + len(found))
+
+    def run() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    run()
+    before = genie.get_stats()["streams"]
+    for _ in range(5):
+        run()
+    assert genie.get_stats()["streams"] == before
+    assert [each.tolist()[0] for each in found] == [1, 2, 3, 4, 5, 6]
