@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rows import Row, Trace
 
+import genie
 from genie import Device, Scheduler, cli, codec
 from genie.graph import Graph
 
@@ -125,6 +126,11 @@ def test_wrong_usage_is_status_2(args: list[str], capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert "Usage" in shown.err + shown.out
     assert "Traceback" not in shown.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"genie {genie.__version__}\n"
 
 
 def test_help() -> None:

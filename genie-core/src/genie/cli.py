@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import genie
 from genie import codec, config, runtime
 from genie.errors import ConfigError, GenieError, PluginNotFound
 from genie.graph import Graph
@@ -34,8 +35,19 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _debug = False
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        _out.print(f"genie {genie.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Run programs on remote accelerators."""
     global _debug
     _debug = debug
