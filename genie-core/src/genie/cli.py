@@ -240,16 +240,24 @@ def _print_tree(value: object, indent: int = 0) -> None:
                 _out.print(f"{pad}[bold]{_escape(str(key))}[/bold]")
                 _print_tree(item, indent + 2)
             else:
-                _out.print(f"{pad}[bold]{_escape(str(key))}[/bold]: {_escape(str(item))}")
+                _out.print(f"{pad}[bold]{_escape(str(key))}[/bold]: {_plain(item)}")
     elif isinstance(value, list | tuple):
         for item in value:
             if isinstance(item, dict):
                 _print_tree(item, indent)
                 _out.print()
             else:
-                _out.print(f"{pad}{_escape(str(item))}")
+                _out.print(f"{pad}{_plain(item)}")
     else:
-        _out.print(f"{pad}{_escape(str(value))}")
+        _out.print(f"{pad}{_plain(value)}")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None or value in ((), [], {}):
+        return "none"
+    return _escape(str(value))
 
 
 def _escape(text: str) -> str:
