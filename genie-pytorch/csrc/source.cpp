@@ -56,6 +56,15 @@ _PyInterpreterFrame* top_frame() {
 #endif
 }
 
+// The instruction a frame is at, from the start of its code.
+int offset_in(_PyInterpreterFrame* frame, PyCodeObject* code) {
+#if PY_VERSION_HEX >= 0x030D0000
+  return static_cast<int>(frame->instr_ptr - _PyCode_CODE(code));
+#else
+  return static_cast<int>(frame->prev_instr - _PyCode_CODE(code));
+#endif
+}
+
 PyCodeObject* code_of(_PyInterpreterFrame* frame) {
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* executable = frame->f_executable;
@@ -191,7 +200,7 @@ uint32_t current_source() {
     if (code == nullptr) {
       continue;
     }
-    const int offset = static_cast<int>(frame->prev_instr - _PyCode_CODE(code));
+    const int offset = offset_in(frame, code);
     const auto key = reinterpret_cast<uintptr_t>(code);
     auto& slot = recent[((key >> 4) ^ (key >> 14) ^ static_cast<uintptr_t>(offset)) & 1023];
     if (slot.code != code || slot.offset != offset) {
