@@ -104,6 +104,10 @@ class Reader:
             os.close(self._descriptor)
 
 
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 @attrs.define
 class Child:
     """A program that runs, or ran."""
@@ -127,6 +131,13 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         if self.returncode is None:
             signal.pidfd_send_signal(self.handle, number)
+
+    def pause(self) -> None:
+        """Stop it where it is, until SIGCONT; a thread that runs stops a moment after the signal."""
+        self.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + DEADLINE
+        while any(_state(thread) != "T" for thread in Path(f"/proc/{self.pid}/task").iterdir()):
+            assert time.monotonic() < deadline, "never stopped"
 
     @property
     def running(self) -> bool:

@@ -332,7 +332,7 @@ def test_a_node_that_stops_answering_and_comes_back(make_node: MakeNode, user: C
     user(node, timeout=0.5)
     x = torch.ones(2, device=DEVICE)
     assert x.tolist() == [1.0, 1.0]
-    node.process.signal(signal.SIGSTOP)
+    node.process.pause()
     try:
         start = time.monotonic()
         y = x + 1

@@ -84,7 +84,7 @@ def test_ctrl_c_while_the_node_does_not_answer(make_node: MakeNode, program: Sta
     node = make_node()
     running = program(GENERATING, node)
     running.said("token")
-    node.process.signal(signal.SIGSTOP)
+    node.process.pause()
     try:
         running.signal(signal.SIGINT)
         start = time.monotonic()
