@@ -206,7 +206,7 @@ class _Capturing(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (torch.as_tensor, torch.asarray) and args and isinstance(args[0], Tensor):
             return func(*args, **kwargs)  # it may be the very tensor
-        if kwargs.get("layout") not in (None, torch.strided):
+        if kwargs.get("layout") not in (None, torch.strided) or _in_house():
             return func(*args, **kwargs)
         if _draws_on_host(kwargs):
             return self._on_host(func, args, kwargs)
