@@ -252,7 +252,8 @@ def test_a_node_that_goes_mad_in_the_middle(
     def change(index: int, data: bytes) -> bytes | None:
         return (spoil(data) or None) if mad.is_set() else data
 
-    connect(address := between(node, change))
+    # Time enough for the sane beginning on a busy machine.
+    connect(address := between(node, change), timeout=2.0, connect_timeout=10.0)
     model = tiny_lm.model().to(DEVICE)
     tokens = tiny_lm.stream(model)
     first = [next(tokens) for _ in range(3)]
@@ -261,12 +262,12 @@ def test_a_node_that_goes_mad_in_the_middle(
     start = time.monotonic()
     with pytest.raises(BackendError) as caught:
         list(tokens)
-    within(4, start)
+    within(8, start)
     assert isinstance(caught.value, errors), repr(caught.value)
     assert address in str(caught.value)
     if DeadlineExceeded in errors:
         assert "FETCH" in str(caught.value)  # the stage
-        assert "1 s" in str(caught.value)
+        assert "2 s" in str(caught.value)
     local_works()
     node.wait_for_sessions(0)
 
