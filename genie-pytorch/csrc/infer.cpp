@@ -7,6 +7,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
 
 #include <algorithm>
@@ -225,6 +226,25 @@ bool means_unknown(const std::string& message) {
   return false;
 }
 
+// Meta kernels may be written in Python, and PyTorch has two ways to carry what they raise.
+Inferred run_meta_kernel(const Operator& op, const Stack& stack) {
+  try {
+    return run_meta(op, stack);
+  } catch (pybind11::error_already_set& error) {
+    const pybind11::gil_scoped_acquire gil;
+    error.restore();
+    python_error raised;
+    raised.persist();
+    throw std::move(raised);
+  }
+}
+
+// Ctrl-C, or the end of the program: no opinion of the kernel's.
+bool is_interrupt(const python_error& error) {
+  const pybind11::gil_scoped_acquire gil;
+  return error.type != nullptr && PyErr_GivenExceptionMatches(error.type, PyExc_Exception) == 0;
+}
+
 // The order of a value's dimensions in memory, those of size one apart.
 struct Layout {
   std::vector<uint8_t> order; // outermost first
@@ -402,11 +422,11 @@ const Inferred* infer(const Operator& op, const Stack& stack, bool must) {
   ++counters.memo_misses;
   Inferred result;
   try {
-    result = run_meta(op, stack);
+    result = run_meta_kernel(op, stack);
   } catch (python_error& error) {
-    // A meta kernel written in Python. Its refusals are looked at like any other.
+    // Its refusals are looked at like any other's.
     error.persist();
-    if (must || (op.mutates && !means_unknown(error.what()))) {
+    if (must || is_interrupt(error) || (op.mutates && !means_unknown(error.what()))) {
       throw;
     }
     return nullptr;

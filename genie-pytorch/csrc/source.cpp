@@ -142,10 +142,13 @@ uint32_t learn_module(_PyInterpreterFrame* frame) {
     id = static_cast<uint32_t>(PyLong_AsUnsignedLong(number));
   }
   // A module whose name can't be told has none: recording must not fail for that.
-  PyErr_Clear();
+  const bool interrupted = clear_error();
   Py_XDECREF(number);
   Py_XDECREF(modules);
   PyGILState_Release(gil);
+  if (interrupted) {
+    return 0;
+  }
   std::unique_lock<std::shared_mutex> lock(guard);
   module_numbers[module] = id;
   return id;
@@ -163,6 +166,15 @@ thread_local Recent recent[1024];
 #endif
 
 } // namespace
+
+bool clear_error() {
+  const bool interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0;
+  if (interrupted) {
+    PyErr_SetInterrupt();
+  }
+  PyErr_Clear();
+  return interrupted;
+}
 
 bool is_user_file(const std::string& path) {
   if (path.empty() || path[0] == '<') {

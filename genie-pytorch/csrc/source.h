@@ -19,6 +19,10 @@ uint32_t source_named(const std::string& text);
 void ignore_sources_under(const std::string& prefix);
 bool is_user_file(const std::string& path);
 
+// Clears Python's error, of a question that may go unanswered. A Ctrl-C that struck there is not lost: it strikes again.
+// Whether there was one. The caller holds the GIL.
+bool clear_error();
+
 // The module (path, class) this thread is inside of, as an interned integer; 0 is none. Read off the Python frames
 // too: hooks would cost every module call, and stand in torch.compile's way. Needs no GIL.
 uint32_t current_module();

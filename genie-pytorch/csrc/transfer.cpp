@@ -3,6 +3,7 @@
 #include "infer.h"
 #include "port.h"
 #include "record.h"
+#include "source.h"
 
 #include <ATen/ATen.h>
 #include <Python.h>
@@ -27,7 +28,7 @@ bool is_parameter(const at::Tensor& tensor) {
     found = ParameterClass != nullptr && PyObject_IsInstance(object, ParameterClass) == 1;
     Py_DECREF(object);
   }
-  PyErr_Clear();
+  clear_error();
   PyGILState_Release(gil);
   return found;
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 import torch
@@ -269,3 +271,23 @@ def test_numpy_keeps_pytorchs_rules() -> None:
         x.numpy()
     assert x.numpy(force=True).tolist() == [1, 1]
     assert torch.ones(2).numpy().tolist() == [1, 1]
+
+
+def test_an_interrupt_inside_a_shape_rule_is_no_opinion_of_the_rule() -> None:
+    """Some of PyTorch's rules are Python, where Ctrl-C may strike."""
+    struck = []
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("_meta_registrations.py") and not struck:
+            struck.append(frame.f_code.co_name)
+            raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(strike)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            torch.ones(7, 11, 13, device=DEVICE)
+    finally:
+        sys.setprofile(before)
+    assert struck
+    assert torch.ones(7, 11, 13, device=DEVICE).sum().item() == 7 * 11 * 13
