@@ -11,7 +11,6 @@
 #include <ATen/core/List.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include <chrono>
 
 namespace genie {
 

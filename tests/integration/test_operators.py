@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.library import Library
 
 import genie
 from genie.errors import GenieError, RemoteOpError, UnsupportedOperation
@@ -262,7 +263,7 @@ def test_a_quantized_tensor() -> None:
 
 
 def test_an_operator_the_node_does_not_have() -> None:
-    library = torch.library.Library("genie_integration", "FRAGMENT")
+    library = Library("genie_integration", "FRAGMENT")
     library.define("halve(Tensor x) -> Tensor")
     library.impl("halve", lambda x: x / 2, "CPU")
     x = torch.ones(2, device=DEVICE)
@@ -279,7 +280,7 @@ def test_an_operator_the_node_does_not_have() -> None:
 
 
 def test_a_custom_operator_made_of_known_ones() -> None:
-    library = torch.library.Library("genie_integration", "FRAGMENT")
+    library = Library("genie_integration", "FRAGMENT")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
     assert torch.ops.genie_integration.twice(torch.ones(2, device=DEVICE)).tolist() == [2.0, 2.0]

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import NoReturn, ParamSpec, TypeVar
 
 from genie.errors import (
@@ -81,7 +80,7 @@ class Conversation:
 
     def queue_freed(self) -> None:
         freed = self.freed
-        handles = list(islice(freed, FREED_AT_ONCE))
+        handles = list(freed)[:FREED_AT_ONCE]  # in one call of the interpreter: other threads may add at any moment
         if handles:
             self.queue(_FREE, messages.put_handles(handles))
             for _ in handles:  # interrupted here, some are freed twice, which the node does not mind
