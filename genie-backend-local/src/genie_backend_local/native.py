@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 
-from genie.errors import TorchMismatch
+from genie import native
 from genie.graph import Graph
 from genie.interfaces import Buffer
 
@@ -59,23 +56,6 @@ class Native(Protocol):
     def forget_blocks(self, seconds: float) -> None: ...
 
 
-def module_name(torch_version: str) -> str:
-    return _PREFIX + re.sub(r"\W", "_", torch_version)
-
-
 def load(torch_version: str = torch.__version__, directory: Path = Path(__file__).parent) -> Native:
-    """The module built with this torch. Raises :class:`TorchMismatch` when there is none."""
-    wanted = module_name(torch_version)
-    hint = "build it again: pip install --no-build-isolation --force-reinstall --no-deps genie-backend-local"
-    if not any(directory.glob(f"{wanted}.*")):
-        others = sorted(path.name.split(".")[0].removeprefix(_PREFIX) for path in directory.glob(f"{_PREFIX}*"))
-        built = f"was built with torch {', '.join(others)}" if others else "has not been built"
-        raise TorchMismatch(
-            f"genie-backend-local {built}; torch {torch_version} is installed", where=str(directory), hint=hint
-        )
-    try:
-        return cast(Native, importlib.import_module(f"{__package__}.{wanted}"))
-    except ImportError as error:
-        raise TorchMismatch(
-            f"genie-backend-local does not load with torch {torch_version}: {error}", where=str(directory), hint=hint
-        ) from error
+    """The module built with this torch; see :func:`genie.native.load`."""
+    return cast(Native, native.load("genie-backend-local", __package__, _PREFIX, torch_version, directory))
