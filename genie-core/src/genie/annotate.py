@@ -27,7 +27,7 @@ _FIELDS = {"semantic_role": "role", "compute_flops": "flops", "can_parallelize":
 _TYPES: dict[str, type] = (
     dict.fromkeys(("role", "phase", "modality", "residency", "memory_pattern", "colocation_group"), str)
     | dict.fromkeys(("parallelizable", "critical_path", "kv_cache_related"), bool)
-    | dict.fromkeys(("flops", "bytes_read", "bytes_written", "priority"), int)
+    | dict.fromkeys(("flops", "bytes_read", "bytes_written", "priority", "call"), int)
 )
 
 _LONGEST = 1 << 12  # as the graph's rules have it
@@ -169,6 +169,7 @@ def _with_facts(graph: Graph, found: _Labels) -> Graph:
                 node.module,
                 node.source,
                 known,
+                node.mark,
             )
         )
     annotated = msgspec.structs.replace(graph, steps=tuple(steps))

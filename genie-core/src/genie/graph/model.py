@@ -86,7 +86,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """Why a label holds. ``source`` is ordered: user > framework > lineage > structure."""
+    """Why a label holds. ``source`` is ordered: user > framework > lineage > structure. ``label`` names the field."""
 
     label: str
     source: Literal["user", "framework", "lineage", "structure"]
@@ -110,6 +110,17 @@ class Semantics(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int | None = None
     colocation_group: str | None = None
     kv_cache_related: bool | None = None
+    call: int | None = None  # which call of the program's model, counted from 0
+    evidence: tuple[Evidence, ...] = ()
+
+
+class ValueSemantics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a value means; ``None`` is unknown."""
+
+    residency: str | None = None
+    modality: str | None = None
+    memory_pattern: str | None = None
+    colocation_group: str | None = None
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -119,7 +130,8 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
     ``outputs`` numbers the *fresh* values it makes, flattened over the schema's returns; ``-1`` stands for a
     return that is no fresh value: an undefined tensor, or the very tensor that was passed in (``add_``,
     ``out=``). ``mutates`` lists operands written in place; ``aliases`` pairs (output, operand) that share memory.
-    ``module`` and ``source`` index :attr:`Graph.modules` and :attr:`Graph.sources`; ``-1`` is none.
+    ``module``, ``source`` and ``mark`` index :attr:`Graph.modules`, :attr:`Graph.sources` and :attr:`Graph.marks`;
+    ``-1`` is none.
     """
 
     id: int
@@ -132,6 +144,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
     module: int = -1
     source: int = -1
     semantics: Semantics | None = None
+    mark: int = -1
 
     @property
     def target(self) -> str:
@@ -151,13 +164,17 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 class Input(msgspec.Struct, frozen=True, array_like=True):
     """A value that enters the graph. ``origin`` is what the frontend *knows* it to be.
 
-    A ``donated`` input is not needed after this graph: the executor releases it after its last use.
+    A ``donated`` input is not needed after this graph: the executor releases it after its last use. ``lineage`` is
+    what the frontend saw of the value in executions before this graph (see :mod:`genie.graph.lineage`), ``axis``
+    the dimension it grows along or is written at, if any.
     """
 
     value: int
     name: str = ""
     origin: Literal["", "parameter", "buffer", "input", "state", "constant"] = ""
     donated: bool = False
+    lineage: Literal["", "grown", "written", "replaced", "kept"] = ""
+    axis: int = -1
 
 
 class Module(msgspec.Struct, frozen=True, array_like=True):
@@ -178,6 +195,9 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
     sources: tuple[str, ...] = ()  # "path/to/file.py:12"
     backend_type: Literal["fx", "lazy_dag"] = "lazy_dag"
     name: str = ""
+    marks: tuple[Semantics, ...] = ()  # the user's word; nodes name theirs
+    value_marks: tuple[tuple[int, int], ...] = ()  # (value, mark)
+    meanings: tuple[ValueSemantics | None, ...] = ()  # by value, or none at all
 
     def nodes(self) -> tuple[BoundNode, ...]:
         """The steps, in order, each knowing its graph."""
@@ -189,6 +209,12 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
             return self._by_id[id]
         except KeyError:
             raise GraphError(f"the graph has no node {id!r}") from None
+
+    def get_value(self, id: int) -> BoundValue:
+        """The value numbered ``id``. Raises :class:`GraphError` when there is none."""
+        if type(id) is not int or not 0 <= id < len(self.values):
+            raise GraphError(f"the graph has no value {id!r}")
+        return BoundValue(id, self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -288,17 +314,46 @@ class BoundNode(Node, frozen=True, array_like=True, eq=False, kw_only=True):
         return MappingProxyType(known)
 
 
+class BoundValue(msgspec.Struct, frozen=True, eq=False):
+    """A value together with its graph, as :meth:`Graph.get_value` gives it. It never crosses a wire."""
+
+    id: int
+    graph: Graph
+
+    def __repr__(self) -> str:
+        return f"<%{self.id} {spec_text(self.spec)}>"
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.graph.values[self.id]
+
+    @property
+    def semantics(self) -> ValueSemantics | None:
+        return self.graph.meanings[self.id] if self.graph.meanings else None
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What is known about the value, by public key; what is unknown is absent."""
+        return MappingProxyType(_known(self.semantics) | {"shape": self.spec.shape, "dtype": self.spec.dtype})
+
+
 _PUBLIC_KEYS = {"role": "semantic_role", "flops": "compute_flops", "parallelizable": "can_parallelize"}
 
 
-def _labels(semantics: Semantics | None) -> dict[str, Any]:
+def _known(semantics: Semantics | ValueSemantics | None) -> dict[str, Any]:
     known: dict[str, Any] = {}
+    if semantics is not None:
+        for field in semantics.__struct_fields__:
+            label = getattr(semantics, field)
+            if label is not None and label != ():
+                known[_PUBLIC_KEYS.get(field, field)] = label
+    return known
+
+
+def _labels(semantics: Semantics | None) -> dict[str, Any]:
+    known = _known(semantics)
     if semantics is None:
         return known
-    for field in Semantics.__struct_fields__:
-        label = getattr(semantics, field)
-        if label is not None and label != ():
-            known[_PUBLIC_KEYS.get(field, field)] = label
     if semantics.flops is not None and semantics.bytes_read is not None and semantics.bytes_written is not None:
         moved = semantics.bytes_read + semantics.bytes_written
         known["arithmetic_intensity"] = semantics.flops / moved if moved else 0.0
@@ -382,15 +437,29 @@ def _lines(graph: Graph) -> Iterator[str]:
             line += f" {entry.origin}"
         if entry.name:
             line += f" {_quoted(entry.name)}"
+        if entry.lineage:
+            line += f" {entry.lineage}" + (f"({entry.axis})" if entry.axis >= 0 else "")
         yield line + (" donated" if entry.donated else "")
+        yield from _label_lines(_value_labels(graph, entry.value))
     for node in graph.steps:
         yield f"  {node_text(node, graph)}"
         labels = _labels(node.semantics)
-        evidence: tuple[Evidence, ...] = labels.pop("evidence", ())
         labels.pop("arithmetic_intensity", None)
-        if labels:
-            yield "      " + " ".join(f"{key}={label}" for key, label in labels.items())
-        for why in evidence:
-            yield f"      {why.label}: {why.source}, {why.confidence:g}: {why.reason}"
+        yield from _label_lines(labels)
+        for value in node.outputs:
+            if value >= 0:
+                yield from _label_lines(_value_labels(graph, value), f"%{value} ")
     for value in graph.outputs:
         yield f"  output %{value}"
+
+
+def _value_labels(graph: Graph, value: int) -> dict[str, Any]:
+    return _known(graph.meanings[value]) if graph.meanings else {}
+
+
+def _label_lines(labels: dict[str, Any], of: str = "") -> Iterator[str]:
+    evidence: tuple[Evidence, ...] = labels.pop("evidence", ())
+    if labels:
+        yield f"      {of}" + " ".join(f"{key}={label}" for key, label in labels.items())
+    for why in evidence:
+        yield f"      {of}{why.label}: {why.source}, {why.confidence:g}: {why.reason}"

@@ -11,6 +11,7 @@ from genie.graph.model import (
     DTYPES,
     Arg,
     Const,
+    Evidence,
     Graph,
     Many,
     Node,
@@ -18,6 +19,7 @@ from genie.graph.model import (
     ScalarTensor,
     Semantics,
     TensorSpec,
+    ValueSemantics,
     printable,
     refs,
     spec_text,
@@ -52,7 +54,8 @@ def verify(graph: Graph) -> None:
     * Node ids grow. Operators are ``namespace::name``; dtypes, layouts, … are names of closed lists.
     * Shapes, strides and sizes fit 64 bits; numbers of things and lengths of texts are bounded.
     * ``mutates`` names operands; ``aliases`` names pairs of one output and one operand of the node.
-    * ``module`` and ``source`` are indexes into the graph's tables, or -1.
+    * ``module``, ``source`` and ``mark`` are indexes into the graph's tables, or -1.
+    * ``meanings`` says something of every value, or is empty.
     """
     # A frozen value that passed once passes always: stages verify their input without paying again.
     if "_verified" in graph.__dict__:
@@ -65,6 +68,8 @@ def verify(graph: Graph) -> None:
         for value in graph.outputs:
             if not (0 <= value < len(defined) and defined[value]):
                 raise GraphError(f"output %{value} is not defined by the graph")
+        if graph.meanings and len(graph.meanings) != len(graph.values):
+            raise GraphError(f"meanings of {len(graph.meanings)} values, where there are {len(graph.values)}")
         if not all(defined):
             raise GraphError(f"value %{defined.index(0)} is defined by no input and no node")
     except (TypeError, AttributeError, KeyError) as error:
@@ -82,6 +87,8 @@ def _verify_tables(graph: Graph) -> None:
         ("nodes", len(graph.steps), MAX_NODES),
         ("modules", len(graph.modules), MAX_NODES),
         ("sources", len(graph.sources), MAX_NODES),
+        ("marks", len(graph.marks), MAX_NODES),
+        ("marks of values", len(graph.value_marks), MAX_VALUES),
         ("characters of name", len(graph.name), MAX_NAME),
     ):
         if size > bound:
@@ -92,6 +99,15 @@ def _verify_tables(graph: Graph) -> None:
     for source in graph.sources:
         if len(source) > MAX_NAME:
             raise GraphError(f"a source is longer than {MAX_NAME} characters")
+    for mark in graph.marks:
+        if fault := _fault(mark):
+            raise GraphError(f"a mark: {fault}")
+    for value, number in graph.value_marks:
+        if not (0 <= value < len(graph.values) and 0 <= number < len(graph.marks)):
+            raise GraphError(f"mark {number} of %{value}: there is no such mark or value")
+    for meaning in {id(each): each for each in graph.meanings if each is not None}.values():
+        if fault := _fault(meaning):
+            raise GraphError(f"what is known of a value: {fault}")
 
 
 def _verify_values(graph: Graph) -> None:
@@ -129,6 +145,8 @@ def _verify_inputs(graph: Graph) -> bytearray:
             raise GraphError(f"input %{entry.value} is no value of the graph")
         if defined[entry.value]:
             raise GraphError(f"input %{entry.value} is listed twice")
+        if not -1 <= entry.axis < MAX_RANK:
+            raise GraphError(f"input %{entry.value}: {entry.axis} is no dimension to grow along")
         if len(entry.name) > MAX_NAME:
             raise GraphError(f"the name of input %{entry.value} is longer than {MAX_NAME} characters")
         defined[entry.value] = 1
@@ -137,7 +155,8 @@ def _verify_inputs(graph: Graph) -> bytearray:
 
 def _verify_nodes(graph: Graph, defined: bytearray) -> None:
     count, previous = len(defined), -1
-    modules, sources = len(graph.modules), len(graph.sources)
+    modules, sources, marks = len(graph.modules), len(graph.sources), len(graph.marks)
+    sound: dict[int, Evidence] = {}  # many nodes share the same pieces
     names: set[tuple[str, str]] = set()
     for node in graph.steps:
         if type(node) is not Node:
@@ -170,10 +189,10 @@ def _verify_nodes(graph: Graph, defined: bytearray) -> None:
             defined[value] = 1
         if node.mutates or node.aliases:
             _verify_effects(graph, node)
-        if not (-1 <= node.module < modules and -1 <= node.source < sources):
-            _broken(graph, node, "its module or source is not in the graph's tables")
-        if node.semantics is not None:
-            _verify_semantics(graph, node, node.semantics)
+        if not (-1 <= node.module < modules and -1 <= node.source < sources and -1 <= node.mark < marks):
+            _broken(graph, node, "its module, source or mark is not in the graph's tables")
+        if node.semantics is not None and (fault := _fault(node.semantics, sound)):
+            _broken(graph, node, fault)
 
 
 def _verify_argument(graph: Graph, node: Node, arg: Arg, defined: bytearray, depth: int) -> None:
@@ -219,25 +238,34 @@ def _verify_effects(graph: Graph, node: Node) -> None:
             _broken(graph, node, f"it says to share the memory of %{operand}, which is no operand of it")
 
 
-def _verify_semantics(graph: Graph, node: Node, semantics: Semantics) -> None:
-    for number in (semantics.flops, semantics.bytes_read, semantics.bytes_written):
-        if number is not None and not 0 <= number < 1 << 64:
-            _broken(graph, node, f"{number} is no number of operations or bytes")
-    if semantics.priority is not None and not -_INT64 <= semantics.priority < _INT64:
-        _broken(graph, node, f"{semantics.priority} is no priority")
-    for label in (semantics.role, semantics.phase, semantics.modality, semantics.residency):
-        if label is not None and len(label) > MAX_NAME:
-            _broken(graph, node, f"a label is longer than {MAX_NAME} characters")
-    for label in (semantics.memory_pattern, semantics.colocation_group):
-        if label is not None and len(label) > MAX_NAME:
-            _broken(graph, node, f"a label is longer than {MAX_NAME} characters")
-    if len(semantics.evidence) > 64:
-        _broken(graph, node, "more than 64 pieces of evidence")
-    for why in semantics.evidence:
+def _fault(known: Semantics | ValueSemantics, sound: dict[int, Evidence] | None = None) -> str:
+    """What is wrong with labels, or nothing. ``sound`` remembers evidence looked at."""
+    if type(known) is Semantics:
+        for number in (known.flops, known.bytes_read, known.bytes_written):
+            if number is not None and not 0 <= number < 1 << 64:
+                return f"{number} is no number of operations or bytes"
+        if known.priority is not None and not -_INT64 <= known.priority < _INT64:
+            return f"{known.priority} is no priority"
+        if known.call is not None and not 0 <= known.call < _INT64:
+            return f"{known.call} is no number of a call"
+        texts = (known.role, known.phase)
+    else:
+        texts = ()
+    for text in (*texts, known.modality, known.residency, known.memory_pattern, known.colocation_group):
+        if text is not None and len(text) > MAX_NAME:
+            return f"a label is longer than {MAX_NAME} characters"
+    if len(known.evidence) > 64:
+        return "more than 64 pieces of evidence"
+    for why in known.evidence:
+        if sound is not None:
+            if id(why) in sound:
+                continue
+            sound[id(why)] = why
         if not 0.0 <= why.confidence <= 1.0:
-            _broken(graph, node, f"confidence {why.confidence} is not within 0 and 1")
+            return f"confidence {why.confidence} is not within 0 and 1"
         if len(why.label) > MAX_NAME or len(why.reason) > MAX_NAME:
-            _broken(graph, node, f"a piece of evidence is longer than {MAX_NAME} characters")
+            return f"a piece of evidence is longer than {MAX_NAME} characters"
+    return ""
 
 
 def _broken(graph: Graph, node: Node, rule: str) -> NoReturn:
