@@ -1,20 +1,28 @@
 """Lineage: what becomes of values from call to call, read off the operators alone. No names, no classes.
 
 * ``grown``: a value is concatenated with new data along one axis, and the result takes its place;
-* ``written``: new data is written into it in place, at a place that is not all of it;
-* ``replaced``: another value of its shape, computed from it, takes its place;
+* ``written``: new data is written into it in place, into a part of it;
+* ``replaced``: a value computed from it takes its place in the next call;
 * ``kept``: it comes from an earlier call and is used again as it is.
 
-A *chain* is one such value through all calls of the graph, oldest version first.
+Only floating-point values that are no weights have a lineage: token ids and masks grow, too, and mean nothing by it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
 from typing import Literal, NamedTuple
 
-from genie.graph.model import Graph
+from genie.graph.calls import calls, weights
+from genie.graph.model import Graph, Many, Ref
+from genie.graph.structure import Structure, structure
 
 Kind = Literal["grown", "written", "replaced", "kept"]
+
+_WRITES_PART = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
+# The same, where the result is a new value.
+_COPIES_WITH = frozenset(("index_copy", "index_put", "slice_scatter", "select_scatter", "scatter"))
 
 
 class Lineage(NamedTuple):
@@ -22,9 +30,249 @@ class Lineage(NamedTuple):
 
     kind: Kind
     axis: int
-    versions: tuple[int, ...]  # values of the graph, the oldest first
+    versions: tuple[int, ...]  # values of the graph, in the order they were made
 
 
 def lineage(graph: Graph) -> dict[int, Lineage]:
     """Value → what becomes of it, for every version of every value that lives from call to call."""
-    return {}
+    remembered = graph.__dict__.get("_lineage")
+    if remembered is None:
+        remembered = graph.__dict__["_lineage"] = _Tracer(graph).lineages()
+    return remembered  # type: ignore[no-any-return]
+
+
+class _Tracer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.view: Structure = structure(graph)
+        self.call = calls(graph)
+        heavy = weights(graph)
+        weight = {self.view.storage[value] for value in heavy.known | heavy.told}
+        self.floating = [
+            spec.dtype.startswith(("float", "bfloat", "complex")) and self.view.storage[value] not in weight
+            for value, spec in enumerate(graph.values)
+        ]
+        self.state = {e.value for e in graph.inputs if e.origin in ("", "state", "input") and self.floating[e.value]}
+        self.seen = {e.value: (e.lineage, e.axis) for e in graph.inputs if e.lineage}
+        self.chain: dict[int, int] = {}  # value → its chain
+        self.chains: list[tuple[Kind, int, list[int]]] = []
+
+    def lineages(self) -> dict[int, Lineage]:
+        for at, node in enumerate(self.view.steps):
+            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
+                continue
+            name = self.view.names[at]
+            if name == "cat":
+                self._grow(at)
+            elif node.mutates:
+                for value in node.mutates:
+                    self._write(at, value)
+            elif name in _COPIES_WITH and node.outputs and node.outputs[0] >= 0:
+                self._copied(at)
+        self._replaced()
+        self._kept()
+        self._seen_before()
+        return {
+            value: Lineage(kind, axis, tuple(versions)) for kind, axis, versions in self.chains for value in versions
+        }
+
+    # --- kinds
+
+    def _grow(self, at: int) -> None:
+        view, node = self.view, self.view.steps[at]
+        out = node.outputs[0]
+        if out < 0 or not self.floating[out]:
+            return
+        shape = view.shape(out)
+        operands = view.operands[at]
+        if len(operands) < 2:
+            return
+        axis = node.args[1] if len(node.args) > 1 and type(node.args[1]) is int else 0
+        axis = axis % len(shape) if shape else 0
+        for value in operands:
+            whole, part = view.source[value], view.part[value]
+            if prod(view.shape(value)) == 0:
+                if self._leaves(out) and view.shape(value) != shape:
+                    self._link(whole, out, "grown", axis)
+                return
+            for old in dict.fromkeys((whole, part)):
+                if self._old(old, at) and len(view.shape(old)) == len(shape) and self._alike(old, out, axis):
+                    self._link(old, out, "grown", axis)
+                    return
+
+    def _write(self, at: int, value: int) -> None:
+        view = self.view
+        root = view.storage[value]
+        if not self.floating[root] or not (self._old(root, at) or self._leaves(root) or self._used_later(root, at)):
+            return
+        name = view.names[at]
+        partly = name in _WRITES_PART or prod(view.shape(value)) < prod(view.shape(root))
+        if partly:
+            self._link(root, root, "written", self._axis(at, value, root))
+        elif name in ("copy", "zero", "add", "mul", "lerp") and root in self.state and root not in self.chain:
+            self._link(root, root, "replaced", -1)
+
+    def _copied(self, at: int) -> None:
+        out, old = self.view.steps[at].outputs[0], self.view.source[self.view.operands[at][0]]
+        if self.floating[out] and self._old(old, at) and self.view.shape(old) == self.view.shape(out):
+            self._link(old, out, "written", self._axis(at, old, old))
+
+    def _replaced(self) -> None:
+        """A value made in one call that is used in the next where another was used in the call before."""
+        by_slot: dict[tuple[str, int, int], dict[int, int]] = {}
+        for call, slot, value in self._slots():
+            by_slot.setdefault(slot, {})[call] = value
+        followers: dict[int, int] = {}
+        for held in by_slot.values():
+            for call, value in held.items():
+                old = held.get(call - 1)
+                if old is None or old == value or value in self.chain or self.view.shape(old) != self.view.shape(value):
+                    continue
+                if self._call_of(value) == call - 1:
+                    followers.setdefault(old, value)
+        reaches = self._reach(followers)
+        for bit, (old, new) in enumerate(followers.items()):
+            if old not in self.chain and new not in self.chain and reaches[new] >> bit & 1:
+                self._link(old, new, "replaced", -1)
+            elif old in self.chain and self.chains[self.chain[old]][0] == "replaced" and new not in self.chain:
+                self._link(old, new, "replaced", -1)
+        self._last_versions()
+
+    def _last_versions(self) -> None:
+        """The last call's version has no next call to be used in: it is made as the one before was."""
+        made: dict[tuple[int, str, int, int], int] = {}
+        keys: dict[int, tuple[str, int, int]] = {}
+        for at, ordinal in enumerate(self._ordinals()):
+            for position, value in enumerate(self.view.steps[at].outputs):
+                if value >= 0:
+                    key = (self.view.names[at], ordinal, position)
+                    made[(self.call[at], *key)] = value
+                    keys[value] = key
+        for number, (kind, _, versions) in enumerate(self.chains):
+            newest = versions[-1]
+            if kind != "replaced" or newest not in keys:
+                continue
+            after = made.get((self._call_of(newest) + 1, *keys[newest]))
+            if after is not None and after not in self.chain and self.view.shape(after) == self.view.shape(newest):
+                versions.append(after)
+                self.chain[after] = number
+
+    def _kept(self) -> None:
+        for value, uses in enumerate(self.view.users):
+            if uses and self.floating[value] and value not in self.chain and self.view.storage[value] == value:
+                made = self._call_of(value)
+                if made >= 0 and self.view.maker[value] >= 0 and self.call[uses[-1]] > made:
+                    self._link(value, value, "kept", -1)
+
+    def _seen_before(self) -> None:
+        """What the frontend saw of inputs in executions before this graph."""
+        for value, (kind, axis) in self.seen.items():
+            if value not in self.chain and self.floating[value]:
+                self._link(value, value, kind, axis)  # type: ignore[arg-type]
+                if kind == "replaced":
+                    self._successor(value)
+
+    def _successor(self, old: int) -> None:
+        """The one output that is of an input's shape and computed from it."""
+        reach = self._reach({old: old})
+        for new in self.graph.outputs:
+            if new not in self.chain and self.floating[new] and reach[new] and self._same(old, new):
+                self._link(old, new, "replaced", -1)
+                return
+
+    # --- questions
+
+    def _call_of(self, value: int) -> int:
+        """The call that made a value; -1 for what enters."""
+        maker = self.view.maker[value]
+        return self.call[maker] if maker >= 0 else -1
+
+    def _old(self, value: int, at: int) -> bool:
+        """Whether a value was there before the call that node ``at`` belongs to."""
+        if not self.floating[value]:
+            return False
+        if self.view.maker[value] < 0:
+            return value in self.state
+        return self._call_of(value) < self.call[at]
+
+    def _leaves(self, value: int) -> bool:
+        outputs = self.__dict__.get("outputs")
+        if outputs is None:
+            outputs = self.outputs = {self.view.storage[each] for each in self.graph.outputs}
+        return self.view.storage[value] in outputs or self._used_later(value, self.view.maker[value])
+
+    def _used_later(self, value: int, at: int) -> bool:
+        uses = self.view.users[value]
+        return bool(uses) and at >= 0 and self.call[uses[-1]] > self.call[at]
+
+    def _alike(self, old: int, new: int, axis: int) -> bool:
+        before, after = self.view.shape(old), self.view.shape(new)
+        return all(a == b or i == axis for i, (a, b) in enumerate(zip(before, after, strict=True)))
+
+    def _same(self, old: int, new: int) -> bool:
+        return self.view.shape(old) == self.view.shape(new) and self.view.dtype(old) == self.view.dtype(new)
+
+    def _axis(self, at: int, value: int, root: int) -> int:
+        node = self.view.steps[at]
+        name = self.view.names[at]
+        if name in ("index_copy", "scatter", "index_fill") and len(node.args) > 1 and type(node.args[1]) is int:
+            return node.args[1] % max(len(self.view.shape(value)), 1)
+        if name in ("index_put", "_index_put_impl") and len(node.args) > 1 and isinstance(node.args[1], Many):
+            return next((i for i, each in enumerate(node.args[1].items) if isinstance(each, Ref)), -1)
+        before, part = self.view.shape(root), self.view.shape(value)
+        if len(before) == len(part):
+            return next((i for i, (a, b) in enumerate(zip(before, part, strict=True)) if a != b), -1)
+        return -1
+
+    # --- chains
+
+    def _link(self, old: int, new: int, kind: Kind, axis: int) -> None:
+        number = self.chain.get(old)
+        if number is None:
+            number = self.chain.get(new)
+        if number is None:
+            number = len(self.chains)
+            self.chains.append((kind, axis, []))
+        versions = self.chains[number][2]
+        for value in (old, new):
+            if value not in self.chain and prod(self.view.shape(value)):
+                self.chain[value] = number
+                versions.append(value)
+
+    # --- passes
+
+    def _ordinals(self) -> Iterator[int]:
+        """By position: how many nodes of the same operator came before in the same call."""
+        counts: dict[tuple[int, str], int] = {}
+        for at, name in enumerate(self.view.names):
+            key = (self.call[at], name)
+            counts[key] = ordinal = counts.get(key, -1) + 1
+            yield ordinal
+
+    def _slots(self) -> Iterator[tuple[int, tuple[str, int, int], int]]:
+        """(call, where in the call, value) for every use of a floating-point value made in another call or given."""
+        for at, ordinal in enumerate(self._ordinals()):
+            for position, value in enumerate(self.view.operands[at]):
+                if self.floating[value] and self._call_of(value) < self.call[at]:
+                    yield self.call[at], (self.view.names[at], ordinal, position), value
+                elif self.floating[value] and self.call[at] == 0 and self.view.maker[value] >= 0:
+                    yield 0, (self.view.names[at], ordinal, position), value
+
+    def _reach(self, values: dict[int, int]) -> list[int]:
+        """By value: bits of those of ``values`` it is computed from."""
+        reach = [0] * len(self.graph.values)
+        for bit, value in enumerate(values):
+            reach[value] |= 1 << bit
+        if not values:
+            return reach
+        for at, node in enumerate(self.view.steps):
+            bits = 0
+            for value in self.view.operands[at]:
+                bits |= reach[value]
+            if bits:
+                for value in node.outputs:
+                    if value >= 0:
+                        reach[value] |= bits
+                for value in node.mutates:
+                    reach[value] |= bits
+        return reach

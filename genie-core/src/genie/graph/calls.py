@@ -1,0 +1,192 @@
+"""Weights, and the calls of the program's model that a graph holds, told by how the weights are used.
+
+A program that runs a model in a loop uses the same weights again, in the same order. So a call begins where a table of
+embeddings is looked up again by data of the program, or where the first weight of the call before is used again in
+the way it was used first. No names are needed; a model that is called once is one call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from genie.graph.model import Graph, Ref
+from genie.graph.structure import Structure, structure
+
+# Arguments that hold weights, by operator.
+_SLOTS: dict[str, tuple[int, ...]] = {
+    "linear": (1, 2),
+    "embedding": (0,),
+    "embedding_bag": (0,),
+    "_embedding_bag": (0,),
+    "_embedding_bag_forward_only": (0,),
+    "addmm": (0, 2),
+    "mm": (1,),
+    "matmul": (1,),
+    "convolution": (1, 2),
+    "conv1d": (1, 2),
+    "conv2d": (1, 2),
+    "conv3d": (1, 2),
+    "native_layer_norm": (2, 3),
+    "layer_norm": (2, 3),
+    "native_group_norm": (1, 2),
+    "native_batch_norm": (1, 2, 3, 4),
+    "_native_batch_norm_legit": (1, 2, 3, 4),
+    "batch_norm": (1, 2, 3, 4),
+    "rms_norm": (2,),
+}
+_LOOKUPS = frozenset(("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
+_SCALES = frozenset(("add", "mul"))
+
+
+class Weights(NamedTuple):
+    """``known``: values the frontend says are parameters or buffers. ``told``: those used as weights are."""
+
+    known: frozenset[int]
+    told: frozenset[int]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.known or value in self.told
+
+
+def weights(graph: Graph) -> Weights:
+    """The graph's inputs that are weights."""
+    remembered = graph.__dict__.get("_weights")
+    if remembered is not None:
+        return remembered  # type: ignore[no-any-return]
+    view = structure(graph)
+    known = frozenset(entry.value for entry in graph.inputs if entry.origin in ("parameter", "buffer"))
+    told: set[int] = set()
+    for entry in graph.inputs:
+        value = entry.value
+        spec = graph.values[value]
+        if value in known or entry.origin in ("state", "constant") or entry.lineage not in ("", "kept"):
+            continue
+        if not spec.dtype.startswith(("float", "bfloat")) or not 1 <= len(spec.shape) <= 5 or value in view.writes:
+            continue
+        if _used_as_weight(view, value, len(spec.shape)):
+            told.add(value)
+    graph.__dict__["_weights"] = result = Weights(known, frozenset(told))
+    return result
+
+
+def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
+    seen = False
+    for at in view.users[value]:
+        name = view.names[at]
+        if name in ("t", "transpose", "detach", "_to_copy", "permute", "view"):
+            inner = view.steps[at].outputs[0]
+            if inner < 0 or not (rank == 2 and _used_as_weight(view, inner, rank)):
+                return False
+            seen = True
+        elif name in _SCALES and rank == 1:
+            others = [each for each in view.operands[at] if each != value]
+            if not others or len(view.shape(others[0])) < 2:
+                return False
+            seen = True
+        else:
+            slots = _SLOTS.get(name)
+            args = view.steps[at].args
+            if slots is None or not any(
+                slot < len(args) and type(args[slot]) is Ref and args[slot].value == value  # type: ignore[union-attr]
+                for slot in slots
+            ):
+                return False
+            if name in ("mm", "matmul") and rank != 2:
+                return False
+            seen = True
+    return seen
+
+
+def calls(graph: Graph) -> list[int]:
+    """By position: which call of its model a node belongs to, counted from 0."""
+    remembered = graph.__dict__.get("_calls")
+    if remembered is None:
+        remembered = graph.__dict__["_calls"] = _calls(graph)
+    return remembered  # type: ignore[no-any-return]
+
+
+def _calls(graph: Graph) -> list[int]:
+    view, heavy = structure(graph), weights(graph)
+    weight = bytearray(len(graph.values))  # by storage
+    for value in heavy.known | heavy.told:
+        weight[value] = 1
+    storage, names = view.storage, view.names
+    data = _data(graph, view, weight)
+    call = [0] * len(view.steps)
+    last = [-1] * len(graph.values)  # the last call whose weights a value depends on
+    fixed = bytearray(len(view.steps))
+    current = 0
+    used: set[tuple[int, str]] = set()
+    first: tuple[int, str] | None = None
+    for at, node in enumerate(view.steps):
+        deepest = -1
+        key = None
+        for value in view.operands[at]:
+            if last[value] > deepest:
+                deepest = last[value]
+            if weight[storage[value]] and key is None:
+                key = (storage[value], names[at])
+        computes = key is not None and not (node.aliases and not node.mutates)
+        backward = node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+        if computes and not backward:
+            assert key is not None
+            lookup = names[at] in _LOOKUPS
+            if not lookup or _index_is_data(view, at, data):
+                if key == first or (lookup and key in used):
+                    current += 1
+                    used.clear()
+                    first = None
+                first = first or key
+                used.add(key)
+            fixed[at] = 1
+            deepest = current
+        elif backward:
+            fixed[at] = 1
+        call[at] = current
+        for value in node.outputs:
+            if value >= 0:
+                last[value] = deepest
+        for value in node.mutates:
+            last[value] = max(last[value], deepest)
+    if current:
+        _pull(view, call, last, fixed)
+    return call
+
+
+def _pull(view: Structure, call: list[int], last: list[int], fixed: bytearray) -> None:
+    """What prepares a call (masks, positions) belongs to it, though it comes before its first weight."""
+    for at in range(len(call) - 1, -1, -1):
+        if fixed[at]:
+            continue
+        needed = -1
+        for value in view.steps[at].outputs:
+            if value >= 0:
+                if last[value] >= call[at]:
+                    needed = -1
+                    break
+                for user in view.users[value]:
+                    if needed < 0 or call[user] < needed:
+                        needed = call[user]
+        if needed > call[at]:
+            call[at] = needed
+
+
+def _data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
+    """By value: whether it is given by the program, or computed from what is."""
+    data = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        if not weight[entry.value]:
+            data[entry.value] = 1
+    for at, node in enumerate(view.steps):
+        if any(data[value] for value in view.operands[at]):
+            for value in node.outputs:
+                if value >= 0:
+                    data[value] = 1
+            for value in node.mutates:
+                data[view.storage[value]] = 1
+    return data
+
+
+def _index_is_data(view: Structure, at: int, data: bytearray) -> bool:
+    operands = view.operands[at]
+    return len(operands) > 1 and bool(data[operands[1]])
