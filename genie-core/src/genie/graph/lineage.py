@@ -21,7 +21,8 @@ from genie.graph.structure import Structure, structure
 Kind = Literal["grown", "written", "replaced", "kept"]
 
 _WRITES_PART = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
-# The same, where the result is a new value.
+_WRITES_ALL = frozenset(("copy", "add", "mul", "lerp", "sub", "addcmul"))
+# The same as the first, where the result is a new value.
 _COPIES_WITH = frozenset(("index_copy", "index_put", "slice_scatter", "select_scatter", "scatter"))
 
 
@@ -97,7 +98,9 @@ class _Tracer:
                 return
             for old in dict.fromkeys((whole, part)):
                 if self._old(old, at) and len(view.shape(old)) == len(shape) and self._alike(old, out, axis):
-                    self._link(old, out, "grown", axis)
+                    number = self.chain.get(old, self.chain.get(part, -1))
+                    if self._goes_on(out) or (number >= 0 and self.chains[number][0] == "grown"):
+                        self._link(old, out, "grown", axis)
                     return
 
     def _write(self, at: int, value: int) -> None:
@@ -109,7 +112,7 @@ class _Tracer:
         partly = name in _WRITES_PART or prod(view.shape(value)) < prod(view.shape(root))
         if partly:
             self._link(root, root, "written", self._axis(at, value, root))
-        elif name in ("copy", "zero", "add", "mul", "lerp") and root in self.state and root not in self.chain:
+        elif name in _WRITES_ALL and root not in self.chain and (root in self.state or self._used_later(root, at)):
             self._link(root, root, "replaced", -1)
 
     def _copied(self, at: int) -> None:
@@ -149,7 +152,7 @@ class _Tracer:
                     made[(self.call[at], *key)] = value
                     keys[value] = key
         for number, (kind, _, versions) in enumerate(self.chains):
-            newest = versions[-1]
+            newest = versions[-1] if versions else -1
             if kind != "replaced" or newest not in keys:
                 continue
             after = made.get((self._call_of(newest) + 1, *keys[newest]))
@@ -201,6 +204,16 @@ class _Tracer:
             outputs = self.outputs = {self.view.storage[each] for each in self.graph.outputs}
         return self.view.storage[value] in outputs or self._used_later(value, self.view.maker[value])
 
+    def _goes_on(self, value: int) -> bool:
+        """Whether a value, or a part of it, is there after its call."""
+        if self._leaves(value):
+            return True
+        for user in self.view.users[value]:
+            for made in self.view.steps[user].outputs:
+                if made >= 0 and self.view.part[made] == self.view.part[value] and made != value and self._leaves(made):
+                    return True
+        return False
+
     def _used_later(self, value: int, at: int) -> bool:
         uses = self.view.users[value]
         return bool(uses) and at >= 0 and self.call[uses[-1]] > self.call[at]
@@ -227,7 +240,7 @@ class _Tracer:
     # --- chains
 
     def _link(self, old: int, new: int, kind: Kind, axis: int) -> None:
-        number = self.chain.get(old)
+        number = self.chain.get(old, self.chain.get(self.view.part[old]))
         if number is None:
             number = self.chain.get(new)
         if number is None:

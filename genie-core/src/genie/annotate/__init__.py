@@ -1,0 +1,229 @@
+"""Annotation: a graph in, the same graph with meaning out.
+
+Facts come first: FLOPs and bytes from shapes, how nodes stand to each other, where values belong. Then come the labels
+of patterns and the user's marks. A label is replaced only by one with stronger evidence — user, framework, lineage,
+structure — and among patterns by the more specific one. What nobody knows stays ``None``. No label changes what a
+graph computes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked
+from genie.annotate.residency import cache_groups, residencies
+from genie.annotate.standing import Standing, standings
+from genie.annotate.supervise import TooSlow, supervised
+from genie.annotate.values import meanings
+from genie.errors import GraphError
+from genie.flops import Work, sizes, work
+from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, verify
+from genie.graph.calls import calls, weights
+from genie.graph.structure import structure
+from genie.interfaces import PatternMatcher
+
+__all__ = ["annotate"]
+
+_MOST_MATCHES = 4  # per node of the graph, of one pattern
+_Found = dict[int, list[Bundle]]  # by node id
+
+
+def annotate(
+    graph: Graph,
+    patterns: Sequence[PatternMatcher] = (),
+    marks: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Graph:
+    """A new graph with the facts, the patterns' labels, the graph's marks and ``marks`` (node id → labels, the user's
+    word).
+
+    Labels are named by the fields of ``Semantics`` or by the public keys of ``node.metadata``. A pattern that raises,
+    does not answer in time or answers with garbage is reported by name and left out. Raises ``GraphError`` for a
+    graph that breaks a rule and for marks that do.
+    """
+    verify(graph)
+    with _paused_gc(len(graph.steps)):
+        found: _Found = {}
+        _defaults(graph, found)
+        for pattern in patterns:
+            _apply(pattern, graph, found)
+        _marks(graph, marks or {}, found)
+        return _with_facts(graph, found)
+
+
+def _apply(pattern: PatternMatcher, graph: Graph, found: _Found) -> None:
+    """One pattern's labels into ``found``: all of them, or none and a report."""
+    name = str(getattr(pattern, "name", type(pattern).__name__))
+    try:
+        mine = supervised(lambda: _labels_of(pattern, name, graph))
+    except TooSlow as error:
+        log.error("pattern left out", pattern=name, error=f"TooSlow: {error}", graph=graph.name)
+        return
+    except Exception as error:  # a plugin may raise anything
+        log.error("pattern left out", pattern=name, error=f"{type(error).__name__}: {error}", graph=graph.name)
+        return
+    for node, bundle in mine:
+        bundles = found.get(node)
+        if bundles is None:
+            found[node] = [bundle]
+        else:
+            bundles.append(bundle)
+    log.debug("pattern applied", pattern=name, nodes=len(mine), graph=graph.name)
+
+
+def _labels_of(pattern: PatternMatcher, name: str, graph: Graph) -> list[tuple[int, Bundle]]:
+    reader = Reader(name, "structure", int(getattr(pattern, "specificity", 0)))
+    ids = _ids(graph)
+    most = _MOST_MATCHES * (len(graph.steps) + 16)
+    mine: list[tuple[int, Bundle]] = []
+    matches = 0
+    for match in islice(pattern.match(graph), most + 1):
+        matches += 1
+        if matches > most:
+            raise Garbage(f"it matches more than {most} times in a graph of {len(graph.steps)} nodes")
+        group = (match,) if isinstance(match, Node) else match
+        for node, labels in pattern.annotate(group).items():
+            if type(node) is not int or node not in ids:
+                raise Garbage(f"{node!r} is no id of a node of this graph")
+            mine.append((node, reader.read(labels)))
+    return mine
+
+
+def _ids(graph: Graph) -> frozenset[int]:
+    remembered = graph.__dict__.get("_ids")
+    if remembered is None:
+        remembered = graph.__dict__["_ids"] = frozenset(node.id for node in graph.steps)
+    return remembered  # type: ignore[no-any-return]
+
+
+def _marks(graph: Graph, marks: Mapping[int, Mapping[str, Any]], found: _Found) -> None:
+    bundles = [marked(mark) for mark in graph.marks]
+    if bundles:
+        for node in graph.steps:
+            if node.mark >= 0:
+                found.setdefault(node.id, []).append(bundles[node.mark])
+    reader = Reader("user mark", "user", 0)
+    for id, labels in marks.items():
+        graph.get_node(id)
+        try:
+            found.setdefault(id, []).append(reader.read(labels))
+        except Garbage as error:
+            raise GraphError(f"mark of node {id}: {error}") from None
+
+
+_FORWARD = {"phase": "forward", "evidence": (Evidence("phase", "structure", "computed with weights", 0.5),)}
+
+
+def _defaults(graph: Graph, found: _Found) -> None:
+    """What holds of every model: which call a node is of, and that what weights do is a forward pass."""
+    reader = Reader("genie", "structure", -(1 << 30))
+    view, heavy, call = structure(graph), weights(graph), calls(graph)
+    several = bool(call) and max(call) > 0
+    deep = bytearray(len(graph.values))
+    for value in heavy.known | heavy.told:
+        deep[value] = 1
+    forward = [reader.read({**_FORWARD, "call": k}) for k in range(max(call) + 1)] if call else []
+    other = [reader.read({"call": k}) for k in range(max(call) + 1)] if several else []
+    for at, node in enumerate(view.steps):
+        heavy_here = False
+        for value in view.operands[at]:
+            if deep[value]:
+                heavy_here = True
+                break
+        if heavy_here:
+            for value in node.outputs:
+                if value >= 0:
+                    deep[value] = 1
+            for value in node.mutates:
+                deep[value] = deep[view.storage[value]] = 1
+            found[node.id] = [forward[call[at]]]
+        elif several:
+            found[node.id] = [other[call[at]]]
+
+
+def _with_facts(graph: Graph, found: _Found) -> Graph:
+    values, size = graph.values, sizes(graph)
+    works = [work(node, values, size) for node in graph.steps]
+    standing = standings(graph, works)
+    where = residencies(graph)
+    caches = cache_groups(graph, where)
+    merger = Merger(graph.name)
+    steps: list[Node] = []
+    for at, node in enumerate(graph.steps):
+        merged = merger.merge(node.id, node.semantics, found.get(node.id, ()))
+        made = _made(node, where)
+        cached = caches[at]
+        steps.append(
+            Node(
+                node.id,
+                node.operation,
+                node.overload,
+                node.args,
+                node.outputs,
+                node.mutates,
+                node.aliases,
+                node.module,
+                node.source,
+                _semantics(merged, works[at], standing[at], made, cached),
+                node.mark,
+            )
+        )
+    merger.report()
+    annotated = msgspec.structs.replace(graph, steps=tuple(steps), meanings=meanings(graph, steps, where))
+    verify(annotated)
+    return annotated
+
+
+def _made(node: Node, where: Sequence[ValueSemantics | None]) -> ValueSemantics | None:
+    """What is known of what a node makes, or of what it writes to."""
+    for value in node.outputs:
+        if value >= 0:
+            return where[value]
+    return where[node.mutates[0]] if node.mutates else None
+
+
+def _semantics(merged: Merged, work: Work, standing: Standing, made: ValueSemantics | None, cached: str) -> Semantics:
+    fields, evidence = merged
+    get = fields.get
+    residency, pattern, group = get("residency"), get("memory_pattern"), get("colocation_group")
+    if made is not None:
+        if residency is None:
+            residency, evidence = made.residency, (*evidence, *made.evidence)
+        pattern, group = pattern or made.memory_pattern, group or made.colocation_group
+    flops, read, written = get("flops"), get("bytes_read"), get("bytes_written")
+    parallelizable, critical, related = get("parallelizable"), get("critical_path"), get("kv_cache_related")
+    return Semantics(
+        get("role"),
+        get("phase"),
+        get("modality"),
+        residency,
+        pattern,
+        work.flops if flops is None else flops,
+        work.read if read is None else read,
+        work.written if written is None else written,
+        standing.parallelizable if parallelizable is None else parallelizable,
+        standing.critical if critical is None else critical,
+        get("priority"),
+        group or cached or None,
+        (True if cached else None) if related is None else related,
+        get("call"),
+        evidence,
+    )
+
+
+@contextmanager
+def _paused_gc(nodes: int) -> Iterator[None]:
+    # Every object made here lives: collections in between would only walk them, over and over.
+    if nodes < 512 or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

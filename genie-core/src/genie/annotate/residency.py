@@ -1,0 +1,171 @@
+"""Where values belong: weights, caches, state, inputs, activations, scratch; by what the frontend knows of inputs, by
+lineage, and by what values are computed from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from genie.graph import Evidence, Graph, ValueSemantics
+from genie.graph.calls import weights
+from genie.graph.lineage import Lineage, lineage
+from genie.graph.structure import Structure, structure
+from genie.match.attention import attentions
+
+_PERSISTENT = ("weight", "kv_cache", "recurrent_state")
+
+
+class State(NamedTuple):
+    """A value that lives from call to call, by what it is for."""
+
+    residency: str
+    group: str
+    why: Evidence
+
+
+def residencies(graph: Graph) -> list[ValueSemantics | None]:
+    """By value. A value that nothing is known of is ``None``."""
+    view, heavy = structure(graph), weights(graph)
+    shared: dict[tuple[str, ...], ValueSemantics] = {}
+    states = _states(graph, view)
+    read = _reads(view)
+    data = _from_data(graph, view, set(heavy.known | heavy.told))
+
+    def meaning(residency: str, pattern: str, why: Evidence, group: str | None = None) -> ValueSemantics:
+        key = (residency, pattern, why.reason, group or "")
+        known = shared.get(key)
+        if known is None:
+            known = shared[key] = ValueSemantics(residency, None, pattern, group, (why,))
+        return known
+
+    of_input: dict[int, Evidence] = {}
+    for entry in graph.inputs:
+        if entry.value in heavy.known:
+            of_input[entry.value] = _SAID[entry.origin]
+        elif entry.value in heavy.told:
+            of_input[entry.value] = _USED
+    found: list[ValueSemantics | None] = [None] * len(graph.values)
+    for value in range(len(graph.values)):
+        root = view.storage[value]
+        weight = of_input.get(root)
+        state = states.get(value) or states.get(root)
+        if weight is not None:
+            found[value] = meaning("weight", "persistent", weight)
+        elif state is not None:
+            found[value] = meaning(state.residency, "persistent", state.why, state.group)
+        elif view.maker[value] < 0:
+            found[value] = meaning("input", "reused" if read[value] > 1 else "streaming", _ENTERS)
+        elif data[value]:
+            found[value] = meaning("activation", "reused" if read[value] > 1 else "streaming", _COMPUTED)
+        else:
+            found[value] = meaning("ephemeral", "ephemeral", _SCRATCH)
+    return found
+
+
+_SAID = {
+    "parameter": Evidence("residency", "framework", "a parameter of a module"),
+    "buffer": Evidence("residency", "framework", "a buffer of a module"),
+}
+_USED = Evidence("residency", "structure", "used only as weights are", 0.9)
+_ENTERS = Evidence("residency", "structure", "enters the graph and is no weight or state")
+_COMPUTED = Evidence("residency", "structure", "computed from what enters")
+_SCRATCH = Evidence("residency", "structure", "computed from constants and weights alone")
+_BECOMES = {
+    "grown": "grows along one axis from call to call",
+    "written": "written in place, a part at a time",
+    "replaced": "a value computed from it takes its place in the next call",
+    "kept": "kept from an earlier call and used again as it is",
+}
+
+
+def _states(graph: Graph, view: Structure) -> dict[int, State]:
+    """Value → the state it is a version of. Keys and values of one attention are one group."""
+    chains = lineage(graph)
+    attended: dict[int, int] = {}  # chain, by its first version → number of the first attention that reads it
+    first: dict[int, int] = {}
+    for number, attention in enumerate(attentions(graph)):
+        for operand in (attention.key, attention.value):
+            for value in (operand, view.source[operand], view.part[operand], view.storage[operand]):
+                chain = chains.get(value)
+                if chain is not None:
+                    attended.setdefault(chain.versions[0], number)
+                first.setdefault(value, number)
+    found: dict[int, State] = {}
+    groups: dict[int, str] = {}
+    for value, chain in chains.items():
+        number = attended.get(chain.versions[0])
+        residency = _kind(view, chain, number is not None)
+        if residency is None:
+            continue
+        key = number if number is not None else -1 - chain.versions[0]
+        group = groups.setdefault(key, f"{residency}:{len(groups)}")
+        reason = _BECOMES[chain.kind] + (f" (axis {chain.axis})" if chain.axis >= 0 else "")
+        reason += ", read as keys or values of attention" if number is not None else ""
+        found[value] = State(residency, group, Evidence("residency", "lineage", reason))
+    outputs = set(graph.outputs)
+    for value, number in first.items():
+        if value not in found and value in outputs and view.maker[value] >= 0:
+            group = groups.setdefault(number, f"kv_cache:{len(groups)}")
+            why = Evidence("residency", "structure", "keys or values of attention that outlive the graph", 0.9)
+            found[value] = State("kv_cache", group, why)
+    return found
+
+
+def _kind(view: Structure, chain: Lineage, attended: bool) -> str | None:
+    rank = len(view.shape(chain.versions[0]))
+    if attended:
+        return "kv_cache" if rank >= 2 else None
+    if chain.kind == "kept":
+        return None
+    if chain.kind == "grown":
+        return "kv_cache" if rank >= 3 else None
+    return "recurrent_state"
+
+
+def _reads(view: Structure) -> list[int]:
+    """By value: how many operators read it, behind views; a second read is what makes it worth keeping near."""
+    reads = [0] * len(view.maker)
+    for at in range(len(view.steps) - 1, -1, -1):
+        node = view.steps[at]
+        aliases = dict(node.aliases) if node.aliases and not node.mutates else {}
+        if aliases:
+            for output, operand in aliases.items():
+                reads[operand] += reads[output]
+        else:
+            for value in dict.fromkeys(view.operands[at]):
+                reads[value] += 1
+    return reads
+
+
+def _from_data(graph: Graph, view: Structure, weight: set[int]) -> bytearray:
+    """By value: whether it is computed from what the program gives or keeps, beyond weights and constants."""
+    data = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        if entry.value not in weight:
+            data[entry.value] = 1
+    for at, node in enumerate(view.steps):
+        for value in view.operands[at]:
+            if data[value]:
+                for made in node.outputs:
+                    if made >= 0:
+                        data[made] = 1
+                for written in node.mutates:
+                    data[view.storage[written]] = data[written] = 1
+                break
+    return data
+
+
+def cache_groups(graph: Graph, where: list[ValueSemantics | None]) -> list[str]:
+    """By position: the group of the KV cache a node reads or writes; ``""`` for none."""
+    cached = {
+        value: meaning.colocation_group or ""
+        for value, meaning in enumerate(where)
+        if meaning is not None and meaning.residency == "kv_cache"
+    }
+    if not cached:
+        return [""] * len(graph.steps)
+    view = structure(graph)
+    found = []
+    for at, node in enumerate(graph.steps):
+        group = next((cached[value] for value in view.operands[at] if value in cached), "")
+        found.append(group or next((cached[value] for value in node.outputs if value in cached), ""))
+    return found

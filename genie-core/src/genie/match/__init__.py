@@ -1,0 +1,31 @@
+"""What patterns are made of: a small declarative matcher, and what is worth knowing of a graph before matching."""
+
+from genie.graph.calls import calls, weights
+from genie.graph.lineage import lineage
+from genie.graph.structure import Structure, structure
+from genie.match.attention import Attention, attentions
+from genie.match.flow import Entry, Flow, flow
+from genie.match.pattern import ACTIVATION, LINEAR, Finder, Match, Op, Rule, Table, activation, linear, op
+
+__all__ = [
+    "ACTIVATION",
+    "LINEAR",
+    "Attention",
+    "Entry",
+    "Finder",
+    "Flow",
+    "Match",
+    "Op",
+    "Rule",
+    "Structure",
+    "Table",
+    "activation",
+    "attentions",
+    "calls",
+    "flow",
+    "lineage",
+    "linear",
+    "op",
+    "structure",
+    "weights",
+]

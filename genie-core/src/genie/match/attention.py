@@ -1,0 +1,224 @@
+"""Attention, in whatever operators it is written: one fused operator, or two products around a softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from genie.graph import Graph
+from genie.graph.structure import Structure, structure
+
+# Query, key and value are the first three operands, the mask the fourth, if any.
+FUSED = frozenset(
+    """scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable""".split()
+)
+PRODUCTS = frozenset("bmm matmul baddbmm mm einsum linear".split())
+# What may stand between the product of queries and keys and the softmax: scale, bias, mask, soft cap; and after it.
+_BETWEEN = frozenset(
+    """mul div add sub where masked_fill clamp clamp_min clamp_max tanh to _to_copy maximum minimum rsub relu
+    nan_to_num baddbmm cat slice""".split()
+)
+_WEAKENS = frozenset("mul div slice".split())  # what may stand between the softmax and the product after it
+_FARTHEST = 12  # operators between product and softmax
+
+
+class Attention(NamedTuple):
+    """One attention of the graph; ``nodes`` are positions of what it is made of, products first. Lengths are numbers of
+    positions; ``kv_heads`` is less than ``heads`` where queries share keys (1: multi-query). 0 is unknown."""
+
+    nodes: tuple[int, ...]
+    query: int  # values
+    key: int
+    value: int
+    output: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    causal: bool
+
+
+def attentions(graph: Graph) -> tuple[Attention, ...]:
+    """All attentions of a graph, in order."""
+    remembered = graph.__dict__.get("_attentions")
+    if remembered is None:
+        view = structure(graph)
+        found = [*_fused(view), *_composed(view), *_whole_layers(view)]
+        remembered = graph.__dict__["_attentions"] = tuple(sorted(found, key=lambda each: each.nodes[0]))
+    return remembered  # type: ignore[no-any-return]
+
+
+def _fused(view: Structure) -> Iterator[Attention]:
+    for name in FUSED & view.by_name.keys():
+        for at in view.by_name[name]:
+            node = view.steps[at]
+            operands = view.operands[at]
+            if len(operands) < 3 or not node.outputs or len(view.shape(operands[0])) < 3:
+                continue
+            query, key, value = operands[:3]
+            causal = next((arg for arg in node.args[3:] if arg is True), False) is True
+            if name == "scaled_dot_product_attention":
+                causal = len(node.args) > 5 and node.args[5] is True
+            mask = operands[3] if len(operands) > 3 else -1
+            causal = causal or (mask >= 0 and is_causal(view, mask))
+            yield _attention(view, (at,), query, key, value, node.outputs[0], causal)
+
+
+def _composed(view: Structure) -> Iterator[Attention]:
+    for name in ("_softmax", "softmax", "_safe_softmax"):
+        for at in view.by_name.get(name, ()):
+            if view.steps[at].mutates:
+                continue
+            found = _around(view, at)
+            if found is not None:
+                yield found
+
+
+def _around(view: Structure, at: int) -> Attention | None:
+    """The attention whose softmax is at ``at``."""
+    scores = view.steps[at].outputs[0]
+    if scores < 0 or len(view.shape(scores)) < 2:
+        return None
+    apply, carrier = _product_after(view, scores)
+    if apply < 0:
+        return None
+    between: list[int] = []
+    causal = False
+    value = view.operands[at][0]
+    product = -1
+    for _ in range(_FARTHEST):
+        value = view.source[value]
+        maker = view.maker[value]
+        if maker < 0:
+            return None
+        name = view.names[maker]
+        if name in PRODUCTS and len(view.operands[maker]) >= 2:
+            product = maker
+            break
+        if name not in _BETWEEN:
+            return None
+        between.append(maker)
+        operands = view.operands[maker]
+        if name in ("add", "where", "masked_fill", "mul", "maximum", "minimum", "sub"):
+            onward, sides = _main(view, operands, value)
+            causal = causal or any(is_causal(view, side) for side in sides)
+            value = onward
+        elif operands:
+            value = operands[0]
+        else:
+            return None
+    if product < 0:
+        return None
+    operands = view.operands[product]
+    if view.names[product] == "baddbmm":
+        operands = operands[1:]
+    query, key = operands[0], operands[1]
+    value = next((each for each in view.operands[apply] if each != carrier), -1)
+    if value < 0:
+        return None
+    nodes = (product, apply, at, *between)
+    return _attention(view, nodes, query, key, value, view.steps[apply].outputs[0], causal, scores)
+
+
+def _main(view: Structure, operands: tuple[int, ...], like: int) -> tuple[int, list[int]]:
+    """The operand that leads on to the product, and the others: the one of the result's size computed latest."""
+    shape = view.shape(like)
+    best = max(operands, key=lambda each: (view.shape(each) == shape, _float(view, each), view.maker[each]))
+    return best, [each for each in operands if each != best]
+
+
+def _float(view: Structure, value: int) -> bool:
+    return view.dtype(value).startswith(("float", "bfloat"))
+
+
+def _product_after(view: Structure, scores: int) -> tuple[int, int]:
+    """The product that applies scores to values, behind casts, dropout and the like, and the operand that brings them."""
+    front = [scores]
+    for _ in range(6):
+        following: list[int] = []
+        for value in front:
+            for user in view.users[value]:
+                name, operands = view.names[user], view.operands[user]
+                if name in PRODUCTS and len(operands) >= 2:
+                    return user, value
+                made = view.steps[user].outputs
+                if made and made[0] >= 0 and (view.source[made[0]] == view.source[value] or name in _WEAKENS):
+                    following.append(made[0])
+        front = following[:8]
+    return -1, -1
+
+
+def _whole_layers(view: Structure) -> Iterator[Attention]:
+    """Encoder layers of torch.nn fused into one operator."""
+    for name in ("_transformer_encoder_layer_fwd", "_native_multi_head_attention"):
+        for at in view.by_name.get(name, ()):
+            node = view.steps[at]
+            query = view.operands[at][0]
+            shape = view.shape(query)
+            heads = next((arg for arg in node.args[1:4] if type(arg) is int and arg < 4096), 0)
+            if name == "_transformer_encoder_layer_fwd":
+                heads = node.args[2] if len(node.args) > 2 and type(node.args[2]) is int else 0
+            if len(shape) == 3 and node.outputs[0] >= 0:
+                length = shape[1]
+                yield Attention((at,), query, query, query, node.outputs[0], length, length, heads, heads, False)
+
+
+def _attention(
+    view: Structure,
+    nodes: tuple[int, ...],
+    query: int,
+    key: int,
+    value: int,
+    output: int,
+    causal: bool,
+    scores: int = -1,
+) -> Attention:
+    shape = view.shape(query)
+    if scores >= 0:
+        queries, keys = view.shape(scores)[-2:]
+    else:
+        queries, keys = shape[-2], view.shape(key)[-2] if len(view.shape(key)) > 1 else 0
+    heads = shape[1] if len(shape) == 4 else 0
+    return Attention(nodes, query, key, value, output, queries, keys, heads, _kv_heads(view, value, heads), causal)
+
+
+def _kv_heads(view: Structure, value: int, heads: int) -> int:
+    """Heads of the values before they were repeated for the queries that share them."""
+    fewest = heads
+    for _ in range(8):
+        shape = view.shape(value)
+        if len(shape) == 4 and 0 < shape[1] < fewest:
+            fewest = shape[1]
+        maker = view.maker[value]
+        if maker < 0 or not view.operands[maker] or view.source[value] == value:
+            break
+        if view.names[maker] == "expand":
+            before, after = view.shape(view.operands[maker][0]), shape
+            if len(before) == len(after) == 5 and before[2] == 1 and before[1]:
+                fewest = min(fewest, before[1])
+        value = view.operands[maker][0]
+    return fewest
+
+
+_COMPARES = frozenset("le ge lt gt tril triu".split())
+
+
+def is_causal(view: Structure, mask: int) -> bool:
+    """Whether a mask is made by comparing positions."""
+    front, seen = [mask], {mask}
+    for _ in range(24):
+        if not front:
+            return False
+        value = front.pop()
+        maker = view.maker[value]
+        if maker < 0:
+            continue
+        if view.names[maker] in _COMPARES and len(view.shape(value)) >= 2:
+            return True
+        for operand in view.operands[maker]:
+            if operand not in seen:
+                seen.add(operand)
+                front.append(operand)
+    return False

@@ -1,0 +1,128 @@
+"""What flows where: how data enters a graph, and what each value is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Literal, NamedTuple
+
+from genie.graph import Graph
+from genie.graph.calls import calls, weights
+from genie.graph.lineage import lineage
+from genie.graph.structure import Structure, structure
+
+Way = Literal["ids", "rows", "image", "frames", "signal", "features"]
+CONVOLUTIONS = frozenset("convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution".split())
+_LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only".split())
+
+class Entry(NamedTuple):
+    """Data of the program meets weights for the first time, at node ``at``.
+
+    ``ids``: integers look up one row for each position; ``rows``: integers look up rows of a bag or of one column;
+    ``image``: a convolution over two dimensions, or patches of them; ``frames``: over three (video); ``signal``: over
+    one (sound); ``features``: a product with a matrix.
+    """
+
+    at: int
+    way: Way
+    value: int  # the data
+    table: int  # the weight
+    call: int
+
+
+class Flow(NamedTuple):
+    """``entries``, and by value the entries it is computed from within its call, as bits in their order."""
+
+    entries: tuple[Entry, ...]
+    bits: list[int]
+
+
+def flow(graph: Graph) -> Flow:
+    """How data enters and where it goes."""
+    remembered = graph.__dict__.get("_flow")
+    if remembered is None:
+        remembered = graph.__dict__["_flow"] = _flow(graph)
+    return remembered  # type: ignore[no-any-return]
+
+
+def _flow(graph: Graph) -> Flow:
+    view, heavy, call = structure(graph), weights(graph), calls(graph)
+    weight = bytearray(len(graph.values))
+    for value in heavy.known | heavy.told:
+        weight[value] = 1
+    data = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        data[entry.value] = not weight[entry.value]
+    states = lineage(graph)
+    bits = [0] * len(graph.values)
+    made_in = [-1] * len(graph.values)
+    entries: list[Entry] = []
+    numbers: dict[tuple[int, int, str], int] = {}  # (data, table, way) → entry; the same table is one entry in a call
+    storage, names = view.storage, view.names
+    for at, node in enumerate(view.steps):
+        operands = view.operands[at]
+        now = call[at]
+        mask, given = 0, False
+        for value in operands:
+            if bits[value] and made_in[value] == now:
+                mask |= bits[value]
+            if data[value]:
+                given = True
+        name = names[at]
+        if given and (not mask or name in _LOOKUPS):
+            found = _entry(view, at, name, weight, data)
+            if found is not None and not (found[0] == "features" and _carried(view, call, found[1], now, states)):
+                way, value, table = found
+                key = (now, storage[table], way)
+                number = numbers.get(key)
+                if number is None:
+                    number = numbers[key] = len(entries)
+                    entries.append(Entry(at, way, value, table, now))
+                mask = 1 << number
+        if mask or given:
+            for value in node.outputs:
+                if value >= 0:
+                    bits[value], made_in[value] = mask, now
+                    data[value] = given
+            for value in node.mutates:
+                root = storage[value]
+                bits[root] |= mask
+                made_in[root] = now
+                data[root] = data[value] = 1
+                bits[value], made_in[value] = bits[root], now
+        if node.aliases:
+            for output, operand in node.aliases:
+                root = storage[operand]
+                if made_in[root] == now and bits[root]:
+                    bits[output] |= bits[root]
+                    made_in[output] = now
+    return Flow(tuple(entries), bits)
+
+
+def _carried(view: Structure, call: list[int], value: int, now: int, states: Container[int]) -> bool:
+    """Whether a value comes from an earlier call: then it is no data given to this one."""
+    root = view.part[value]
+    maker = view.maker[root]
+    return root in states or view.storage[value] in states or (maker >= 0 and call[maker] < now)
+
+
+def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearray) -> tuple[Way, int, int] | None:
+    operands = view.operands[at]
+    if name in _LOOKUPS:
+        if len(operands) < 2 or not data[operands[1]] or not weight[view.storage[operands[0]]]:
+            return None
+        index = view.shape(operands[1])
+        way: Way = "ids" if name == "embedding" and len(index) >= 2 else "rows"
+        return way, operands[1], operands[0]
+    if len(operands) < 2 or not weight[view.storage[operands[1]]]:
+        if name in ("addmm", "_addmm_activation") and len(operands) == 3 and weight[view.storage[operands[2]]]:
+            return "features", operands[1], operands[2]
+        return None
+    value, table = operands[0], operands[1]
+    if not data[value] or not view.dtype(value).startswith(("float", "bfloat")):
+        return None
+    if name in CONVOLUTIONS:
+        rank = len(view.shape(table)) - 2
+        return ("signal", "image", "frames")[min(max(rank, 1), 3) - 1], value, table  # type: ignore[return-value]
+    if name in ("linear", "mm", "matmul"):
+        return "features", value, table
+    return None

@@ -1,0 +1,124 @@
+"""Roles around attention: what makes queries, keys and values, what keeps them, what attends, what projects back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from genie.graph import Evidence
+from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, lineage, weights
+
+_LINEAR = frozenset(LINEAR.split())
+_APPENDS = frozenset("cat index_copy index_put slice_scatter copy scatter".split())
+_FARTHEST = 12
+
+
+def _labels(role: str, reason: str) -> dict[str, object]:
+    return {"role": role, "evidence": (Evidence("role", "structure", reason, 0.95),)}
+
+
+class AttentionRoles(Finder):
+    """Attention and the products and caches around it."""
+
+    name = "llm-attention"
+    specificity = 20
+
+    def find(self, view: Structure) -> Iterator[Match]:
+        heavy = weights(view.graph)
+        chains = lineage(view.graph)
+        taken: set[int] = set()
+        kinds: dict[str, dict[str, object]] = {}
+
+        def labelled(role: str, reason: str) -> dict[str, object]:
+            key = role + reason
+            if key not in kinds:
+                kinds[key] = _labels(role, reason)
+            return kinds[key]
+
+        for each in attentions(view.graph):
+            kind = describe(view, each)
+            if len(each.nodes) == 1:
+                yield Match((view.steps[each.nodes[0]],), labelled("attention", kind))
+            else:
+                product, apply, softmax, *between = each.nodes
+                yield Match((view.steps[product],), labelled("attention_scores", kind))
+                yield Match((view.steps[softmax],), labelled("attention_softmax", kind))
+                yield Match((view.steps[apply],), labelled("attention", kind))
+                yield Match([view.steps[at] for at in between], labelled("attention_scores", kind))
+            for operand, role in ((each.query, "query"), (each.key, "key"), (each.value, "value")):
+                for at in _behind(view, operand):
+                    if at in taken:
+                        continue
+                    taken.add(at)
+                    name = view.names[at]
+                    if name in _LINEAR and any(view.storage[v] in heavy for v in view.operands[at]):
+                        yield Match((view.steps[at],), labelled(f"attention_{role}", f"makes the {role} of attention"))
+                    elif name == "cat" and view.steps[at].outputs[0] in chains:
+                        yield Match((view.steps[at],), labelled("kv_append", "grows the cache attention reads"))
+                written = view.writes.get(view.storage[operand], ()) if role != "query" else ()
+                for at in written:
+                    if at not in taken and view.names[at] in _APPENDS:
+                        taken.add(at)
+                        yield Match((view.steps[at],), labelled("kv_append", "writes into the cache attention reads"))
+            after = _projection(view, each, heavy)
+            if after >= 0 and after not in taken:
+                taken.add(after)
+                yield Match((view.steps[after],), labelled("attention_projection", "takes what attention gives"))
+
+
+def describe(view: Structure, attention: Attention) -> str:
+    """The kind of an attention in words: what it shares, what it may see."""
+    words = []
+    if attention.heads and attention.kv_heads and attention.kv_heads < attention.heads:
+        words.append("multi-query" if attention.kv_heads == 1 else "grouped-query")
+    if crosses(view, attention):
+        words.append("cross")
+    elif attention.causal:
+        words.append("causal")
+    words.append("attention")
+    return " ".join(words) + ("" if len(attention.nodes) == 1 else ", written out")
+
+
+def crosses(view: Structure, attention: Attention) -> bool:
+    """Whether keys come from elsewhere than queries."""
+    query, key = _product_of(view, attention.query), _product_of(view, attention.key)
+    if query < 0 or key < 0 or query == key:
+        return False
+    mine, its = view.operands[query], view.operands[key]
+    first = 1 if view.names[query] in ("addmm", "baddbmm") else 0
+    other = 1 if view.names[key] in ("addmm", "baddbmm") else 0
+    return view.part[mine[first]] != view.part[its[other]] and attention.queries != attention.keys
+
+
+def _product_of(view: Structure, value: int) -> int:
+    return next((at for at in _behind(view, value) if view.names[at] in _LINEAR), -1)
+
+
+def _behind(view: Structure, value: int) -> Iterator[int]:
+    """Nodes on the way up from an operand of attention to the product that makes it, nearest first."""
+    front = [value]
+    for _ in range(_FARTHEST):
+        following: list[int] = []
+        for each in front:
+            at = view.maker[view.source[each]]
+            if at < 0:
+                continue
+            yield at
+            if view.names[at] in _LINEAR:
+                continue
+            operands = view.operands[at]
+            # Of a cache that grows, the new part; of anything else, all there is.
+            following += operands[-1:] if view.names[at] == "cat" else operands[:2]
+        front = following[:4]
+
+
+def _projection(view: Structure, attention: Attention, heavy: object) -> int:
+    front = [attention.output]
+    for _ in range(6):
+        following: list[int] = []
+        for value in front:
+            for at in view.users[value]:
+                if view.names[at] in _LINEAR:
+                    return at
+                following += [out for out in view.steps[at].outputs if out >= 0][:1]
+        front = following[:4]
+    return -1

@@ -1,0 +1,284 @@
+"""Phases of language models: prefill, decode, sampling, text encoding; by query length against cache length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from genie.graph import Evidence, Graph
+from genie.match import LINEAR, Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage, weights
+
+_LINEAR = frozenset(LINEAR.split())
+_CHOOSES = frozenset("argmax multinomial topk sort max gumbel_softmax exponential".split())
+_MOST_SPECULATED = 16  # positions checked at once by speculative decoding
+
+
+class _Step(NamedTuple):
+    """What an attention over a cache says: positions that are new, and that were there before (-1: unknown)."""
+
+    new: int
+    before: int
+
+
+class _Call(NamedTuple):
+    phase: str
+    reason: str
+    entries: int  # bits of the decoder's own entries; 0: all of the call
+    source: str = "structure"
+    confidence: float = 0.95
+
+
+class Phases(Finder):
+    """Labels every call of a language model, node by node."""
+
+    name = "llm-phases"
+    specificity = 20
+
+    def find(self, view: Structure) -> Iterator[Match]:
+        graph = view.graph
+        call_of, currents = calls(graph), flow(graph)
+        trained = {
+            call_of[at]
+            for at, node in enumerate(view.steps)
+            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+        }
+        by_call: dict[int, list[Attention]] = {}
+        for each in attentions(graph):
+            by_call.setdefault(call_of[each.nodes[0]], []).append(each)
+        heads = _heads(view, currents)
+        reader = _Reader(view, graph, currents, heads)
+        bits = [_bits(view, currents, at) for at in range(len(view.steps))]
+        for call in range(max(call_of, default=-1) + 1):
+            if call in trained:
+                continue
+            found = reader.read(call, by_call.get(call, []))
+            members = [at for at, of in enumerate(call_of) if of == call] if found else []
+            for each in found:
+                labels = {"phase": each.phase, "evidence": (_why(each),)}
+                nodes = [at for at in members if _belongs(bits[at], each)]
+                if nodes:
+                    yield Match([view.steps[at] for at in nodes], labels)
+        yield from _sampling(view, call_of, heads)
+
+
+def _why(call: _Call) -> Evidence:
+    return Evidence("phase", call.source, call.reason, call.confidence)  # type: ignore[arg-type]
+
+
+def _belongs(bits: int, call: _Call) -> bool:
+    if call.phase == "text_encode":
+        return bits != 0 and bits & ~call.entries == 0
+    return bits & call.entries != 0 if call.entries else bits != 0
+
+
+def _bits(view: Structure, currents: Flow, at: int) -> int:
+    node = view.steps[at]
+    value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
+    return currents.bits[value] if value >= 0 else 0
+
+
+class _Reader:
+    """Reads the phase of a call off its attentions, or, without any, off the state it keeps."""
+
+    def __init__(self, view: Structure, graph: Graph, currents: Flow, heads: Mapping[int, int]) -> None:
+        self.view, self.graph, self.flow, self.heads = view, graph, currents, heads
+        self.chains = lineage(graph)
+        self.call_of = calls(graph)
+        self.outputs = set(graph.outputs)
+        self.headed = {self.call_of[at] for at in heads}
+
+    def read(self, call: int, found: list[Attention]) -> list[_Call]:
+        ids = 0
+        for number, entry in enumerate(self.flow.entries):
+            if entry.call == call and entry.way == "ids":
+                ids |= 1 << number
+        cached: list[tuple[Attention, _Step]] = []
+        causal: list[Attention] = []
+        encoding = 0
+        for each in found:
+            step = self._step(each)
+            if step is not None:
+                cached.append((each, step))
+            elif each.causal:
+                causal.append(each)
+            elif self._self(each):
+                encoding |= self.flow.bits[each.output]
+        if cached:
+            mine = self._own([each for each, _ in cached], ids)
+            answer = [self._cached(cached, mine)]
+            rest = encoding & ids & ~mine
+            return [*answer, *([_encode(rest)] if rest else [])]
+        if causal and call in self.headed:
+            mine = self._own(causal, ids)
+            queries = max(each.queries for each in causal)
+            if queries > 1 or call == 0:
+                reason = f"causal attention over {queries} positions, and a head over the vocabulary"
+                rest = encoding & ids & ~mine
+                return [_Call("prefill", reason, mine, confidence=0.8), *([_encode(rest)] if rest else [])]
+        if not found:
+            return self._recurrent(call, ids)
+        if ids and (encoding | self._own(causal, ids)) & ids and call not in self._tabular():
+            return [_encode(ids)]
+        return []
+
+    def _tabular(self) -> set[int]:
+        """Calls that look up rows of several tables by one index each: no text."""
+        single: dict[int, int] = {}
+        for entry in self.flow.entries:
+            index = self.view.shape(entry.value)
+            if entry.way == "rows" or (entry.way == "ids" and index and index[-1] == 1):
+                single[entry.call] = single.get(entry.call, 0) + 1
+        return {call for call, count in single.items() if count >= 2}
+
+    def _own(self, found: list[Attention], ids: int) -> int:
+        """Entries that all queries depend on: an encoder's join only behind the first layer."""
+        mine = -1
+        for each in found:
+            bits = self.flow.bits[each.query]
+            if bits:
+                mine &= bits
+        if mine == -1:
+            return 0
+        return mine & ids or mine
+
+    def _self(self, attention: Attention) -> bool:
+        return attention.queries == attention.keys
+
+    def _step(self, attention: Attention) -> _Step | None:
+        """How much of what an attention reads is new, if it reads a cache."""
+        view = self.view
+        call = self.call_of[attention.nodes[0]]
+        for value in (attention.key, view.source[attention.key], view.part[attention.key]):
+            maker = view.maker[value]
+            if maker >= 0 and view.names[maker] == "cat" and self.call_of[maker] == call and value in self.chains:
+                before, *rest = view.operands[maker]
+                axis = self.chains[value].axis
+                shapes = [view.shape(each) for each in (before, *rest)]
+                if axis < 0 or any(len(shape) <= axis for shape in shapes[1:]):
+                    continue
+                old = shapes[0][axis] if len(shapes[0]) > axis else 0
+                return _Step(sum(shape[axis] for shape in shapes[1:]), old)
+        root = view.storage[attention.key]
+        for value in (root, view.storage[view.part[attention.key]], view.storage[view.source[attention.key]]):
+            chain = self.chains.get(value)
+            if chain is not None and chain.kind == "written":
+                new = self._written(value, chain.axis, call)
+                if new >= 0:
+                    return _Step(new, -1)
+        if attention.key in self.outputs or view.source[attention.key] in self.outputs:
+            return _Step(attention.queries, 0) if self._self(attention) else None
+        return None
+
+    def _written(self, root: int, axis: int, call: int) -> int:
+        """Positions written into a preallocated cache in a call; -1: none."""
+        view = self.view
+        for at in view.writes.get(root, ()):
+            if self.call_of[at] != call:
+                continue
+            values = view.operands[at]
+            given = values[-1]
+            shape = view.shape(given)
+            if len(shape) == len(view.shape(root)) and axis >= 0:
+                return shape[axis]
+            return shape[-2] if len(shape) >= 2 else 1
+        return -1
+
+    def _cached(self, found: list[tuple[Attention, _Step]], mine: int) -> _Call:
+        new = max(step.new for _, step in found)
+        before = max(step.before for _, step in found)
+        if before > 0:
+            few = new == 1 or (new <= _MOST_SPECULATED and 2 * new <= before)
+            phase = "decode" if few else "prefill"
+            return _Call(phase, f"{_positions(new)} against a cache of {before}", mine, "lineage", 1.0)
+        if before == 0:
+            return _Call("prefill", f"{_positions(new)} into an empty cache", mine, "lineage", 1.0)
+        earlier = self.call_of[found[0][0].nodes[0]] > 0
+        phase = "decode" if new == 1 or (earlier and new <= _MOST_SPECULATED) else "prefill"
+        reason = f"{_positions(new)} into a preallocated cache"
+        return _Call(phase, reason, mine, "lineage", 0.9)
+
+    def _recurrent(self, call: int, ids: int) -> list[_Call]:
+        if not ids or call not in self.headed:
+            return []
+        entry = next(entry for entry in self.flow.entries if entry.call == call and entry.way == "ids")
+        shape = self.view.shape(entry.value)
+        positions = shape[-1] if shape else 1
+        states = self._states_entering(call)
+        if positions == 1 and states:
+            return [_Call("decode", f"one position, with state of {states} values", ids, "lineage", 0.9)]
+        return [_Call("prefill", f"{_positions(positions)} at once, and a head over the vocabulary", ids, confidence=0.8)]
+
+    def _states_entering(self, call: int) -> int:
+        view = self.view
+        found = 0
+        for value, chain in self.chains.items():
+            if chain.kind == "kept":
+                continue
+            maker = view.maker[value]
+            if maker >= 0 and self.call_of[maker] >= call and not (chain.kind != "grown" and call > 0):
+                continue
+            if any(self.call_of[at] == call for at in view.users[value]):
+                found += 1
+        return found
+
+
+def _positions(count: int) -> str:
+    return "1 position" if count == 1 else f"{count} positions"
+
+
+def _encode(entries: int) -> _Call:
+    return _Call("text_encode", "attention over all positions of token ids at once", entries, confidence=0.9)
+
+
+def _heads(view: Structure, currents: Flow) -> dict[int, int]:
+    """Products with a matrix that has a row for each word of an embedding: position → words."""
+    heavy = weights(view.graph)
+    words = {view.shape(entry.table)[0]: entry for entry in currents.entries if entry.way == "ids"}
+    found: dict[int, int] = {}
+    if not words:
+        return found
+    for name in _LINEAR & view.by_name.keys():
+        for at in view.by_name[name]:
+            node = view.steps[at]
+            out = node.outputs[0] if node.outputs else -1
+            if out < 0 or not view.shape(out):
+                continue
+            wide = view.shape(out)[-1]
+            if wide in words and wide > 1:
+                value = next((each for each in view.operands[at] if view.storage[each] in heavy), -1)
+                if value >= 0 and wide in view.shape(value) and len(view.shape(value)) == 2:
+                    found[at] = wide
+    return found
+
+
+def _sampling(view: Structure, call_of: list[int], heads: Mapping[int, int]) -> Iterator[Match]:
+    """From the logits to the next token: everything computed from them without weights, if it ends in a choice."""
+    if not heads:
+        return
+    heavy = weights(view.graph)
+    loose = bytearray(len(view.maker))
+    nodes: dict[int, list[int]] = {}
+    chosen: set[int] = set()
+    for at, node in enumerate(view.steps):
+        if at in heads:
+            loose[node.outputs[0]] = 1
+            continue
+        operands = view.operands[at]
+        if not any(loose[value] for value in operands) or any(view.storage[value] in heavy for value in operands):
+            continue
+        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
+            continue
+        for value in (*node.outputs, *node.mutates):
+            if value >= 0:
+                loose[value] = 1
+        nodes.setdefault(call_of[at], []).append(at)
+        if view.names[at] in _CHOOSES:
+            chosen.add(call_of[at])
+    why = (Evidence("phase", "structure", "from logits to a choice among the vocabulary", 0.9),)
+    labels = {"phase": "sampling", "role": "sampling", "evidence": (*why, Evidence("role", "structure", why[0].reason))}
+    for call in sorted(chosen):
+        yield Match([view.steps[at] for at in nodes[call]], labels)
+    yield Match(
+        [view.steps[at] for at in heads],
+        {"role": "lm_head", "evidence": (Evidence("role", "structure", "a score for each word of the embedding"),)},
+    )
