@@ -74,8 +74,14 @@ BLOCKS = Table(
             op("mul", None, op("mul", None, op("rsqrt", op("add", _mean_square))), as_="norm", where=_weighted),
             _NORM,
         ),
-        Rule("root mean square normalisation", op("mul", None, op("rsqrt", op("add", _mean_square)), as_="norm"), _NORM),
-        Rule("normalisation by variance", op("div", op("sub", None, op("mean")), op("sqrt", _variance), as_="norm"), _NORM),
+        Rule(
+            "root mean square normalisation", op("mul", None, op("rsqrt", op("add", _mean_square)), as_="norm"), _NORM
+        ),
+        Rule(
+            "normalisation by variance",
+            op("div", op("sub", None, op("mean")), op("sqrt", _variance), as_="norm"),
+            _NORM,
+        ),
         # Experts: a router picks some of a few; their weights are stacked, or called by index.
         Rule(
             "router",
@@ -88,17 +94,29 @@ BLOCKS = Table(
             {"gate": {"role": "moe_router"}, "pick": {"role": "moe_router"}},
             confidence=0.8,
         ),
-        Rule("stacked experts", op("bmm baddbmm matmul _grouped_mm", as_="expert", where=_three_dimensional), {"expert": {"role": "moe_expert"}}),
+        Rule(
+            "stacked experts",
+            op("bmm baddbmm matmul _grouped_mm", as_="expert", where=_three_dimensional),
+            {"expert": {"role": "moe_expert"}},
+        ),
         # MLPs, gated and plain.
         Rule(
             "gated MLP",
-            op(LINEAR, op("mul", activation(linear(as_="gate", where=_weighted)), linear(as_="up", where=_weighted)), as_="down"),
+            op(
+                LINEAR,
+                op("mul", activation(linear(as_="gate", where=_weighted)), linear(as_="up", where=_weighted)),
+                as_="down",
+            ),
             _GATED,
             when=_is_gate,
         ),
         Rule(
             "gated MLP, gate and values in one product",
-            op(LINEAR, op("mul", activation(op("split chunk slice select", linear(as_="up", where=_weighted))), None), as_="down"),
+            op(
+                LINEAR,
+                op("mul", activation(op("split chunk slice select", linear(as_="up", where=_weighted))), None),
+                as_="down",
+            ),
             _MLP,
         ),
         Rule("MLP", op(LINEAR, activation(linear(as_="up", where=_weighted)), as_="down", where=_weighted), _MLP),
@@ -112,7 +130,11 @@ BLOCKS = Table(
             ),
             _MLP,
         ),
-        Rule("MLP, squared", op(LINEAR, op("pow square", op("relu", linear(as_="up", where=_weighted))), as_="down"), _MLP),
+        Rule(
+            "MLP, squared",
+            op(LINEAR, op("pow square", op("relu", linear(as_="up", where=_weighted))), as_="down"),
+            _MLP,
+        ),
         # Positions.
         Rule("rotary positions", op("add", op("mul"), op("mul", op("cat", op("neg"))), as_="rotary"), _ROTARY),
         Rule("rotary positions", op("add", op("mul"), op("mul", op("stack", op("neg"))), as_="rotary"), _ROTARY),

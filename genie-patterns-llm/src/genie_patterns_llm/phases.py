@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
-from genie.match import LINEAR, Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage, weights
+from genie.match import Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage
+from genie_patterns_llm.sampling import vocabulary_heads
 
-_LINEAR = frozenset(LINEAR.split())
-_CHOOSES = frozenset("argmax multinomial topk sort max gumbel_softmax exponential".split())
 _MOST_SPECULATED = 16  # positions checked at once by speculative decoding
 
 
@@ -45,7 +44,7 @@ class Phases(Finder):
         by_call: dict[int, list[Attention]] = {}
         for each in attentions(graph):
             by_call.setdefault(call_of[each.nodes[0]], []).append(each)
-        heads = _heads(view, currents)
+        heads = vocabulary_heads(view)
         reader = _Reader(view, graph, currents, heads)
         bits = [_bits(view, currents, at) for at in range(len(view.steps))]
         for call in range(max(call_of, default=-1) + 1):
@@ -58,7 +57,6 @@ class Phases(Finder):
                 nodes = [at for at in members if _belongs(bits[at], each)]
                 if nodes:
                     yield Match([view.steps[at] for at in nodes], labels)
-        yield from _sampling(view, call_of, heads)
 
 
 def _why(call: _Call) -> Evidence:
@@ -206,7 +204,9 @@ class _Reader:
         states = self._states_entering(call)
         if positions == 1 and states:
             return [_Call("decode", f"one position, with state of {states} values", ids, "lineage", 0.9)]
-        return [_Call("prefill", f"{_positions(positions)} at once, and a head over the vocabulary", ids, confidence=0.8)]
+        return [
+            _Call("prefill", f"{_positions(positions)} at once, and a head over the vocabulary", ids, confidence=0.8)
+        ]
 
     def _states_entering(self, call: int) -> int:
         view = self.view
@@ -228,57 +228,3 @@ def _positions(count: int) -> str:
 
 def _encode(entries: int) -> _Call:
     return _Call("text_encode", "attention over all positions of token ids at once", entries, confidence=0.9)
-
-
-def _heads(view: Structure, currents: Flow) -> dict[int, int]:
-    """Products with a matrix that has a row for each word of an embedding: position → words."""
-    heavy = weights(view.graph)
-    words = {view.shape(entry.table)[0]: entry for entry in currents.entries if entry.way == "ids"}
-    found: dict[int, int] = {}
-    if not words:
-        return found
-    for name in _LINEAR & view.by_name.keys():
-        for at in view.by_name[name]:
-            node = view.steps[at]
-            out = node.outputs[0] if node.outputs else -1
-            if out < 0 or not view.shape(out):
-                continue
-            wide = view.shape(out)[-1]
-            if wide in words and wide > 1:
-                value = next((each for each in view.operands[at] if view.storage[each] in heavy), -1)
-                if value >= 0 and wide in view.shape(value) and len(view.shape(value)) == 2:
-                    found[at] = wide
-    return found
-
-
-def _sampling(view: Structure, call_of: list[int], heads: Mapping[int, int]) -> Iterator[Match]:
-    """From the logits to the next token: everything computed from them without weights, if it ends in a choice."""
-    if not heads:
-        return
-    heavy = weights(view.graph)
-    loose = bytearray(len(view.maker))
-    nodes: dict[int, list[int]] = {}
-    chosen: set[int] = set()
-    for at, node in enumerate(view.steps):
-        if at in heads:
-            loose[node.outputs[0]] = 1
-            continue
-        operands = view.operands[at]
-        if not any(loose[value] for value in operands) or any(view.storage[value] in heavy for value in operands):
-            continue
-        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
-            continue
-        for value in (*node.outputs, *node.mutates):
-            if value >= 0:
-                loose[value] = 1
-        nodes.setdefault(call_of[at], []).append(at)
-        if view.names[at] in _CHOOSES:
-            chosen.add(call_of[at])
-    why = (Evidence("phase", "structure", "from logits to a choice among the vocabulary", 0.9),)
-    labels = {"phase": "sampling", "role": "sampling", "evidence": (*why, Evidence("role", "structure", why[0].reason))}
-    for call in sorted(chosen):
-        yield Match([view.steps[at] for at in nodes[call]], labels)
-    yield Match(
-        [view.steps[at] for at in heads],
-        {"role": "lm_head", "evidence": (Evidence("role", "structure", "a score for each word of the embedding"),)},
-    )

@@ -27,6 +27,12 @@ def _phases(settings: Settings) -> Any:
     return Phases()
 
 
+def _sampling(settings: Settings) -> Any:
+    from genie_patterns_llm.sampling import Sampling
+
+    return Sampling()
+
+
 @hookimpl
 def genie_patterns() -> Mapping[str, Callable[[Settings], Any]]:
-    return {"llm-blocks": _blocks, "llm-attention": _attention, "llm-phases": _phases}
+    return {"llm-blocks": _blocks, "llm-attention": _attention, "llm-phases": _phases, "llm-sampling": _sampling}

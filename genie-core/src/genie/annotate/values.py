@@ -59,6 +59,8 @@ def _refined(
     if refined is None:
         reasons = tuple(why for why in evidence if why.label in ("residency", "modality"))
         base = known or ValueSemantics()
-        refined = msgspec.structs.replace(base, residency=residency or base.residency, modality=modality, evidence=reasons)
+        refined = msgspec.structs.replace(
+            base, residency=residency or base.residency, modality=modality, evidence=reasons
+        )
         memo[key] = refined
     return refined

@@ -14,6 +14,7 @@ Way = Literal["ids", "rows", "image", "frames", "signal", "features"]
 CONVOLUTIONS = frozenset("convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution".split())
 _LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only".split())
 
+
 class Entry(NamedTuple):
     """Data of the program meets weights for the first time, at node ``at``.
 

@@ -1,0 +1,115 @@
+"""From the last product with the vocabulary to the choice of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from genie.graph import Evidence
+from genie.match import LINEAR, Finder, Match, Structure, calls, flow, weights
+
+_LINEAR = frozenset(LINEAR.split())
+_CHOOSES = frozenset("argmax multinomial topk sort max exponential".split())
+# What may become of scores for them to be scores of words: nothing that mixes them with others.
+_KEEPS = (
+    frozenset(
+        """div mul tanh log_softmax _log_softmax softmax _softmax slice select index masked_fill where add sub
+    nll_loss_forward nll_loss cross_entropy_loss float""".split()
+    )
+    | _CHOOSES
+)
+
+
+class Sampling(Finder):
+    """The head over the vocabulary; and, where its scores end in a choice, everything on the way there."""
+
+    name = "llm-sampling"
+    specificity = 30
+
+    def find(self, view: Structure) -> Iterator[Match]:
+        heads = vocabulary_heads(view)
+        if not heads:
+            return
+        why = Evidence("role", "structure", "a score for each word of the embedding", 0.95)
+        yield Match([view.steps[at] for at in heads], {"role": "lm_head", "evidence": (why,)})
+        nodes = _after(view, heads)
+        reason = "from scores of words to a choice"
+        evidence = tuple(Evidence(label, "structure", reason, 0.9) for label in ("phase", "role"))  # type: ignore[arg-type]
+        labels = {"phase": "sampling", "role": "sampling", "evidence": evidence}
+        for found in nodes.values():
+            if any(view.names[at] in _CHOOSES for at in found):
+                yield Match([view.steps[at] for at in found], labels)
+
+
+def vocabulary_heads(view: Structure) -> dict[int, int]:
+    """Products with a matrix that has a row for each word of an embedding, whose result is mixed with nothing:
+    position → words."""
+    remembered = view.graph.__dict__.get("_vocabulary_heads")
+    if remembered is not None:
+        return remembered  # type: ignore[no-any-return]
+    heavy = weights(view.graph)
+    words = {view.shape(entry.table)[0] for entry in flow(view.graph).entries if entry.way == "ids"}
+    found: dict[int, int] = {}
+    for name in _LINEAR & view.by_name.keys() if words else ():
+        for at in view.by_name[name]:
+            outputs = view.steps[at].outputs
+            shape = view.shape(outputs[0]) if outputs and outputs[0] >= 0 else ()
+            if not shape or shape[-1] not in words or shape[-1] < 2:
+                continue
+            matrix = next((value for value in view.operands[at] if view.storage[value] in heavy), -1)
+            if (
+                matrix >= 0
+                and len(view.shape(matrix)) == 2
+                and shape[-1] in view.shape(matrix)
+                and _last(view, outputs[0])
+            ):
+                found[at] = shape[-1]
+    view.graph.__dict__["_vocabulary_heads"] = found
+    return found
+
+
+def _last(view: Structure, value: int) -> bool:
+    front = [value]
+    for _ in range(5):
+        following: list[int] = []
+        for each in front:
+            for at in view.users[each]:
+                node = view.steps[at]
+                if node.semantics is not None and node.semantics.phase == "backward":
+                    continue
+                made = node.outputs[0] if node.outputs else -1
+                if made < 0:
+                    continue
+                if view.source[made] != view.source[each] and view.part[made] != view.part[each]:
+                    if view.names[at] not in _KEEPS:
+                        return False
+                    if view.names[at] in _CHOOSES:
+                        continue
+                following.append(made)
+        front = following[:16]
+    return True
+
+
+def _after(view: Structure, heads: dict[int, int]) -> dict[int, list[int]]:
+    """By call: positions of what is computed from the heads' scores without weights."""
+    heavy, call_of = weights(view.graph), calls(view.graph)
+    scores = bytearray(len(view.maker))
+    nodes: dict[int, list[int]] = {}
+    for at, node in enumerate(view.steps):
+        if at in heads:
+            scores[node.outputs[0]] = 1
+            continue
+        operands = view.operands[at]
+        for value in operands:
+            if scores[value]:
+                break
+        else:
+            continue
+        if any(view.storage[value] in heavy for value in operands):
+            continue
+        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
+            continue
+        for value in (*node.outputs, *node.mutates):
+            if value >= 0:
+                scores[value] = 1
+        nodes.setdefault(call_of[at], []).append(at)
+    return nodes

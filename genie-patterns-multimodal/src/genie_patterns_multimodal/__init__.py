@@ -1,0 +1,1 @@
+"""What several modalities bring, and recommendation models, found in any program's graph."""

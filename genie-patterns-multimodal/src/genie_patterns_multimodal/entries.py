@@ -1,0 +1,88 @@
+"""Of which modality the data is that enters a graph, by how it enters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from genie.match import Entry, Structure, attentions, calls, flow
+
+_MANY_TABLES = 2
+_LONG = 8  # frames to a channel, at least, of a sound
+
+
+class Kind(NamedTuple):
+    modality: str
+    reason: str
+    confidence: float
+
+
+def kinds(view: Structure) -> Mapping[int, Kind]:
+    """Number of the entry → what it is; of unknown ones nothing."""
+    graph = view.graph
+    entries = flow(graph).entries
+    call_of = calls(graph)
+    attending = {call_of[each.nodes[0]] for each in attentions(graph)}
+    by_call: dict[int, list[Entry]] = {}
+    for entry in entries:
+        by_call.setdefault(entry.call, []).append(entry)
+    sparse = {call for call, found in by_call.items() if _sparse(view, found, call in attending)}
+    found: dict[int, Kind] = {}
+    for number, entry in enumerate(entries):
+        kind = _kind(view, entry, entry.call in sparse, entry.call in attending)
+        if kind is not None:
+            found[number] = kind
+    return found
+
+
+def _sparse(view: Structure, entries: list[Entry], attends: bool) -> bool:
+    """Whether the integers of a call are categories: bags, or one row of each of several tables."""
+    if any(entry.way == "rows" and view.names[entry.at] != "embedding" for entry in entries):
+        return True
+    single = {
+        view.storage[entry.table]
+        for entry in entries
+        if entry.way == "rows" or (entry.way == "ids" and view.shape(entry.value)[-1] == 1)
+    }
+    if len(single) >= _MANY_TABLES:
+        return True
+    lookups = [entry for entry in entries if entry.way == "ids"]
+    others = [entry for entry in entries if entry.way in ("image", "signal", "frames")]
+    if attends or others or not lookups:
+        return False
+    # One table for all columns: the columns' offsets are added to the ids before they are looked up.
+    value = lookups[0].value
+    maker = view.maker[view.source[value]]
+    return maker >= 0 and view.names[maker] == "add" and len(view.shape(value)) == 2
+
+
+def _kind(view: Structure, entry: Entry, sparse: bool, attends: bool) -> Kind | None:
+    shape = view.shape(entry.value)
+    if entry.way in ("ids", "rows"):
+        if sparse:
+            return Kind("tabular", "categories that look up one row each", 0.9)
+        return Kind("text", f"ids that look up rows of a table of {view.shape(entry.table)[0]}", 0.9)
+    if entry.way == "frames":
+        return Kind("vision", "a convolution over three dimensions", 0.9)
+    if entry.way == "image":
+        return _image(view, entry)
+    if entry.way == "signal":
+        return Kind("audio", "a convolution over time", 0.85)
+    if entry.way == "features" and _patches(view, entry):
+        return Kind("vision", "patches of a picture, flattened", 0.8)
+    if not attends and len(shape) == 2 or sparse:
+        return Kind("tabular", "columns of numbers", 0.8)
+    return None
+
+
+def _image(view: Structure, entry: Entry) -> Kind:
+    """Pictures come with channels; a spectrogram has none, and is given one for the convolution's sake."""
+    given = view.source[entry.value]
+    if len(view.shape(given)) == 3 and view.shape(entry.value)[1] == 1:
+        return Kind("audio", "a two-dimensional convolution over frames of features", 0.8)
+    return Kind("vision", f"a convolution over {view.shape(entry.value)[1]} channels", 0.95)
+
+
+def _patches(view: Structure, entry: Entry) -> bool:
+    value = view.source[entry.value]
+    return len(view.shape(value)) in (4, 5) and view.shape(value)[1] in (1, 3) and value != entry.value
