@@ -1,0 +1,1 @@
+"""What vision models are made of, found in any program's graph."""
