@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -14,12 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from core.graph_examples import attention_step
+from rich.console import Console
 from rows import Row, Trace
 
 import genie
 from genie import Device, Scheduler, cli, codec
-from genie.graph import Graph
+from genie.cli import artifacts, plugins
+from genie.graph import Graph, Semantics
 
 DEADLINE = 30.0
 
@@ -59,9 +65,75 @@ def run(*args: str, path: Path | None = None) -> subprocess.CompletedProcess[str
 # --- artifacts -----------------------------------------------------------------------------------
 
 
-def test_inspect_prints_the_stable_text(graph: Graph, graph_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_tree(graph_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(graph_file)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 nodes" in shown
+    assert "FLOP" in shown  # annotated on the way
+    assert "\x1b" not in shown
+
+
+def test_inspect_prints_the_stable_text(graph: Graph, graph_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(graph_file), "--text", "--as-is"]) == 0
     assert capsys.readouterr().out == graph.text()
+    assert cli.main(["inspect", str(graph_file), "--text"]) == 0
+    assert capsys.readouterr().out == genie.annotate(graph).text()
+
+
+def test_inspect_prints_graphviz(graph_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(graph_file), "--dot"]) == 0
+    assert "n0 -> n1" in capsys.readouterr().out
+
+
+def test_inspect_writes_a_page(graph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "out.html"
+    assert cli.main(["inspect", str(graph_file), "--html", str(page)]) == 0
+    assert str(page) in capsys.readouterr().out
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert cli.main(["inspect", str(graph_file), "--html", str(tmp_path / "none" / "out.html")]) == 1
+    assert "ConfigError: cannot write" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    graph_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "out.html"
+    page.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert cli.main(["inspect", str(graph_file), "--html", str(page)]) == 1
+    assert page.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.graph", "out.html"]
+
+
+def test_inspect_is_cut_to_the_terminal(graph_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=30, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(artifacts, "out", terminal)
+    assert cli.main(["inspect", str(graph_file)]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue()).splitlines()
+    assert max(map(len, lines)) == 30
+    assert any(line.startswith("all") for line in lines)
+
+
+def test_diff_ends_as_diff_does(
+    graph: Graph, graph_file: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["diff", str(graph_file), str(graph_file)]) == 0
+    assert capsys.readouterr().out == "equal: 2 nodes\n"
+    assert cli.main(["diff", str(graph_file), str(plan_file)]) == 0
+    capsys.readouterr()
+    other = tmp_path / "b.graph"
+    marked = [msgspec.structs.replace(node, semantics=Semantics(phase="decode")) for node in graph.steps]
+    codec.save(msgspec.structs.replace(graph, steps=tuple(marked)), other)
+    assert cli.main(["diff", str(graph_file), str(other), "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["equal"], len(answer["changed"]), answer["added"], answer["removed"]) == (False, 2, [], [])
+    assert cli.main(["diff", str(graph_file), str(tmp_path / "none")]) == 2
+    assert "CodecError: cannot read" in capsys.readouterr().err
 
 
 def test_inspect_prints_json(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +154,16 @@ def test_explain_a_graphs_node(graph_file: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["operation"] == "aten::add.Tensor"
     assert cli.main(["explain", str(graph_file), "0"]) == 0
     assert "operation: aten::add.Tensor" in capsys.readouterr().out
+
+
+def test_explain_gives_the_evidence_below_its_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codec.save(attention_step(), tmp_path / "a.graph")
+    assert cli.main(["explain", str(tmp_path / "a.graph"), "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("  semantic_role: attention") + 1] == "      framework: the operator's name"
+    assert cli.main(["explain", str(tmp_path / "a.graph"), "4", "--json"]) == 0
+    [evidence] = json.loads(capsys.readouterr().out)["evidence"]
+    assert (evidence["label"], evidence["source"], evidence["confidence"]) == ("role", "framework", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +201,14 @@ def test_an_unknown_node(plan_file: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "args", [["frobnicate"], ["inspect"], ["inspect", "x", "--nope"], ["serve", "--port", "99999"]]
+    "args",
+    [
+        ["frobnicate"],
+        ["inspect"],
+        ["inspect", "x", "--nope"],
+        ["serve", "--port", "99999"],
+        ["inspect", "x", "--dot", "--json"],
+    ],
 )
 def test_wrong_usage_is_status_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 2
@@ -137,6 +226,76 @@ def test_help() -> None:
     assert cli.main(["--help"]) == 0
 
 
+# --- models --------------------------------------------------------------------------------------
+
+MADE = """
+from genie.graph import Graph, Input, Node, Ref, TensorSpec
+row = TensorSpec((2,), "float32")
+number = 3
+
+def graph():
+    return Graph((row, row), (Input(0),), (Node(0, "aten::neg", "", (Ref(0),), (1,)),), (1,))
+
+def nothing(): ...
+
+def asks(for_something): ...
+
+def inner_error():
+    asks()
+
+def fails():
+    {}["x"]
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "made_here.py").write_text(MADE)
+    path = list(sys.path)
+    yield str(tmp_path / "made_here.py")
+    sys.path[:] = path
+    sys.modules.pop("made_here", None)
+
+
+def test_inspect_shows_what_a_function_makes(made: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", f"{made}:graph", "--dot"]) == 0
+    assert "aten::neg" in capsys.readouterr().out
+
+
+def test_inspect_finds_a_module(made: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(Path(made).parent)
+    assert cli.main(["inspect", "made_here:graph", "--text"]) == 0
+    assert "aten::neg" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fresh_runtime")
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("{made}:other", "no attribute 'other'"),
+        ("{made}:number", "'number' is int, not a function"),
+        ("{made}:nothing", "captured nothing"),
+        ("{made}:asks", "cannot be called without arguments"),
+        ("{made}.py:graph", "no file"),
+        ("no_such_package.module:graph", "no module 'no_such_package'"),
+        (":graph", "'' names no module"),
+        ("..relative:graph", "names no module"),
+    ],
+)
+def test_a_model_that_is_none(made: str, model: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", model.format(made=made)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("ConfigError:")
+    assert says in shown
+    assert "the function takes no arguments" in shown
+
+
+@pytest.mark.parametrize(("name", "error"), [("inner_error", TypeError), ("fails", KeyError)])
+def test_an_error_of_the_users_function_is_theirs(made: str, name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        cli.main(["inspect", f"{made}:{name}"])
+
+
 # --- plugins -------------------------------------------------------------------------------------
 
 
@@ -145,7 +304,7 @@ def broken(distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -
     from genie.plugins import Registry
 
     distribution("acme-broken", {"acme_broken": "import [no] missing_thing_xyz"}, {"broken": "acme_broken"})
-    monkeypatch.setattr(cli, "registry", Registry())
+    monkeypatch.setattr(plugins, "registry", Registry())
 
 
 @pytest.mark.usefixtures("broken")

@@ -1,0 +1,12 @@
+"""Seeing graphs: as a tree of modules, as Graphviz text, as a page of its own, and one beside another.
+
+>>> from genie import inspect  # doctest: +SKIP
+>>> print(inspect.tree(genie.annotate(genie.get_graph()), depth=2))  # doctest: +SKIP
+"""
+
+from genie.inspect.difference import Change, Difference, Lone, compare
+from genie.inspect.graphviz import dot
+from genie.inspect.html import page
+from genie.inspect.outline import Outline, tree
+
+__all__ = ["Change", "Difference", "Lone", "Outline", "compare", "dot", "page", "tree"]
