@@ -40,8 +40,10 @@ from genie.errors import GenieError
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue
 from genie.interfaces import CostModel, PatternMatcher, PlacementStrategy, Policy
+from genie.marks import mark, session
 from genie.plan import ExecutionPlan
 from genie.schedule import Scheduler
+from genie.workload import summary
 
 if TYPE_CHECKING:
     from genie import aio
@@ -82,6 +84,7 @@ __all__ = [
     "init_cluster",
     "is_capturing",
     "load",
+    "mark",
     "on_shutdown",
     "register_backend",
     "register_cost_model",
@@ -92,10 +95,12 @@ __all__ = [
     "register_transport",
     "run",
     "save",
+    "session",
     "set_backend",
     "set_log_level",
     "settings",
     "shutdown",
+    "summary",
     "verify",
 ]
 

@@ -46,12 +46,15 @@ class Phases(Finder):
             by_call.setdefault(call_of[each.nodes[0]], []).append(each)
         heads = vocabulary_heads(view)
         reader = _Reader(view, graph, currents, heads)
+        nodes_of: dict[int, list[int]] = {}
+        for at, of in enumerate(call_of):
+            nodes_of.setdefault(of, []).append(at)
         bits = [_bits(view, currents, at) for at in range(len(view.steps))]
         for call in range(max(call_of, default=-1) + 1):
             if call in trained:
                 continue
             found = reader.read(call, by_call.get(call, []))
-            members = [at for at, of in enumerate(call_of) if of == call] if found else []
+            members = nodes_of.get(call, [])
             for each in found:
                 labels = {"phase": each.phase, "evidence": (_why(each),)}
                 nodes = [at for at in members if _belongs(bits[at], each)]

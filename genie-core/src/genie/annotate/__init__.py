@@ -11,10 +11,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
-
-import msgspec
 
 from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked
 from genie.annotate.residency import cache_groups, residencies
@@ -23,7 +22,7 @@ from genie.annotate.supervise import TooSlow, supervised
 from genie.annotate.values import meanings
 from genie.errors import GraphError
 from genie.flops import Work, sizes, work
-from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, verify
+from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, relabelled, verify
 from genie.graph.calls import calls, weights
 from genie.graph.structure import structure
 from genie.interfaces import PatternMatcher
@@ -31,6 +30,8 @@ from genie.interfaces import PatternMatcher
 __all__ = ["annotate"]
 
 _MOST_MATCHES = 4  # per node of the graph, of one pattern
+_PATIENCE, _PATIENCE_PER_NODE = 2.0, 2e-4  # seconds for one pattern and one graph
+_too_slow: dict[int, PatternMatcher] = {}  # patterns that are asked no more in this process
 _Found = dict[int, list[Bundle]]  # by node id
 
 
@@ -43,37 +44,40 @@ def annotate(
     word).
 
     Labels are named by the fields of ``Semantics`` or by the public keys of ``node.metadata``. A pattern that raises,
-    does not answer in time or answers with garbage is reported by name and left out. Raises ``GraphError`` for a
+    does not answer in time or answers with garbage is reported by name and left out; one that does not answer in time
+    is not asked again. Raises ``GraphError`` for a
     graph that breaks a rule and for marks that do.
     """
     verify(graph)
     with _paused_gc(len(graph.steps)):
         found: _Found = {}
         _defaults(graph, found)
-        for pattern in patterns:
-            _apply(pattern, graph, found)
+        _apply(patterns, graph, found)
         _marks(graph, marks or {}, found)
         return _with_facts(graph, found)
 
 
-def _apply(pattern: PatternMatcher, graph: Graph, found: _Found) -> None:
-    """One pattern's labels into ``found``: all of them, or none and a report."""
-    name = str(getattr(pattern, "name", type(pattern).__name__))
-    try:
-        mine = supervised(lambda: _labels_of(pattern, name, graph))
-    except TooSlow as error:
-        log.error("pattern left out", pattern=name, error=f"TooSlow: {error}", graph=graph.name)
-        return
-    except Exception as error:  # a plugin may raise anything
-        log.error("pattern left out", pattern=name, error=f"{type(error).__name__}: {error}", graph=graph.name)
-        return
-    for node, bundle in mine:
-        bundles = found.get(node)
-        if bundles is None:
-            found[node] = [bundle]
-        else:
-            bundles.append(bundle)
-    log.debug("pattern applied", pattern=name, nodes=len(mine), graph=graph.name)
+def _apply(patterns: Sequence[PatternMatcher], graph: Graph, found: _Found) -> None:
+    """Each pattern's labels into ``found``: all of them, or none and a report."""
+    patterns = [pattern for pattern in patterns if id(pattern) not in _too_slow]
+    names = [str(getattr(pattern, "name", type(pattern).__name__)) for pattern in patterns]
+    tasks = [partial(_labels_of, pattern, name, graph) for pattern, name in zip(patterns, names, strict=True)]
+    patience = _PATIENCE + _PATIENCE_PER_NODE * len(graph.steps)
+    for pattern, name, outcome in zip(patterns, names, supervised(tasks, patience), strict=True):
+        if outcome.error is not None:
+            why = f"{type(outcome.error).__name__}: {outcome.error}"
+            log.error("pattern left out", pattern=name, error=why, graph=graph.name)
+            if isinstance(outcome.error, TooSlow):
+                # Every plan would wait for it again. Kept, so that its id stays its own.
+                _too_slow[id(pattern)] = pattern
+            continue
+        for node, bundle in outcome.result:
+            bundles = found.get(node)
+            if bundles is None:
+                found[node] = [bundle]
+            else:
+                bundles.append(bundle)
+        log.debug("pattern applied", pattern=name, nodes=len(outcome.result), graph=graph.name)
 
 
 def _labels_of(pattern: PatternMatcher, name: str, graph: Graph) -> list[tuple[int, Bundle]]:
@@ -81,10 +85,8 @@ def _labels_of(pattern: PatternMatcher, name: str, graph: Graph) -> list[tuple[i
     ids = _ids(graph)
     most = _MOST_MATCHES * (len(graph.steps) + 16)
     mine: list[tuple[int, Bundle]] = []
-    matches = 0
-    for match in islice(pattern.match(graph), most + 1):
-        matches += 1
-        if matches > most:
+    for count, match in enumerate(islice(pattern.match(graph), most + 1)):
+        if count == most:
             raise Garbage(f"it matches more than {most} times in a graph of {len(graph.steps)} nodes")
         group = (match,) if isinstance(match, Node) else match
         for node, labels in pattern.annotate(group).items():
@@ -174,9 +176,7 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
             )
         )
     merger.report()
-    annotated = msgspec.structs.replace(graph, steps=tuple(steps), meanings=meanings(graph, steps, where))
-    verify(annotated)
-    return annotated
+    return relabelled(graph, tuple(steps), meanings(graph, steps, where))
 
 
 def _made(node: Node, where: Sequence[ValueSemantics | None]) -> ValueSemantics | None:

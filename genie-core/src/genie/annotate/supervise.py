@@ -6,17 +6,16 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Any
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
-from genie.telemetry import get_logger
 
-log = get_logger("genie.annotate")
+class Outcome(NamedTuple):
+    """What a task returned, or what it raised; :class:`TooSlow` if it did neither in time."""
 
-LONGEST = 5.0  # seconds one pattern may take over one graph
-
-_Answer = tuple[Any, BaseException | None]
+    result: Any
+    error: BaseException | None
 
 
 class TooSlow(Exception):
@@ -24,69 +23,99 @@ class TooSlow(Exception):
 
 
 class _Stop(BaseException):
-    """Raised inside a pattern that is left behind."""
+    """Raised inside a task that is left behind."""
+
+
+class _Round:
+    """Tasks for a worker, one after the other, and how far it is."""
+
+    def __init__(self, tasks: Sequence[Callable[[], Any]]) -> None:
+        self.tasks = tasks
+        self.outcomes: list[Outcome] = []
+        self.done = threading.Event()
+        self.left = False  # nobody waits for it any more
+
+    def work(self) -> None:
+        for task in self.tasks:
+            try:
+                outcome = Outcome(task(), None)
+            except _Stop:
+                return
+            except BaseException as error:
+                outcome = Outcome(None, error)
+            if self.left:
+                return
+            self.outcomes.append(outcome)
+        self.done.set()
 
 
 class _Worker:
-    """A thread that makes calls, one at a time."""
+    """A thread that works rounds off, one at a time."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self._tasks: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[_Answer]]] = SimpleQueue()
+        self.rounds: SimpleQueue[_Round] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="genie-patterns", daemon=True)
         self._thread.start()
 
-    def ask(self, task: Callable[[], Any], seconds: float) -> Any:
-        answer: SimpleQueue[_Answer] = SimpleQueue()
-        self._tasks.put((task, answer))
-        try:
-            result, error = answer.get(timeout=seconds)
-        except Empty:
-            raise TooSlow(f"no answer within {seconds:g} s") from None
-        if error is not None:
-            raise error
-        return result
-
-    def abandon(self) -> None:
+    def stop(self, round: _Round) -> None:
+        round.left = True
         # The interpreter's own way to stop a thread; it works on Python code, wherever it loops.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(_Stop))
 
     def _work(self) -> None:
-        while True:
-            task, answer = self._tasks.get()
-            try:
-                answer.put((task(), None))
-            except _Stop:
-                return
-            except BaseException as error:
-                answer.put((None, error))
+        try:
+            while True:
+                round = self.rounds.get()
+                round.work()
+                if round.left:
+                    return
+        except _Stop:
+            return
 
 
 _lock = threading.Lock()
 _idle: list[_Worker] = []
 
 
-def supervised(task: Callable[[], Any], seconds: float = LONGEST) -> Any:
-    """``task()``, on another thread. Raises what it raises, or :class:`TooSlow`; its thread is then stopped."""
-    with _lock:
-        worker = _idle.pop() if _idle else None
-    if worker is None or worker.process != os.getpid():  # a forked child has the list and not the threads
-        worker = _Worker()
-    try:
-        result = worker.ask(task, seconds)
-    except TooSlow:
-        worker.abandon()
-        raise
-    except KeyboardInterrupt:
-        worker.abandon()
-        raise
-    except BaseException:
-        _back(worker)
-        raise
-    _back(worker)
-    return result
+def supervised(tasks: Sequence[Callable[[], Any]], seconds: float) -> list[Outcome]:
+    """The outcome of each task, in order. Tasks run on another thread; one that takes longer than ``seconds`` is
+    stopped, and the others go on."""
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(tasks):
+        round = _Round(tasks[len(outcomes) :])
+        worker = _worker()
+        worker.rounds.put(round)
+        try:
+            finished = _wait(round, seconds)
+        except BaseException:  # Ctrl-C
+            worker.stop(round)
+            raise
+        if finished:
+            with _lock:
+                _idle.append(worker)
+            outcomes += round.outcomes
+        else:
+            worker.stop(round)
+            outcomes += round.outcomes[: len(round.tasks) - 1]
+            outcomes.append(Outcome(None, TooSlow(f"no answer within {seconds:g} s")))
+    return outcomes
 
 
-def _back(worker: _Worker) -> None:
+def _wait(round: _Round, seconds: float) -> bool:
+    """Whether the round ended, each of its tasks within its time."""
+    while True:
+        before = len(round.outcomes)
+        if round.done.wait(seconds):
+            return True
+        if len(round.outcomes) == before:
+            return False
+
+
+def _worker() -> _Worker:
     with _lock:
-        _idle.append(worker)
+        while _idle:
+            worker = _idle.pop()
+            if worker.process == os.getpid():  # a forked child has the list and not the threads
+                return worker
+    return _Worker()

@@ -22,7 +22,7 @@ from genie.graph.model import (
     refs,
     spec_text,
 )
-from genie.graph.rules import verify
+from genie.graph.rules import relabelled, verify
 
 __all__ = [
     "DTYPES",
@@ -44,6 +44,7 @@ __all__ = [
     "node_text",
     "printable",
     "refs",
+    "relabelled",
     "spec_text",
     "verify",
 ]

@@ -135,9 +135,9 @@ class _Tracer:
                     followers.setdefault(old, value)
         reaches = self._reach(followers)
         for bit, (old, new) in enumerate(followers.items()):
-            if old not in self.chain and new not in self.chain and reaches[new] >> bit & 1:
-                self._link(old, new, "replaced", -1)
-            elif old in self.chain and self.chains[self.chain[old]][0] == "replaced" and new not in self.chain:
+            known = self.chain.get(old)
+            free = known is None or self.chains[known][0] == "replaced"
+            if free and new not in self.chain and reaches[new] >> bit & 1:
                 self._link(old, new, "replaced", -1)
         self._last_versions()
 
@@ -152,9 +152,9 @@ class _Tracer:
                     made[(self.call[at], *key)] = value
                     keys[value] = key
         for number, (kind, _, versions) in enumerate(self.chains):
-            newest = versions[-1] if versions else -1
-            if kind != "replaced" or newest not in keys:
+            if kind != "replaced" or len(versions) < 2 or versions[-1] not in keys:
                 continue
+            newest = versions[-1]
             after = made.get((self._call_of(newest) + 1, *keys[newest]))
             if after is not None and after not in self.chain and self.view.shape(after) == self.view.shape(newest):
                 versions.append(after)

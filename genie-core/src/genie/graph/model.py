@@ -27,22 +27,24 @@ DTYPES: Mapping[str, int] = MappingProxyType(
     | {f"{sign}int{bits}": (bits + 7) // 8 for sign in ("", "u") for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)}
 )
 
+# ``gc=False`` below: trees of frozen values make no cycles, and graphs have many thousands of them.
+
 # --- arguments ---------------------------------------------------------------------------------
 
 
-class Ref(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+class Ref(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="v"):
     """An operand: the value numbered ``value``."""
 
     value: int
 
 
-class Many(msgspec.Struct, frozen=True, array_like=True, tag="l"):
+class Many(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="l"):
     """A list argument (``int[]``, ``Tensor[]``, ``Tensor?[]``, …)."""
 
     items: tuple[Arg, ...]
 
 
-class Const(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+class Const(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="c"):
     """An argument that is part of the structure, never a parameter.
 
     ``kind`` is one of ``dtype``, ``layout``, ``memory_format``, ``device``, ``generator``,
@@ -54,7 +56,7 @@ class Const(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     text: str
 
 
-class ScalarTensor(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+class ScalarTensor(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="s"):
     """A zero-dimensional host tensor used as an operand, carried by value.
 
     ``wrapped`` marks a Python number that became a tensor (it yields in dtype promotion).
@@ -72,7 +74,7 @@ Arg: TypeAlias = bool | int | float | str | Ref | Many | Const | ScalarTensor | 
 # --- values and nodes --------------------------------------------------------------------------
 
 
-class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Shape, dtype and layout of a value. ``stride=None`` means contiguous; strides are in elements."""
 
     shape: tuple[int, ...]
@@ -85,7 +87,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
         return prod(self.shape) * DTYPES[self.dtype]
 
 
-class Evidence(msgspec.Struct, frozen=True, array_like=True):
+class Evidence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why a label holds. ``source`` is ordered: user > framework > lineage > structure. ``label`` names the field."""
 
     label: str
@@ -94,7 +96,7 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True):
     confidence: float = 1.0
 
 
-class Semantics(msgspec.Struct, frozen=True, omit_defaults=True):
+class Semantics(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a node means. ``None`` is *unknown*: later stages must not read it as anything else."""
 
     role: str | None = None
@@ -114,7 +116,7 @@ class Semantics(msgspec.Struct, frozen=True, omit_defaults=True):
     evidence: tuple[Evidence, ...] = ()
 
 
-class ValueSemantics(msgspec.Struct, frozen=True, omit_defaults=True):
+class ValueSemantics(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a value means; ``None`` is unknown."""
 
     residency: str | None = None
@@ -124,7 +126,7 @@ class ValueSemantics(msgspec.Struct, frozen=True, omit_defaults=True):
     evidence: tuple[Evidence, ...] = ()
 
 
-class Node(msgspec.Struct, frozen=True, array_like=True):
+class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One operator call, arguments in the order of the operator's schema.
 
     ``outputs`` numbers the *fresh* values it makes, flattened over the schema's returns; ``-1`` stands for a
@@ -161,7 +163,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
         return refs(self.args)
 
 
-class Input(msgspec.Struct, frozen=True, array_like=True):
+class Input(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value that enters the graph. ``origin`` is what the frontend *knows* it to be.
 
     A ``donated`` input is not needed after this graph: the executor releases it after its last use. ``lineage`` is
@@ -177,7 +179,7 @@ class Input(msgspec.Struct, frozen=True, array_like=True):
     axis: int = -1
 
 
-class Module(msgspec.Struct, frozen=True, array_like=True):
+class Module(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A module of the user's program: dotted path and class name."""
 
     path: str
@@ -275,7 +277,7 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
         return depends
 
 
-class BoundNode(Node, frozen=True, array_like=True, eq=False, kw_only=True):
+class BoundNode(Node, frozen=True, array_like=True, eq=False, kw_only=True, gc=True):
     """A node together with its graph, as :meth:`Graph.nodes` gives them. It never crosses a wire."""
 
     graph: Graph

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import NoReturn
 
+import msgspec
+
 from genie.errors import GraphError
 from genie.graph.model import (
     DTYPES,
@@ -75,6 +77,23 @@ def verify(graph: Graph) -> None:
     except (TypeError, AttributeError, KeyError) as error:
         raise GraphError(f"the graph holds a value of a wrong type: {error}") from error
     graph.__dict__["_verified"] = True
+
+
+def relabelled(graph: Graph, steps: tuple[Node, ...], meanings: tuple[ValueSemantics | None, ...]) -> Graph:
+    """A verified graph with other labels on its nodes and values; only the labels are verified."""
+    sound: dict[int, Evidence] = {}
+    known: set[int] = set()
+    for node in steps:
+        if node.semantics is not None and (fault := _fault(node.semantics, sound)):
+            _broken(graph, node, fault)
+    for meaning in meanings:
+        if meaning is not None and id(meaning) not in known:
+            known.add(id(meaning))
+            if fault := _fault(meaning, sound):
+                raise GraphError(f"what is known of a value: {fault}")
+    new = msgspec.structs.replace(graph, steps=steps, meanings=meanings)
+    new.__dict__["_verified"] = True
+    return new
 
 
 def _verify_tables(graph: Graph) -> None:

@@ -134,7 +134,7 @@ def _float(view: Structure, value: int) -> bool:
 
 
 def _product_after(view: Structure, scores: int) -> tuple[int, int]:
-    """The product that applies scores to values, behind casts, dropout and the like, and the operand that brings them."""
+    """The product that applies scores to values, behind casts and dropout, and the operand that brings the scores."""
     front = [scores]
     for _ in range(6):
         following: list[int] = []

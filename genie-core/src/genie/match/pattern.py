@@ -45,9 +45,11 @@ class Op:
     def match(self, view: Structure, at: int, bound: dict[str, int], all_: list[int]) -> bool:
         """Whether the node at ``at`` is the root of this pattern; ``bound`` and ``all_`` get the positions."""
         name = view.names[at]
-        if name not in self.names or (self.where is not None and not self.where(view, at)):
+        if name not in self.names:
             return False
         if self.operands and not self._operands(view, at, name, bound, all_):
+            return False
+        if self.where is not None and not self.where(view, at):
             return False
         all_.append(at)
         if self.as_:
@@ -55,31 +57,31 @@ class Op:
         return True
 
     def _operands(self, view: Structure, at: int, name: str, bound: dict[str, int], all_: list[int]) -> bool:
-        given = view.operands[at][_FIRST_OPERAND.get(name, 0) :]
-        if name == "div" and len(given) < len(self.operands):
+        given = view.operands[at]
+        if name in _FIRST_OPERAND:
+            given = given[_FIRST_OPERAND[name] :]
+        if len(given) < len(self.operands):
             return False
-        orders: Iterable[Sequence[int]] = (given,)
-        if name in _COMMUTE and len(given) == 2:
-            orders = (given, given[::-1])
-        for order in orders:
-            mine: dict[str, int] = {}
-            found: list[int] = []
-            if len(order) >= len(self.operands) and all(
-                wanted is None or _maker_matches(view, wanted, value, mine, found)
-                for wanted, value in zip(self.operands, order, strict=False)
-            ):
-                bound.update(mine)
-                all_.extend(found)
-                return True
-        return False
+        # What a failed attempt bound is bound again by one that succeeds: both bind every name below.
+        before = len(all_)
+        if self._in_order(view, given, bound, all_):
+            return True
+        del all_[before:]
+        return name in _COMMUTE and len(given) == 2 and self._in_order(view, given[::-1], bound, all_)
 
-
-def _maker_matches(view: Structure, wanted: Op, value: int, bound: dict[str, int], all_: list[int]) -> bool:
-    maker = view.maker[value]
-    if maker >= 0 and view.names[maker] in wanted.names:  # a view may be what is asked for
-        return wanted.match(view, maker, bound, all_)
-    maker = view.maker[view.source[value]]
-    return maker >= 0 and wanted.match(view, maker, bound, all_)
+    def _in_order(self, view: Structure, given: Sequence[int], bound: dict[str, int], all_: list[int]) -> bool:
+        maker, names = view.maker, view.names
+        for wanted, value in zip(self.operands, given, strict=False):
+            if wanted is None:
+                continue
+            at = maker[value]
+            if at < 0 or names[at] not in wanted.names:  # a view may be what is asked for
+                at = maker[view.source[value]]
+                if at < 0 or names[at] not in wanted.names:
+                    return False
+            if not wanted.match(view, at, bound, all_):
+                return False
+        return True
 
 
 def op(names: str, *operands: Op | None, as_: str = "", where: Where | None = None) -> Op:
