@@ -1,7 +1,6 @@
 #include "describe.h"
 
 #include "operator.h"
-#include "source.h"
 #include "writer.h"
 
 namespace py = pybind11;
@@ -119,6 +118,7 @@ py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& o
     const Operator& op = operator_at(reader.next());
     const uint32_t module = reader.next();
     const uint32_t source = reader.next();
+    const uint32_t scope = reader.next();
     const uint32_t count = reader.next();
     py::tuple args(count);
     std::vector<std::vector<uint32_t>> operands(count);
@@ -172,18 +172,33 @@ py::dict describe_segment(const Segment& segment, const std::vector<uint32_t>& o
       }
     }
     nodes.append(
-        py::make_tuple(op.name, op.overload, args, outs, mutates, aliases, module, source));
+        py::make_tuple(op.name, op.overload, args, outs, mutates, aliases, module, source, scope));
   }
 
   py::list inputs;
+  py::list marks;
   for (const auto& leaf : segment.leaves) {
-    inputs.append(py::make_tuple(leaf.index, py::bool_(leaf.donated), leaf.value->handle));
+    const auto handle = leaf.value->handle;
+    auto from = whence(leaf.value->device, handle);
+    if ((from == From::kMade) == (handle > segment.looked_at)) {
+      from = From::kUnknown; // on its way from one segment to the next, or given for an earlier call
+    }
+    inputs.append(py::make_tuple(leaf.index, py::bool_(leaf.donated), handle, static_cast<int>(from)));
+    if (leaf.value->mark != 0) {
+      marks.append(py::make_tuple(leaf.index, leaf.value->mark));
+    }
+  }
+  for (const auto& [index, value] : segment.made) {
+    if (value->mark != 0) {
+      marks.append(py::make_tuple(index, value->mark));
+    }
   }
   py::dict result;
   result["values"] = values;
   result["nodes"] = nodes;
   result["inputs"] = inputs;
   result["outputs"] = py::cast(outputs);
+  result["marks"] = marks;
   return result;
 }
 

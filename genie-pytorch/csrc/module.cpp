@@ -2,13 +2,16 @@
 #include "adopt.h"
 #include "describe.h"
 #include "device.h"
+#include "modules.h"
 #include "record.h"
 #include "rules.h"
+#include "scope.h"
 #include "source.h"
 #include "trace.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 namespace py = pybind11;
@@ -36,6 +39,11 @@ py::list to_list(const std::vector<at::Tensor>& tensors) {
     list.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)));
   }
   return list;
+}
+
+py::tuple as_tuple(const Stream::Sent& sent) {
+  const auto& [plan, graph] = sent.known;
+  return py::make_tuple(graph, plan->outputs, plan->inputs, sent.words);
 }
 
 std::vector<uint32_t> living(const Segment& segment) {
@@ -93,12 +101,47 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
   m.def("source_named", &source_named);
-  m.def("set_origin", &set_origin, "Overrides what the frames say on this thread: module and source, or 0.");
+  m.def(
+      "set_origin",
+      [](uint32_t module, uint32_t source, uint32_t mark) {
+        set_module(module, mark);
+        set_source(source);
+      },
+      "Overrides what the frames say on this thread: module, source, and the modules' mark, or 0.");
   m.def("follow_modules", [](py::object code, py::object learn) { follow_modules(code.ptr(), learn.ptr()); });
   m.def("forget_module", &forget_module);
-  m.def("current_module", &current_module);
+  m.def("follow_optimizers", [](py::object step, py::object learn) { follow_optimizers(step.ptr(), learn.ptr()); });
+  m.def("follow_marks", [](py::object now, py::object combine) { follow_marks(now.ptr(), combine.ptr()); });
+  m.def("set_mark", &set_mark, "What the user says of this thread's operators from now on, in its present context.");
+  m.def("current_scope", [] {
+    return current_origin(torch::autograd::get_current_graph_task_id() != -1).scope;
+  }, "The mark in force here << 1 | whether this is a backward pass.");
+  m.def("mark_module", &mark_module);
+  m.def("mark_value", [](py::handle object, const py::function& change) {
+    const auto tensor = tensor_of(object);
+    TORCH_CHECK_VALUE(on_device(tensor), "genie: the tensor is on ", tensor.device(), ", not remote_accelerator");
+    Lock lock;
+    touch(stream_for(static_cast<int16_t>(tensor.device().index()), nullptr), tensor);
+    auto* value = value_of(tensor);
+    mark_value(*value, change(value->mark).cast<uint32_t>());
+  }, "The mark of a tensor's value becomes what the function makes of it.");
+  m.def("marked_values", [](int device) {
+    Lock lock;
+    return marked_values(static_cast<int16_t>(device));
+  });
+  // The marks of these tensors' values, to tell calls of a compiled program apart; nothing if no value is marked.
+  m.def("marks_of", [](const py::list& list) {
+    std::vector<uint32_t> marks;
+    if (any_value_marked()) {
+      for (const auto& tensor : tensors_of(list)) {
+        const Value* value = on_device(tensor) ? value_of(tensor) : nullptr;
+        marks.push_back(value == nullptr ? 0 : value->mark);
+      }
+    }
+    return py::tuple(py::cast(marks));
+  });
   m.def("source_text", &source_text);
-  m.def("current_source", &current_source);
+  m.def("current_source", [] { return current_source(); });
   m.def("ignore_sources_under", &ignore_sources_under);
   m.def("is_user_file", &is_user_file);
   m.def("enter_capture", [] { return ++capture_depth(); });
@@ -121,25 +164,43 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("pending", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    stream.segment.looked_at = stream.looked_at;
     return describe_segment(stream.segment, living(stream.segment));
   });
-  // What this thread has sent since its last look: [(plan id, words)].
+  // What this thread has sent since its last look: [(graph, outputs, number of inputs, words)].
   m.def("history", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
     py::list result;
     for (const auto& sent : stream.history) {
-      result.append(py::make_tuple(sent.plan->id, sent.plan->outputs, sent.plan->inputs, sent.words));
+      result.append(as_tuple(sent));
     }
     return result;
+  });
+  // One execution before those, the latest first; None when it is not remembered.
+  m.def("earlier", [](int device, size_t position) -> py::object {
+    Lock lock;
+    const auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    if (position >= stream.earlier.size()) {
+      return py::none();
+    }
+    return as_tuple(stream.earlier[stream.earlier.size() - 1 - position]);
+  });
+  // How a value this thread's history begins with came to be: 1 the program gave it since it looked last, 2 an operator
+  // made it, 0 neither or unknown.
+  m.def("whence", [](int device, uint64_t handle) {
+    Lock lock;
+    const auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
+    const auto from = whence(static_cast<int16_t>(device), handle);
+    return static_cast<int>(from == From::kUploaded && handle <= stream.viewed_from ? From::kUnknown : from);
   });
   // A region whose whole history is kept, whatever is looked at on the way.
   m.def("start_history", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
     flush(stream);
-    stream.history.clear();
-    stream.looked = false;
+    begin_history(stream);
+    stream.end_history();
     stream.keep = true;
   });
   m.def("end_history", [](int device) {
@@ -147,7 +208,7 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
     flush(stream);
     stream.keep = false;
-    stream.looked = true;
+    stream.look();
   });
   // (device, handle, index in this thread's pending segment): what is known of a tensor without asking anybody.
   m.def("peek", [](py::handle object) -> py::tuple {

@@ -49,9 +49,10 @@ void set_port(py::object object) {
 
 namespace port {
 
-int64_t prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole) {
+std::pair<int64_t, int64_t> prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole) {
   return call([&](py::object& port) {
-    return port.attr("prepare")(device, describe_segment(segment, outputs), py::bool_(whole)).cast<int64_t>();
+    return port.attr("prepare")(device, describe_segment(segment, outputs), py::bool_(whole))
+        .cast<std::pair<int64_t, int64_t>>();
   });
 }
 

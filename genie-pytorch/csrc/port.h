@@ -4,6 +4,7 @@
 #include "value.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace genie {
@@ -13,8 +14,8 @@ struct Segment;
 // All of these take the GIL themselves. Errors of the engine come out as the Python exceptions they are.
 namespace port {
 
-// The segment as a plan the engine has loaded; its id.
-int64_t prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole);
+// The segment as a plan the engine has loaded: the plan's id, and the number of the graph it was made from.
+std::pair<int64_t, int64_t> prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole);
 // `look`: the program is about to look at a value, so this may travel with the question.
 void execute(int16_t device, int64_t plan, const std::string& bindings, bool look);
 void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight);

@@ -439,7 +439,9 @@ void record(const Operator& op, Stack* stack) {
     writer.returns(known != nullptr ? known->specs : answered.specs, values);
     if (known == nullptr || known->ask_layout) {
       flush(stream, true);
-      stream.looked = stream.looked || known == nullptr;
+      if (known == nullptr) {
+        stream.look();
+      }
       lock.reset();
     }
   }

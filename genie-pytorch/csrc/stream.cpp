@@ -22,6 +22,13 @@ std::unordered_map<int16_t, std::vector<uint64_t>> forgotten;
 
 std::unordered_map<int16_t, uint64_t> handles;
 
+constexpr size_t kUploads = 1 << 14; // remembered, of a device
+struct Uploads {
+  std::vector<uint64_t> handles; // in order
+  uint64_t known_from = 0;       // handles below may be forgotten uploads
+};
+std::unordered_map<int16_t, Uploads> uploads;
+
 std::deque<std::unique_ptr<Stream>> streams;
 std::vector<Stream*> idle; // of threads that ended; what they have pending is sent by whoever needs it
 
@@ -54,7 +61,7 @@ struct TokensHash {
 };
 
 // Keyed by the whole structure, compared in full: two plans are never taken for each other.
-using PlanTable = std::unordered_map<std::vector<uint32_t>, std::shared_ptr<Plan>, TokensHash>;
+using PlanTable = std::unordered_map<std::vector<uint32_t>, Known, TokensHash>;
 std::unordered_map<int16_t, PlanTable> plans;
 // Segments that differ only in what a graph leaves out (two calls on one line) are one plan to the engine.
 std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> plans_by_id;
@@ -100,6 +107,30 @@ uint64_t new_handle(int16_t device) {
   return ++handles[device];
 }
 
+From whence(int16_t device, uint64_t handle) {
+  const auto found = uploads.find(device);
+  if (handle == 0) {
+    return From::kUnknown;
+  }
+  if (found == uploads.end()) {
+    return From::kMade;
+  }
+  const auto& known = found->second;
+  if (handle < known.known_from) {
+    return From::kUnknown;
+  }
+  return std::binary_search(known.handles.begin(), known.handles.end(), handle) ? From::kUploaded : From::kMade;
+}
+
+void note_upload(int16_t device, uint64_t handle) {
+  auto& known = uploads[device];
+  if (known.handles.size() == kUploads) {
+    known.handles.erase(known.handles.begin(), known.handles.begin() + kUploads / 2);
+    known.known_from = known.handles.front();
+  }
+  known.handles.push_back(handle);
+}
+
 void forget(int16_t device, uint64_t handle) {
   std::lock_guard<std::mutex> lock(forgotten_guard);
   forgotten[device].push_back(handle);
@@ -129,8 +160,25 @@ void Segment::clear(uint64_t next) {
 
 void Stream::forget_thread() {
   history.clear();
+  earlier.clear();
   looked = keep = tracing = broken = false;
   sent_since_look = 0;
+}
+
+void Stream::look() {
+  looked = true;
+  looked_at = handles[device];
+}
+
+void Stream::end_history() {
+  constexpr size_t kEarlier = 512;
+  const size_t kept = std::min(history.size(), kEarlier);
+  std::move(history.end() - static_cast<std::ptrdiff_t>(kept), history.end(), std::back_inserter(earlier));
+  history.clear();
+  if (earlier.size() > kEarlier) {
+    earlier.erase(earlier.begin(), earlier.end() - kEarlier);
+  }
+  viewed_from = looked_at;
 }
 
 size_t stream_count() {
@@ -138,11 +186,14 @@ size_t stream_count() {
 }
 
 Stream& stream_for(int16_t device, const Value* hint) {
-  if (torch::autograd::get_current_graph_task_id() != -1 && hint != nullptr && hint->maker != nullptr) {
+  const bool backward = torch::autograd::get_current_graph_task_id() != -1;
+  if (backward && hint != nullptr && hint->maker != nullptr) {
+    hint->maker->backward = true;
     return *hint->maker;
   }
   for (auto* stream : mine.streams) {
     if (stream->device == device) {
+      stream->backward = backward;
       return *stream;
     }
   }
@@ -157,6 +208,7 @@ Stream& stream_for(int16_t device, const Value* hint) {
     mine.streams.back()->device = device;
     mine.streams.back()->segment.clear(next_serial());
   }
+  mine.streams.back()->backward = backward;
   return *mine.streams.back();
 }
 
@@ -175,13 +227,14 @@ void order(Stream& stream, const at::Tensor& tensor) {
 }
 
 void begin_history(Stream& stream) {
-  if (stream.looked && !stream.keep) {
-    stream.history.clear();
+  if (!stream.looked) {
+    return;
   }
-  if (stream.looked) {
-    stream.looked = false;
-    stream.sent_since_look = 0;
+  if (!stream.keep) {
+    stream.end_history();
   }
+  stream.looked = false;
+  stream.sent_since_look = 0;
 }
 
 namespace {
@@ -232,6 +285,7 @@ Closed close(Stream& stream) {
   std::swap(segment, stream.segment);
   std::swap(stream.segment, stream.spare);
   stream.segment.clear(next_serial());
+  segment.looked_at = stream.looked_at;
 
   // What nobody but this segment holds is dead: made values stay unnamed, leaves are donated.
   segment.tokens.push_back(kEnd);
@@ -246,6 +300,17 @@ Closed close(Stream& stream) {
     leaf.donated = leaf.value.use_count() == 1;
     leaf.value->released = leaf.value->released || leaf.donated;
     segment.tokens.push_back(leaf.donated ? 1 : 0);
+  }
+  const auto note_mark = [&](const Value& value, uint32_t index) {
+    if (value.mark != 0) {
+      segment.tokens.insert(segment.tokens.end(), {kEnd, index, value.mark});
+    }
+  };
+  for (const auto& leaf : segment.leaves) {
+    note_mark(*leaf.value, leaf.index);
+  }
+  for (const auto& [index, value] : segment.made) {
+    note_mark(*value, index);
   }
 
   auto& words = closed.words;
@@ -266,19 +331,20 @@ Closed close(Stream& stream) {
   return closed;
 }
 
-void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words, bool look) {
+void execute(Stream& stream, const Known& known, std::vector<uint64_t> words, bool look) {
   send_forgotten(stream.device);
+  const auto& plan = known.plan;
   const auto bindings = plan->encode(words);
   plan->doubtful = true;
   port::execute(stream.device, plan->id, bindings, look);
   plan->doubtful = false;
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
-    stream.history.push_back({plan, std::move(words)});
+    stream.history.push_back({known, std::move(words)});
   }
 }
 
-std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look) {
+Known run(Stream& stream, Closed& closed, bool whole, bool look) {
   auto& segment = closed.segment;
   ++counters.segments;
   auto& table = plans[stream.device];
@@ -286,12 +352,12 @@ std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look)
   try {
     if (found != table.end()) {
       ++counters.plan_hits;
-      const auto plan = found->second;
-      execute(stream, plan, std::move(closed.words), look);
-      return plan;
+      const auto known = found->second;
+      execute(stream, known, std::move(closed.words), look);
+      return known;
     }
     ++counters.plan_misses;
-    const auto id = port::prepare(stream.device, segment, closed.outputs, whole);
+    const auto [id, graph] = port::prepare(stream.device, segment, closed.outputs, whole);
     auto& plan = plans_by_id[stream.device][id];
     if (plan == nullptr) {
       plan = std::make_shared<Plan>();
@@ -302,9 +368,10 @@ std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look)
       plan->last.insert(plan->last.end(), segment.parameters.begin(), segment.parameters.end());
       plan->step.assign(plan->last.size(), 0);
     }
-    table.emplace(std::move(segment.tokens), plan);
-    execute(stream, plan, std::move(closed.words), look);
-    return plan;
+    const Known known{plan, graph};
+    table.emplace(std::move(segment.tokens), known);
+    execute(stream, known, std::move(closed.words), look);
+    return known;
   } catch (const std::exception& error) {
     // Kept for good: values may be looked at at any time, and this is rare.
     static std::deque<std::string> failures;
@@ -346,12 +413,12 @@ uint64_t settle(const ValuePtr& value) {
   for (auto& stream : streams) {
     if (stream->device == value->device && stream.get() != home) {
       flush(*stream);
-      stream->looked = true;
+      stream->look();
     }
   }
   if (home != nullptr) {
     flush(*home, true);
-    home->looked = true;
+    home->look();
   }
   check_made(*value);
   TORCH_INTERNAL_ASSERT(value->handle != 0, "genie: a value was looked at that no segment made");
@@ -369,7 +436,7 @@ void maybe_cut(Stream& stream) {
   if (stream.tracing) {
     return;
   }
-  if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.mark >> 7) % kOdds == 0)) {
+  if (segment.commands >= kMost || (segment.commands >= kLeast && (segment.imprint >> 7) % kOdds == 0)) {
     ++stream.sent_since_look;
     flush(stream);
   }
@@ -383,6 +450,7 @@ void reset() {
     }
     stream->segment.clear(next_serial());
     stream->history.clear();
+    stream->earlier.clear();
   }
   ++Value::current_epoch;
   plans.clear();

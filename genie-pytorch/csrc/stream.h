@@ -5,6 +5,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,6 +39,13 @@ struct Plan {
   std::string encode(const std::vector<uint64_t>& words);
 };
 
+// A structure's plan, and the graph it was made from: structures that are one plan may differ in what a plan leaves
+// out, such as lines and marks.
+struct Known {
+  std::shared_ptr<Plan> plan;
+  int64_t graph = -1;
+};
+
 struct Segment {
   uint64_t serial = 0;
   std::vector<uint32_t> tokens; // see writer.h
@@ -47,7 +55,8 @@ struct Segment {
   std::vector<ValueNote> values;
   std::vector<int64_t> geometry;
   uint32_t commands = 0;
-  uint32_t mark = 0; // hash of the last command's operator, module and source
+  uint32_t imprint = 0;   // hash of the last command's operator, module, source and scope
+  uint64_t looked_at = 0; // set when it is closed: the last handle there was when the program looked last
   void clear(uint64_t next_serial);
 };
 
@@ -56,12 +65,17 @@ struct Stream {
   int16_t device = 0;
   Segment segment;
   Segment spare; // the last segment's buffers, for the next
-  // Executions since the last look or since the capture began, for the program's view of its graph.
+  // Executions since the last look or since the capture began, for the program's view of its graph, and a bounded
+  // number of those before, to say where its inputs come from.
   struct Sent {
-    std::shared_ptr<Plan> plan;
+    Known known;
     std::vector<uint64_t> words;
   };
   std::vector<Sent> history;
+  std::deque<Sent> earlier;
+  uint64_t looked_at = 0;   // the last handle there was when the program looked last …
+  uint64_t viewed_from = 0; // … before the history began
+  bool backward = false;    // whether a backward pass issues the operator that is being recorded
   bool looked = false; // the next command starts a new history, …
   bool keep = false;   // … unless a region is being captured
   uint32_t sent_since_look = 0;
@@ -69,6 +83,10 @@ struct Stream {
   bool broken = false; // … and did not
   // Another thread goes on with it: it keeps what is pending, and nothing of the thread that ended.
   void forget_thread();
+  // The program looks at a value.
+  void look();
+  // The history ends: it is of earlier executions from now on.
+  void end_history();
 };
 
 struct Counters {
@@ -115,9 +133,9 @@ struct Closed {
 
 // The two halves of a flush. Closing names what survives; running makes the plan, or finds it, and executes it.
 Closed close(Stream& stream);
-std::shared_ptr<Plan> run(Stream& stream, Closed& closed, bool whole, bool look);
+Known run(Stream& stream, Closed& closed, bool whole, bool look);
 // Executes a plan again: bindings, frees, history.
-void execute(Stream& stream, const std::shared_ptr<Plan>& plan, std::vector<uint64_t> words, bool look);
+void execute(Stream& stream, const Known& known, std::vector<uint64_t> words, bool look);
 
 // Called before a command or an execution: after a look, the program's view of its graph starts anew.
 void begin_history(Stream& stream);
@@ -133,6 +151,10 @@ uint64_t settle(const ValuePtr& value);
 void maybe_cut(Stream& stream);
 
 uint64_t new_handle(int16_t device);
+// How a value came to be on the device. Uploads are remembered up to a number: what is older than those is unknown.
+enum class From { kUnknown, kUploaded, kMade };
+From whence(int16_t device, uint64_t handle);
+void note_upload(int16_t device, uint64_t handle); // in the order of handles
 void forget(int16_t device, uint64_t handle); // any thread, no lock
 // Tells the node of the values nobody holds any more. The caller holds the lock.
 void send_forgotten(int16_t device);

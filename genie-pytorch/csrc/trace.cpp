@@ -120,7 +120,7 @@ std::shared_ptr<Trace> end_trace(
     }
     trace->outputs_.push_back(std::move(output));
   }
-  trace->plan_ = run(stream, closed, true, false);
+  trace->known_ = run(stream, closed, true, false);
   return replayable ? trace : nullptr;
 }
 
@@ -147,7 +147,7 @@ std::vector<at::Tensor> Trace::replay(const std::vector<at::Tensor>& inputs) {
   std::vector<uint64_t> words;
   words.reserve(1 + leaves_.size() + parameters_.size());
   uint64_t handle = 0;
-  for (size_t i = 0; i < plan_->outputs.size(); ++i) {
+  for (size_t i = 0; i < known_.plan->outputs.size(); ++i) {
     const auto next = new_handle(device_);
     handle = i == 0 ? next : handle;
   }
@@ -161,13 +161,13 @@ std::vector<at::Tensor> Trace::replay(const std::vector<at::Tensor>& inputs) {
   words.insert(words.end(), parameters_.begin(), parameters_.end());
   // A value per output of the plan: those the program does not return are dropped, and so freed, at the end.
   std::vector<ValuePtr> values;
-  for (size_t i = 0; i < plan_->outputs.size(); ++i) {
+  for (size_t i = 0; i < known_.plan->outputs.size(); ++i) {
     values.push_back(c10::make_intrusive<Value>(device_));
     values.back()->handle = handle + i;
   }
   ++counters.segments;
   ++counters.plan_hits;
-  execute(stream, plan_, std::move(words), false);
+  execute(stream, known_, std::move(words), false);
 
   std::vector<at::Tensor> results;
   for (const auto& output : outputs_) {

@@ -31,7 +31,7 @@ class Trace {
   };
 
   int16_t device_ = 0;
-  std::shared_ptr<Plan> plan_;
+  Known known_;
   std::vector<Leaf> leaves_;
   std::vector<uint64_t> parameters_;
   std::vector<Output> outputs_;

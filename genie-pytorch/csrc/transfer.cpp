@@ -40,6 +40,7 @@ at::Tensor upload(const at::Tensor& contiguous, int16_t device, bool weight) {
   {
     Lock lock;
     value->handle = new_handle(device);
+    note_upload(device, value->handle);
     value->maker = &stream_for(device, nullptr);
     send_forgotten(device);
   }

@@ -8,9 +8,15 @@
 
 #include <sys/mman.h>
 
+#include <mutex>
+#include <unordered_set>
+
 namespace genie {
 
 namespace {
+
+std::mutex marked_guard;
+auto& marked = *new std::unordered_set<const Value*>(); // values outlive static objects
 
 // Storages need addresses that are unique (programs tell shared weights apart by them) and can't be touched by
 // mistake: numbers inside a region reserved without access.
@@ -115,9 +121,35 @@ void StorageContext::operator delete(void* memory, size_t) {
 }
 
 Value::~Value() {
+  if (mark != 0) {
+    std::lock_guard<std::mutex> lock(marked_guard);
+    marked.erase(this);
+  }
   if (handle != 0 && !released && epoch == current_epoch.load(std::memory_order_relaxed)) {
     forget(device, handle);
   }
+}
+
+void mark_value(Value& value, uint32_t mark) {
+  std::lock_guard<std::mutex> lock(marked_guard);
+  value.mark = mark;
+  marked.insert(&value);
+}
+
+bool any_value_marked() {
+  std::lock_guard<std::mutex> lock(marked_guard);
+  return !marked.empty();
+}
+
+std::vector<std::pair<uint64_t, uint32_t>> marked_values(int16_t device) {
+  std::lock_guard<std::mutex> lock(marked_guard);
+  std::vector<std::pair<uint64_t, uint32_t>> found;
+  for (const auto* value : marked) {
+    if (value->device == device && value->handle != 0 && value->epoch == Value::current_epoch) {
+      found.emplace_back(value->handle, value->mark);
+    }
+  }
+  return found;
 }
 
 Spec spec_of(const at::Tensor& tensor) {

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace genie {
 
@@ -57,11 +59,18 @@ struct Value final : c10::BackendMeta {
   bool pending = false;
   bool released = false; // the node knows it is gone: no free to send
   uint32_t epoch;        // the life of the sessions it belongs to
+  uint32_t mark = 0;     // what the user said of it; see mark_value
 
   static std::atomic<uint32_t> current_epoch;
 };
 
 using ValuePtr = c10::intrusive_ptr<Value>;
+
+// Says `mark` of a value. The caller holds the recorder's lock, as whoever asks does.
+void mark_value(Value& value, uint32_t mark);
+bool any_value_marked();
+// (handle, mark) of the living values on a device that are marked and sent.
+std::vector<std::pair<uint64_t, uint32_t>> marked_values(int16_t device);
 
 // Context of every storage on the device. Values are held weakly: a storage must not keep a temporary alive.
 struct StorageContext {

@@ -1,6 +1,6 @@
 #include "writer.h"
 
-#include "source.h"
+#include "scope.h"
 
 #include <algorithm>
 #include <cstring>
@@ -48,15 +48,16 @@ const std::string& interned(uint32_t id) {
 
 Writer::Writer(Stream& stream, uint32_t op, uint32_t arguments) : stream_(stream), segment_(stream.segment) {
   begin_history(stream);
-  const uint32_t module = current_module();
-  const uint32_t source = current_source();
+  const Origin origin = current_origin(stream.backward);
   auto& tokens = segment_.tokens;
   tokens.push_back(kOp);
   tokens.push_back(op);
-  tokens.push_back(module);
-  tokens.push_back(source);
+  tokens.push_back(origin.module);
+  tokens.push_back(origin.source);
+  tokens.push_back(origin.scope);
   tokens.push_back(arguments);
-  segment_.mark = (op * 2654435761u) ^ (source * 40503u) ^ (module * 69069u);
+  segment_.imprint =
+      (op * 2654435761u) ^ (origin.source * 40503u) ^ (origin.module * 69069u) ^ (origin.scope * 1664525u);
   ++segment_.commands;
   ++counters.operators;
 }

@@ -10,7 +10,7 @@ namespace genie {
 
 // Structure of a segment, as 32-bit tokens. Two segments with equal tokens are the same plan with other parameters.
 enum Token : uint32_t {
-  kOp = 1,      // operator, module, source, number of arguments
+  kOp = 1,      // operator, module, source, scope, number of arguments
   kNone,
   kValue,       // value index
   kInt,         // parameter
@@ -27,7 +27,7 @@ enum Token : uint32_t {
   kList,        // length, then the items
   kHostScalar,  // dtype, wrapped, then kInt / kFloat / kTrue / kFalse
   kReturns,     // number of fresh values, then for each: 1 if defined
-  kEnd,         // outputs and donated inputs follow
+  kEnd,         // outputs, donated inputs and marked values follow
 };
 
 // Writes one command whose operands were touched. The caller holds the lock.

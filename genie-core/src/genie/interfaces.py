@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from genie.device import Device
-from genie.graph import Graph, Node, TensorSpec
+from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.plan import ExecutionPlan
 
 Buffer = bytes | bytearray | memoryview
@@ -118,6 +118,19 @@ class Frontend(Protocol):
 
     def from_host(self, spec: TensorSpec, data: Buffer) -> Any:
         """The framework's own tensor with these elements."""
+
+
+@runtime_checkable
+class TakesMarks(Protocol):
+    """What a frontend may be besides: one whose programs and tensors take the user's word (``genie.mark``). What is
+    said of a thread, and when that changes, it learns from :mod:`genie.marks`."""
+
+    def takes_marks(self, target: object) -> Collection[str]:
+        """The fields of :class:`genie.graph.Semantics` that can be said of ``target``; none of what is not this
+        frontend's to mark."""
+
+    def mark(self, target: Any, word: Semantics) -> None:
+        """Keep ``word`` with ``target``, as long as that lives. What it says wins over what was said before."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from torch.utils.backend_registration import generate_methods_for_privateuse1_ba
 
 from genie import api, telemetry
 from genie.errors import ConfigError
-from genie_pytorch import modules
+from genie_pytorch import modules, scopes
 from genie_pytorch.native import _C
 from genie_pytorch.port import port
 
@@ -212,6 +212,7 @@ def register() -> None:
         _C.ignore_sources_under(prefix)
     _C.register_device(1)
     modules.install()
+    scopes.install()
     _print_from_host()
     api.on_shutdown(port.forget)
     telemetry.counters.add_source("pytorch", _C.stats)

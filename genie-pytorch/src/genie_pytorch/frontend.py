@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
-from genie.graph import Graph, TensorSpec
+from genie.graph import Graph, Semantics, TensorSpec
 from genie.interfaces import Buffer, Engine
-from genie_pytorch import regions, whole
+from genie_pytorch import lift, modules, regions, scopes, whole
 from genie_pytorch.capture import Capture
 from genie_pytorch.dtypes import dtype_named, name_of
+from genie_pytorch.lift import can_lift, on_device
 from genie_pytorch.port import port
+
+_OF_TENSORS = frozenset(("residency", "modality", "colocation_group"))
+_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority"}
 
 
 class PyTorchFrontend:
@@ -32,6 +36,22 @@ class PyTorchFrontend:
 
     def accepts(self, program: object) -> bool:
         return isinstance(program, torch.Tensor | torch.nn.Module) or callable(program)
+
+    def takes_marks(self, target: object) -> frozenset[str]:
+        """See :class:`genie.interfaces.TakesMarks`."""
+        if isinstance(target, torch.nn.Module):
+            return _OF_MODULES
+        if isinstance(target, torch.Tensor) and (on_device(target) or can_lift(target)):
+            return _OF_TENSORS
+        return frozenset()
+
+    def mark(self, target: torch.nn.Module | torch.Tensor, word: Semantics) -> None:
+        if isinstance(target, torch.nn.Module):
+            modules.mark(target, word)
+        elif on_device(target):
+            scopes.mark_device_tensor(target, word)
+        else:
+            lift.mark(target, word)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[TensorSpec, Buffer]:
         """A contiguous tensor of the CPU is not copied; it stays alive with the bytes."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from genie_pytorch import modules
+from genie.graph import Semantics
+from genie_pytorch import modules, scopes
 from genie_pytorch.device import NAME
 
 Tensor = torch.Tensor
@@ -144,6 +145,7 @@ class Lifts:
         self._entries[key] = entry
         self._by_storage.setdefault(storage, set()).add(key)
         self._counterparts[_storage(entry.value)] = key
+        scopes.lifted(host, entry.value)
         return entry
 
     def _drop(self, key: tuple[int, int], entry: _Entry) -> None:
@@ -217,6 +219,13 @@ def _counterparts(host: Tensor) -> Iterator[Tensor]:
 
 
 modules.look_elsewhere(_counterparts)
+
+
+def mark(host: Tensor, said: Semantics) -> None:
+    """What the user says of a host tensor holds for its counterparts, those there are and those to come."""
+    scopes.mark_host_tensor(host, said)
+    for each in _counterparts(host):
+        scopes.mark_device_tensor(each, said)
 
 
 def _tells_writes(host: Tensor) -> bool:

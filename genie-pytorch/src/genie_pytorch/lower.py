@@ -6,13 +6,35 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from genie.bindings import bits_float
-from genie.graph import Arg, Const, Graph, Input, Many, Module, Node, Ref, ScalarTensor, TensorSpec
-from genie_pytorch import modules
+from genie.graph import (
+    Arg,
+    Const,
+    Evidence,
+    Graph,
+    Input,
+    Many,
+    Module,
+    Node,
+    Ref,
+    ScalarTensor,
+    Semantics,
+    TensorSpec,
+)
+from genie_pytorch import modules, scopes
 from genie_pytorch.dtypes import NAME_OF_CODE, layout_name, memory_format_name
 from genie_pytorch.native import source_text
 
 Description: TypeAlias = dict[str, Any]
 Kind: TypeAlias = Literal["fx", "lazy_dag"]
+Handle: TypeAlias = tuple[int, int]  # device and handle
+
+_BACKWARD = Semantics(
+    phase="backward", evidence=(Evidence("phase", "framework", "recorded during autograd's backward pass"),)
+)
+_OPTIMIZER = Semantics(phase="optimizer", evidence=(Evidence("phase", "framework", "recorded inside Optimizer.step"),))
+
+# How a value came to the device, as the recorder says it.
+_UPLOADED, _MADE = 1, 2
 
 
 def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Graph:
@@ -20,6 +42,7 @@ def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Grap
     origins = modules.origins(device) if segment["inputs"] else {}
     sources: dict[int, int] = {}
     paths: dict[int, int] = {}
+    marks = _Marks()
     steps = tuple(
         Node(
             id=position,
@@ -31,19 +54,27 @@ def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Grap
             aliases=tuple(aliases),
             module=_index(paths, module),
             source=_index(sources, source),
+            semantics=_fact(module, scope),
+            mark=marks.of_number(scope >> 1),
         )
-        for position, (operation, overload, args, outputs, mutates, aliases, module, source) in enumerate(
+        for position, (operation, overload, args, outputs, mutates, aliases, module, source, scope) in enumerate(
             segment["nodes"]
         )
     )
+    value_marks = tuple((value, marks.of_number(number)) for value, number in segment["marks"])
     return Graph(
         values=tuple(_spec(*value) for value in segment["values"]),
-        inputs=tuple(_input(value, donated, origins.get(handle)) for value, donated, handle in segment["inputs"]),
+        inputs=tuple(
+            Input(value, *known_of(origins.get(handle), whence), donated)
+            for value, donated, handle, whence in segment["inputs"]
+        ),
         steps=steps,
         outputs=tuple(segment["outputs"]),
         modules=tuple(Module(*modules.describe(each)) for each in paths),
         sources=tuple(source_text(each) for each in sources),
         backend_type=kind,
+        marks=tuple(marks.known),
+        value_marks=value_marks,
     )
 
 
@@ -56,28 +87,33 @@ class Recorded(NamedTuple):
     pending: Description
 
 
-def join(recorded: Iterable[Recorded]) -> Graph:
+def join(recorded: Iterable[Recorded]) -> Joined:
     """One graph of all that: values are joined where one leaves with the handle another enters with."""
-    joined = _Joined()
+    joined = Joined()
     for device, sent, pending in recorded:
         for graph, words in sent:
             entered = len(graph.inputs)
             joined.add(graph, device, words[1 : 1 + entered], words[0], words[1 + entered :])
         if pending["nodes"]:
-            joined.add(to_graph(pending, device), device, [handle for _, _, handle in pending["inputs"]], None, None)
-    return joined.graph()
+            joined.add(to_graph(pending, device), device, [handle for _, _, handle, _ in pending["inputs"]], None, None)
+    return joined
 
 
-class _Joined:
+class Joined:
+    """A graph in the making, and which handles its values have on which device."""
+
     def __init__(self) -> None:
         self.values: list[TensorSpec] = []
         self.inputs: list[Input] = []
+        self.entered: list[Handle] = []  # by input
         self.steps: list[Node] = []
         self.outputs: dict[int, None] = {}
         self.modules: dict[Module, int] = {}
         self.sources: dict[str, int] = {}
         self.kinds: set[Kind] = set()
-        self.value_of_handle: dict[tuple[int, int], int] = {}
+        self.value_of_handle: dict[Handle, int] = {}
+        self.marks = _Marks()
+        self.value_marks: dict[int, int] = {}
 
     def add(
         self, graph: Graph, device: int, handles: Sequence[int], first: int | None, words: Sequence[int] | None
@@ -89,11 +125,15 @@ class _Joined:
             if known is None:
                 known = self._value(graph.values[entered.value])
                 self.value_of_handle[device, handle] = known
-                self.inputs.append(Input(known, entered.name, entered.origin))
+                self.inputs.append(
+                    Input(known, entered.name, entered.origin, lineage=entered.lineage, axis=entered.axis)
+                )
+                self.entered.append((device, handle))
             if entered.donated:
                 self.outputs.pop(known, None)
             renumbered[entered.value] = known
         parameters = iter(words) if words is not None else None
+        marks = [self.marks.of(each) for each in graph.marks]
         for node in graph.steps:
             for value in node.outputs:
                 if value >= 0:
@@ -109,12 +149,22 @@ class _Joined:
                     aliases=tuple((renumbered[a], renumbered[b]) for a, b in node.aliases),
                     module=_index(self.modules, graph.modules[node.module]) if node.module >= 0 else -1,
                     source=_index(self.sources, graph.sources[node.source]) if node.source >= 0 else -1,
+                    semantics=node.semantics,
+                    mark=marks[node.mark] if node.mark >= 0 else -1,
                 )
             )
+        for value, mark in graph.value_marks:
+            self.value_marks[renumbered[value]] = marks[mark]
         for position, value in enumerate(graph.outputs):
             self.outputs[renumbered[value]] = None
             if first is not None:
                 self.value_of_handle[device, first + position] = renumbered[value]
+
+    def mark(self, handle: Handle, said: Semantics) -> None:
+        """What the user said of a value since, if it is one of the graph's."""
+        value = self.value_of_handle.get(handle)
+        if value is not None:
+            self.value_marks[value] = self.marks.of(said)
 
     def graph(self) -> Graph:
         return Graph(
@@ -125,11 +175,47 @@ class _Joined:
             modules=tuple(self.modules),
             sources=tuple(self.sources),
             backend_type="fx" if self.kinds == {"fx"} else "lazy_dag",
+            marks=tuple(self.marks.known),
+            value_marks=tuple(sorted(self.value_marks.items())),
         )
 
     def _value(self, spec: TensorSpec) -> int:
         self.values.append(spec)
         return len(self.values) - 1
+
+
+class _Marks:
+    """A graph's marks, each once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Semantics, int] = {}
+        self._numbered: dict[int, int] = {0: -1}
+
+    def of(self, said: Semantics) -> int:
+        return self.known.setdefault(said, len(self.known))
+
+    def of_number(self, number: int) -> int:
+        """By the recorder's number."""
+        known = self._numbered.get(number)
+        if known is None:
+            known = self._numbered[number] = self.of(scopes.word(number))
+        return known
+
+
+def known_of(
+    known: modules.Origin | None, whence: int
+) -> tuple[str, Literal["", "parameter", "buffer", "input", "state"]]:
+    """An input's name and origin."""
+    if known is not None:
+        return known[1], known[0]
+    return "", "input" if whence == _UPLOADED else "state" if whence == _MADE else ""
+
+
+def _fact(module: int, scope: int) -> Semantics | None:
+    """What the framework says an operator is for."""
+    if modules.is_optimizer(module):
+        return _OPTIMIZER
+    return _BACKWARD if scope & 1 else None
 
 
 def _index(table: dict[Any, int], key: Any) -> int:
@@ -143,12 +229,6 @@ def _spec(dtype: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor
         contiguous = contiguous and (size == 1 or step == expected)
         expected *= size
     return TensorSpec(shape, NAME_OF_CODE[dtype], None if contiguous or 0 in shape else stride)
-
-
-def _input(value: int, donated: bool, origin: modules.Origin | None) -> Input:
-    if origin is None:
-        return Input(value, donated=donated)
-    return Input(value, origin[1], origin[0], donated)
 
 
 def _arg(arg: Any) -> Arg:

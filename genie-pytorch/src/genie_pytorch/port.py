@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import warnings
@@ -35,7 +36,9 @@ class Port:
 
     def __init__(self) -> None:
         self._engines: dict[int, Engine] = {}
-        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._graphs: dict[int, Graph] = {}  # by number: graphs of one plan may differ in lines and marks
+        self._numbered = itertools.count()
+        self._last_of_plan: dict[tuple[int, int], Graph] = {}
         self._seed = DEFAULT_SEED
         self._seeds: dict[int, int] = {}
         self._lock = threading.RLock()
@@ -72,6 +75,7 @@ class Port:
         with self._lock:
             self._engines.clear()
             self._graphs.clear()
+            self._last_of_plan.clear()
             _C.reset()
 
     def indices(self) -> tuple[int, ...]:
@@ -103,16 +107,20 @@ class Port:
         _C.set_host_like(device, engine.device.type.lower() == "cpu")
         return engine
 
-    def graph(self, device: int, plan: int) -> Graph:
-        return self._graphs[device, plan]
+    def graph(self, number: int) -> Graph:
+        return self._graphs[number]
 
     # --- called by the recorder
 
-    def prepare(self, device: int, segment: lower.Description, whole: bool) -> int:
+    def prepare(self, device: int, segment: lower.Description, whole: bool) -> tuple[int, int]:
+        """The plan's id, and the graph's number here."""
         graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
         plan = self.engine(device).prepare(graph)
-        self._graphs[device, plan] = graph
-        return plan
+        if self._log_operators:
+            self._log(graph)
+        number = next(self._numbered)
+        self._graphs[number] = self._last_of_plan[device, plan] = graph
+        return plan, number
 
     def execute(self, device: int, plan: int, bindings: bytes, look: bool) -> None:
         self._session(device).execute(plan, bindings, more=look)
@@ -195,14 +203,13 @@ class Port:
                 stacklevel=2,
             )
 
-    def _log(self, device: int, plan: int) -> None:
-        graph = self._graphs[device, plan]
+    def _log(self, graph: Graph) -> None:
         for node in graph.nodes():
             log.info("captured", operator=node.target, module=node.module_path, line=node.source_line)
 
     def _located(self, device: int, error: RemoteOpError) -> RemoteOpError:
         """The same error, saying which line issued the operator and being of the type PyTorch raises."""
-        graph = self._graphs.get((device, error.plan))
+        graph = self._last_of_plan.get((device, error.plan))
         if graph is not None and 0 <= error.step < len(graph.steps):
             node = graph.steps[error.step]
             if node.source >= 0 and not error.source:

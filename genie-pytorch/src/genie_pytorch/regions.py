@@ -6,7 +6,7 @@ import threading
 
 from genie import api
 from genie.graph import Graph
-from genie_pytorch import lower
+from genie_pytorch import lower, past
 from genie_pytorch.native import _C
 from genie_pytorch.port import port
 
@@ -42,14 +42,14 @@ def latest_graph() -> Graph | None:
         sent = _C.history(device)
         pending = _C.pending(device)
         if sent or pending["nodes"]:
-            parts = [(port.graph(device, plan), words) for plan, _, _, words in sent]
+            parts = [(port.graph(graph), words) for graph, _, _, words in sent]
             recorded.append(lower.Recorded(device, parts, pending))
     if not recorded:
         return None
     last = recorded[-1]
     if not _region.open and not last.pending["nodes"] and last.sent[-1][0].backend_type == "fx":
-        return last.sent[-1][0]
-    return lower.join(recorded)
+        recorded = [last._replace(sent=last.sent[-1:])]
+    return past.told(recorded)
 
 
 def _devices() -> tuple[int, ...]:
@@ -66,9 +66,9 @@ def operation_of(device: int, handle: int, index: int) -> str:
             if index in outputs:
                 return str(operation)
         return ""
-    for plan, outputs, _, words in reversed(_C.history(device)):
+    for number, outputs, _, words in reversed(_C.history(device)):
         if words[0] <= handle < words[0] + len(outputs):
-            graph = port.graph(device, plan)
+            graph = port.graph(number)
             value = graph.outputs[handle - words[0]]
             return next((node.operation for node in graph.steps if value in node.outputs), "")
     return ""

@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._device import _device_constructors
 
-from genie_pytorch import modules
+from genie_pytorch import modules, scopes
 from genie_pytorch.device import NAME
 from genie_pytorch.kinds import keeps_statistics
 from genie_pytorch.native import _C
@@ -134,11 +134,11 @@ def _move_constant(gm: GraphModule, target: str, place: Place) -> None:
 def _mark_origins(graph: torch.fx.Graph) -> None:
     """Steps that tell the recorder module and line where they change, so that running the graph costs no look per
     step."""
-    current = (0, 0)
+    current = (0, 0, 0)
     for node in list(graph.nodes):
         if node.op in ("placeholder", "get_attr"):
             continue
-        wanted = (0, 0) if node.op == "output" else (_module_of(node), _source_of(node))
+        wanted = (0, 0, 0) if node.op == "output" else (_module_of(node), _source_of(node), _mark_of(node))
         if wanted != current:
             with graph.inserting_before(node):
                 graph.call_function(_C.set_origin, wanted)
@@ -158,6 +158,17 @@ def _module_of(node: Node) -> int:
         return 0
     path, kind = list(stack.values())[-1]
     return modules.intern(_plain(path), kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2])
+
+
+def _mark_of(node: Node) -> int:
+    """What the user said of the modules around a step."""
+    mark = 0
+    # Keyed by the module's id, with "@" and a number from its second call on.
+    for key in reversed(node.meta.get("nn_module_stack") or {}):
+        identity = str(key).partition("@")[0]
+        if identity.isdigit():
+            mark = scopes.combined(mark, modules.mark_of(int(identity)))
+    return mark
 
 
 def _plain(path: str) -> str:

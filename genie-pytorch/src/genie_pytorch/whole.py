@@ -124,6 +124,7 @@ class Runner:
         self._hosts: tuple[int, ...] = ()  # of tensors to lift
         self._brings_home: list[bool] = []  # by output: the program expects it on the host
         self._traceable = True
+        self._marks_changed = 0  # as the steps of `_module` have it
         self._recipes: dict[Any, _Recipe] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -133,21 +134,25 @@ class Runner:
         return self._run(inputs)
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:
-        module = self._module if self._module is not None else self._prepare(inputs)
+        module = self._module
+        if module is None or self._marks_changed != modules.marks_changed():
+            module = self._prepare(inputs)
         if torch.is_grad_enabled() and any(inputs[i].requires_grad for i in self._tensors):
             there = self._lifted(inputs)
             versions = [there[i]._version for i in self._hosts]
             outputs = self._step_by_step(module, there)
             recipe = _Recipe(outputs, self._written(there, versions))
             return self._answer(recipe, inputs, there, [outputs[i] for i in recipe.positions])
-        signature = tuple(inputs[i] for i in self._numbers)
-        found = self._recipes.get(signature)
         with torch.no_grad():
             there = self._lifted(inputs)
+            given = [there[i] for i in self._tensors]
+            # A trace says what the user said when it was made.
+            signature = (_C.current_scope(), _C.marks_of(given), *(inputs[i] for i in self._numbers))
+            found = self._recipes.get(signature)
             if found is None:
                 return self._first(module, signature, inputs, there)
             if found.trace is not None:
-                made = found.trace.replay([there[i] for i in self._tensors])
+                made = found.trace.replay(given)
             else:
                 outputs = self._step_by_step(module, there)
                 made = [outputs[i] for i in found.positions]
@@ -155,7 +160,10 @@ class Runner:
 
     def _prepare(self, inputs: tuple[Any, ...]) -> GraphModule:
         with self._lock:
-            if self._module is None:
+            changed = modules.marks_changed()
+            if self._module is None or self._marks_changed != changed:
+                self._marks_changed = changed
+                self._recipes.clear()
                 self._tensors = tuple(i for i, each in enumerate(inputs) if isinstance(each, Tensor))
                 self._numbers = tuple(i for i, each in enumerate(inputs) if not isinstance(each, Tensor))
                 self._hosts = tuple(i for i in self._tensors if not on_device(inputs[i]))
@@ -198,7 +206,7 @@ class Runner:
             with host_autocast():
                 outputs: Sequence[Any] = module.forward(*there)
         finally:
-            _C.set_origin(0, 0)
+            _C.set_origin(0, 0, 0)
         return outputs
 
     # --- between host and device
