@@ -11,7 +11,7 @@ import structlog
 
 from genie import plan as plans
 from genie.device import Device
-from genie.graph import TensorSpec
+from genie.graph import TensorSpec, bare
 from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.plan import ExecutionPlan
@@ -58,7 +58,7 @@ class LocalSession:
 
     def load(self, plan: ExecutionPlan) -> int:
         plans.verify(plan)
-        content = hashlib.blake2b(_encode(plan.graph), digest_size=16).digest()
+        content = hashlib.blake2b(_encode(bare(plan.graph)), digest_size=16).digest()
         known = self._plans.get(content)
         if known is None:
             known = len(self._plans)

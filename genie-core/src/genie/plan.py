@@ -227,6 +227,14 @@ def verify(plan: ExecutionPlan) -> None:
     plan.__dict__["_verified"] = True
 
 
+def bare(plan: ExecutionPlan) -> ExecutionPlan:
+    """The verified plan as a node needs it: its graph without the evidence for labels, and most of the labels."""
+    verify(plan)
+    new = msgspec.structs.replace(plan, graph=graphs.bare(plan.graph))
+    new.__dict__["_verified"] = True
+    return new
+
+
 def _no_time(seconds: float) -> bool:
     return not (isfinite(seconds) and seconds >= 0)
 

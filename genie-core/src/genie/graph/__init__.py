@@ -22,7 +22,7 @@ from genie.graph.model import (
     refs,
     spec_text,
 )
-from genie.graph.rules import relabelled, verify
+from genie.graph.rules import bare, relabelled, verify
 
 __all__ = [
     "DTYPES",
@@ -41,6 +41,7 @@ __all__ = [
     "Semantics",
     "TensorSpec",
     "ValueSemantics",
+    "bare",
     "node_text",
     "printable",
     "refs",

@@ -84,12 +84,9 @@ def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
                 return False
             seen = True
         else:
-            slots = _SLOTS.get(name)
-            args = view.steps[at].args
-            if slots is None or not any(
-                slot < len(args) and type(args[slot]) is Ref and args[slot].value == value  # type: ignore[union-attr]
-                for slot in slots
-            ):
+            slots = _SLOTS.get(name, ())
+            held = [i for i, arg in enumerate(view.steps[at].args) if isinstance(arg, Ref) and arg.value == value]
+            if not held or any(slot not in slots for slot in held):
                 return False
             if name in ("mm", "matmul") and rank != 2:
                 return False

@@ -96,6 +96,34 @@ def relabelled(graph: Graph, steps: tuple[Node, ...], meanings: tuple[ValueSeman
     return new
 
 
+def bare(graph: Graph) -> Graph:
+    """A verified graph as a node needs it to run: of labels the phase and the priority alone."""
+    said: dict[tuple[str | None, int | None], Semantics | None] = {(None, None): None}
+    steps: list[Node] = []
+    for node in graph.steps:
+        known = node.semantics
+        key = (known.phase, known.priority) if known is not None else (None, None)
+        if key not in said:
+            said[key] = Semantics(phase=key[0], priority=key[1])
+        steps.append(
+            Node(
+                node.id,
+                node.operation,
+                node.overload,
+                node.args,
+                node.outputs,
+                node.mutates,
+                node.aliases,
+                node.module,
+                node.source,
+                said[key],
+            )
+        )
+    new = msgspec.structs.replace(graph, steps=tuple(steps), meanings=(), marks=(), value_marks=())
+    new.__dict__["_verified"] = True
+    return new
+
+
 def _verify_tables(graph: Graph) -> None:
     if graph.backend_type not in ("fx", "lazy_dag"):
         raise GraphError(f"backend_type must be 'fx' or 'lazy_dag', not {graph.backend_type!r}")

@@ -17,7 +17,7 @@ from genie.errors import BackendError, LimitExceeded, LocalProtocolError, Protoc
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
-from genie.plan import ExecutionPlan
+from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
 from genie.remote.offers import Offers
 from genie.wire import Dialogue, Kind, Limits, messages
@@ -55,7 +55,7 @@ class RemoteSession:
             if known is not None:
                 self._recent.move_to_end(id(plan))
                 return known[1]
-            data = codec.encode(plan)
+            data = codec.encode(bare(plan))
             limit = self._conversation.limits.plan
             if len(data) > limit:
                 raise LimitExceeded(f"a plan of {len(data)} bytes; the node takes {limit}")

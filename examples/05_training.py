@@ -1,7 +1,7 @@
 """Training on the device: the loop is PyTorch's, word for word.
 
-    python examples/03_training.py
-    GENIE_NODES=10.0.0.10:8888 python examples/03_training.py
+    python examples/05_training.py
+    GENIE_NODES=10.0.0.10:8888 python examples/05_training.py
 
 Without GENIE_NODES the device is this process itself (the local backend): nothing is started, nothing listens.
 """
