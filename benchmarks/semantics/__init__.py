@@ -1,0 +1,1 @@
+"""The models of the evaluation of semantics, with their truths."""
