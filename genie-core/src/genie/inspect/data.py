@@ -110,6 +110,7 @@ def _node(
         "takes": list(node.operands()),
         "makes": [value for value in node.outputs if value >= 0],
         "writes": list(node.mutates),
+        "called": printable(placed.called[number]),
         "box": placed.parent[number],
         "row": placed.row[number],
         "column": placed.column[number],

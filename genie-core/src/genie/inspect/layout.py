@@ -31,6 +31,7 @@ class Layout:
     """Units are numbered: operators by their position, then the drawn inputs, then boxes."""
 
     boxes: tuple[Box, ...]
+    called: tuple[str, ...]  # by operator: the name of its module, where that has no box
     drawn: tuple[int, ...]  # values, in the order of their units
     parent: tuple[int, ...]  # by unit: its box; -1 of box 0
     row: tuple[int, ...]
@@ -44,7 +45,7 @@ class Layout:
 
 def layout(graph: Graph, drawn: Sequence[int]) -> Layout:
     """``drawn`` are input values to show as units of their own; those that no operator uses are left out."""
-    boxes, place = _boxes(graph)
+    boxes, place, called = _boxes(graph)
     steps = len(graph.steps)
     users: dict[int, list[int]] = {value: [] for value in drawn}
     position = {node.id: number for number, node in enumerate(graph.steps)}
@@ -71,28 +72,35 @@ def layout(graph: Graph, drawn: Sequence[int]) -> Layout:
     before, after = _siblings(edges, parent, boxes, begin, first_box)
     row = _rows(parent, begin, before, after)
     column = _columns(parent, begin, row, before)
-    return Layout(tuple(boxes), tuple(shown), tuple(parent), tuple(row), tuple(column), tuple(edges))
+    return Layout(tuple(boxes), tuple(called), tuple(shown), tuple(parent), tuple(row), tuple(column), tuple(edges))
 
 
-def _boxes(graph: Graph) -> tuple[list[Box], list[int]]:
-    """The boxes, and by step the box it is in. A component that only holds others gives its name to them."""
+def _boxes(graph: Graph) -> tuple[list[Box], list[int], list[str]]:
+    """The boxes; by step the box it is in; by step the name of its module where that is no box.
+
+    A component that only holds others gives its name to them, and a module of one operator gives it to that.
+    """
     tree = branches(graph, by_call=len(calls(graph)) > 1)
     boxes: list[Box] = []
     of: dict[int, int] = {}
     place = [0] * len(graph.steps)
+    called = [""] * len(graph.steps)
     for branch in tree:
         if branch.index == 0:
             of[0], name = 0, graph.name or "graph"
             boxes.append(Box(-1, 0, name, "", branch.type))
         elif _holds_only(branch):
             of[branch.index] = of[branch.parent]
+        elif branch.path and len(branch.own) == 1 and not branch.children:
+            of[branch.index] = of[branch.parent]
+            called[branch.own[0]] = _name(tree, branch)
         else:
             inside = of[branch.parent]
             of[branch.index] = len(boxes)
             boxes.append(Box(inside, boxes[inside].depth + 1, _name(tree, branch), branch.path, branch.type))
         for position in branch.own:
             place[position] = of[branch.index]
-    return boxes, place
+    return boxes, place, called
 
 
 def _holds_only(branch: Branch) -> bool:

@@ -156,7 +156,7 @@ def _phases_text(graph: Graph) -> str:
     shares, of = (work, "FLOP") if any(work.values()) else (count, "nodes")
     whole = sum(shares.values())
     ranked = sorted(shares, key=lambda phase: (-shares[phase], -count[phase], phase))
-    return printable(", ".join(f"{phase} {shares[phase] / whole:.1%}" for phase in ranked) + f" of {of}")
+    return printable(", ".join(f"{phase} {100 * shares[phase] / whole:.3g}%" for phase in ranked) + f" of {of}")
 
 
 def _cache(graph: Graph) -> Iterator[tuple[str, str]]:

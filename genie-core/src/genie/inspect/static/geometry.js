@@ -1,7 +1,7 @@
 // Where units are, for the boxes that are open. Rows and places in them come with the data; sizes are added up here,
 // inner boxes first. Many rows are set in columns, as in a newspaper, so that a box is about as wide as a screen.
 
-const GAP_X = 18, GAP_Y = 24, PAD = 16, COLUMN_GAP = 40, SHAPE = 1.75, SHORT = 560;
+const GAP_X = 16, GAP_Y = 20, PAD = 13, COLUMN_GAP = 32, SHAPE = 1.75, SHORT = 560;
 const CLOSED_FONT = 17;
 
 function geometry(open) {
@@ -37,12 +37,12 @@ function visibleBoxes(open) {
 
 function leafSize(unit) {
   const [first, second] = leafLabel(unit);
-  return [Math.max(64, Math.max(first.length * 7.2, second.length * 7.2) + 22), second ? 42 : 28];
+  return [Math.max(60, Math.max(first.length, second.length) * 7.3 + 18), second ? 42 : 28];
 }
 
 function leafLabel(unit) {
   const node = unitOf(unit);
-  if (isNode(unit)) return [clip(node.short, 24), clip(node.role.replaceAll('_', ' '), 24)];
+  if (isNode(unit)) return [clip(node.short, 24), clip(node.role.replaceAll('_', ' ') || node.called, 24)];
   const name = inputOf.get(node.value).name;
   return [clip(name || `%${node.value}`, 24, true), clip(values[node.value][0], 24)];
 }
@@ -66,13 +66,13 @@ function pack(number, { width, height, x, y, font }) {
   const unit = firstBox + number, lines = lined(boxes[number].units, width, height);
   const sum = lines.reduce((total, line) => total + line.height + GAP_Y, 0);
   let best = null;
-  for (let columns = 1; columns <= Math.min(lines.length, 24); columns++) {
-    const made = inColumns(lines, sum / columns);
-    const off = Math.abs(Math.log(made.width / made.height / SHAPE));
+  for (let columns = 1; columns <= Math.max(1, Math.min(lines.length, 200)); columns++) {
+    const made = inColumns(lines, sum / columns), shape = made.width / made.height;
+    const off = Math.abs(Math.log(shape / SHAPE));
     if (!best || off < best.off) best = { ...made, off };
-    if (columns === 1 && made.height <= SHORT) break;
+    if (shape > SHAPE || columns === 1 && made.height <= SHORT) break;
   }
-  const size = Math.max(13, Math.min(110, 0.024 * Math.max(best.width, best.height)));
+  const size = Math.max(13, Math.min(900, 0.021 * Math.max(best.width, best.height)));
   const title = number ? size * 1.9 : 0, box = boxes[number];
   font[number] = size;
   const heading = (box.name.length + box.type.length + 4) * size * 0.62;

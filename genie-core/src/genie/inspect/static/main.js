@@ -60,6 +60,7 @@ function setMode(mode) {
   pressed = new Set();
   picture.recolor(mode);
   legend();
+  picture.cy.resize();
   emphasize();
   for (const button of document.getElementById('modes').children) {
     const on = button.dataset.mode === mode.name;
@@ -134,11 +135,20 @@ for (const [id, act] of Object.entries({
   unfold: () => picture.deeper(), all: () => picture.everything(),
 })) document.getElementById(id).addEventListener('click', act);
 searchField.addEventListener('input', () => { table.search(searchField.value); emphasize(); });
+searchField.addEventListener('keydown', event => {
+  if (event.key !== 'Enter' && event.key !== 'ArrowDown' || !table.found.length) return;
+  event.preventDefault();
+  table.grid.focus();
+  select(table.found[0].position);
+});
 
+picture.mode = data.modes.find(mode => mode.words.length) || picture.mode;
+legend(); // takes its room first
+picture.cy.resize();
 picture.openLegibly();
 picture.draw();
 picture.fit();
-setMode(data.modes.find(mode => mode.words.length) || data.modes[0]);
+setMode(picture.mode);
 select(-1);
 
 // For scripts that look at the page, and for its tests.

@@ -39,8 +39,8 @@ class Picture {
     return [
       { selector: 'node', style: {
         shape: 'round-rectangle', width: 'data(w)', height: 'data(h)', label: 'data(label)', 'font-family': family,
-        'font-size': 12, color: text, 'text-valign': 'center', 'text-halign': 'center', 'text-wrap': 'wrap',
-        'text-max-width': 'data(w)', 'line-height': 1.25, 'min-zoomed-font-size': 6.5, 'border-width': 1,
+        'font-size': 13, color: text, 'text-valign': 'center', 'text-halign': 'center', 'text-wrap': 'wrap',
+        'text-max-width': 'data(w)', 'line-height': 1.25, 'min-zoomed-font-size': 6, 'border-width': 1,
         'corner-radius': 6, 'z-index-compare': 'manual', 'z-index': 20, 'overlay-opacity': 0 } },
       { selector: '.leaf, .closed', style: {
         'background-color': 'data(fill)', 'border-color': 'data(edge)' } },
@@ -234,14 +234,22 @@ class Picture {
     this.on.change();
   }
 
-  // Open boxes level by level, as far as all fits the window and closed boxes can still be read.
+  // Open boxes, level by level, as far as all fits the window and what is closed can still be read.
   openLegibly() {
-    for (let open = new Set([0]); ; open = new Set([...open, ...this.closed(open)])) {
+    const legible = open => {
       const { width, height } = geometry(open);
-      const zoom = Math.min((this.cy.width() - 40) / width[firstBox], (this.cy.height() - 90) / height[firstBox]);
-      if (zoom < 0.42 && open.size > 1) return;
-      this.open = open;
-      if (!this.closed(open).length) return;
+      return Math.min((this.cy.width() - 40) / width[firstBox], (this.cy.height() - 80) / height[firstBox]) >= 0.45;
+    };
+    for (let level = this.closed(); level.length; level = this.closed()) {
+      const deeper = new Set([...this.open, ...level]);
+      if (legible(deeper)) {
+        this.open = deeper;
+        continue;
+      }
+      // Not all of them: the first that can be, as an example of what is inside.
+      const one = level.slice(0, 12).find(box => legible(new Set([...this.open, box])));
+      if (one !== undefined) this.open.add(one);
+      return;
     }
   }
 
@@ -270,7 +278,7 @@ class Picture {
     this.fit();
   }
 
-  // Leave tools and legend their strips.
+  // Leave the tools their strip.
   fit() {
     this.cy.fit(undefined, 46);
     if (this.cy.zoom() > 1.15) {
