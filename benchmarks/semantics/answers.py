@@ -114,8 +114,7 @@ def share(nodes: Iterable[BoundNode], key: str) -> tuple[str, dict[str, float]]:
 
 
 def _workload(truth: frozenset[str], annotated: Graph, where: str) -> Item:
-    summary = getattr(genie, "summary", None)
-    answer = (summary(annotated).workload if summary is not None else None) or NONE
+    answer = genie.summary(annotated).workload or NONE
     return Item("workload", where, _text(truth), answer, answer in truth)
 
 
