@@ -46,12 +46,13 @@ class PyTorchFrontend:
         return frozenset()
 
     def mark(self, target: torch.nn.Module | torch.Tensor, word: Semantics) -> None:
-        if isinstance(target, torch.nn.Module):
-            modules.mark(target, word)
-        elif on_device(target):
-            scopes.mark_device_tensor(target, word)
-        else:
-            lift.mark(target, word)
+        with torch._C.DisableTorchFunction():  # a capture need not see this
+            if isinstance(target, torch.nn.Module):
+                modules.mark(target, word)
+            elif on_device(target):
+                scopes.mark_device_tensor(target, word)
+            else:
+                lift.mark(target, word)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[TensorSpec, Buffer]:
         """A contiguous tensor of the CPU is not copied; it stays alive with the bytes."""

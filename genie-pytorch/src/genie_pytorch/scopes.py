@@ -29,6 +29,8 @@ _hosts = WeakTensorKeyDictionary()
 
 def install() -> None:
     """Have the recorder know what is said from now on, and what was said before."""
+    for verb in (marks.mark, marks.session):
+        verb._torchdynamo_disable = True  # type: ignore[attr-defined]  # Dynamo can't follow it, and need not try
     _C.follow_marks(_now, combined)
     marks.follow(lambda: _C.set_mark(_now()))
 
