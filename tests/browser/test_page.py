@@ -173,7 +173,8 @@ def test_a_click_on_a_node_shows_its_evidence(open_page: Open) -> None:
     ):
         assert expected in details
     assert "looks like kv_append" in details
-    assert "past.0.key, kv_cache" in details
+    assert "past.0.key\n" in details
+    assert "residency\nkv_cache" in details
     assert shown.texts(".row[aria-selected=true] [role=gridcell]:first-child") == ["3"]
     assert shown.drawn(".selected") == 1
     # A link leads to the node that made an operand.

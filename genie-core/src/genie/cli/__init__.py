@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -49,14 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         status = typer.main.get_command(app).main(args=argv, prog_name="genie", standalone_mode=False)
-        sys.stdout.flush()
     except GenieError as error:
         complain(error)
         return 1
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; nothing may be written to it at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:

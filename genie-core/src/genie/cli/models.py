@@ -40,7 +40,7 @@ def captured(name: str) -> Graph | ExecutionPlan:
         case (program, tuple() | list() as args, Mapping() as kwargs) if callable(program):
             return _run(program, args, kwargs, name)
     graph = _latest()
-    if graph is None or graph is before:
+    if graph is None or graph == before:  # importing the module may have captured something, too
         raise ConfigError(f"calling {attribute!r} captured nothing", where=name, hint=HINT)
     return graph
 
@@ -80,11 +80,10 @@ def _called(function: Callable[[], Any], name: str) -> Any:
 
 
 def _run(program: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], name: str) -> Graph:
-    before = _latest()
     with genie.capture():
         program(*args, **kwargs)
     graph = _latest()
-    if graph is None or graph is before:
+    if graph is None:
         raise ConfigError("running the program captured nothing", where=name, hint=HINT)
     return graph
 

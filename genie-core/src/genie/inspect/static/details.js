@@ -79,7 +79,7 @@ class Details {
     return element('ul', { class: 'values' }, ...numbers.map(value => {
       const [spec, residency, labels, why] = values[value], its = inputOf.get(value), from = maker.get(value);
       const line = element('li', {}, element('span', { class: 'spec' }, `%${value} ${spec}`));
-      const words = [its && its.name, residency, !made && node.writes.includes(value) && 'written in place', made && outputs.has(value) && 'output'];
+      const words = [its && its.name, labels.length ? '' : residency, !made && node.writes.includes(value) && 'written in place', made && outputs.has(value) && 'output'];
       const known = words.filter(Boolean).join(', ');
       if (known) line.append(element('div', { class: 'quiet' }, known));
       const others = made ? users.get(value) || [] : from === undefined ? [] : [from];

@@ -142,6 +142,8 @@ searchField.addEventListener('keydown', event => {
   select(table.found[0].position);
 });
 
+window.addEventListener('resize', () => hover(-1));
+
 picture.mode = data.modes.find(mode => mode.words.length) || picture.mode;
 legend(); // takes its room first
 picture.cy.resize();
