@@ -176,7 +176,7 @@ def _cache(graph: Graph) -> Iterator[tuple[str, str]]:
             named.append(text)
         more = f", and {len(values) - _MOST_LISTED} more" if len(values) > _MOST_LISTED else ""
         size = si(nbytes(graph.values[value] for value in values), "B")
-        yield title, f"{len(values):,} values, {size}: {', '.join(named)}{more}"
+        yield title, f"{len(values):,} value{'s' if len(values) > 1 else ''}, {size}: {', '.join(named)}{more}"
 
 
 def _cut(text: str, width: int) -> str:
