@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from genie.graph.structure import PARTS, SAME
 from genie.match import LINEAR, Rule, Structure, Table, activation, linear, op, weights
 
 _NORMS = "native_layer_norm layer_norm rms_norm _fused_rms_norm native_group_norm native_batch_norm batch_norm"
@@ -21,12 +22,14 @@ def _routes(view: Structure, at: int) -> bool:
     return bool(shape) and 1 < shape[-1] <= 1024 and len(view.steps[at].outputs) == 2
 
 
-def _same_shape(view: Structure, at: int) -> bool:
+def _rejoins(view: Structure, at: int) -> bool:
+    """A sum of two values of one shape, of which one went into something else, too: the branch that ends here."""
     operands = view.operands[at]
     return (
         len(operands) == 2
         and operands[0] != operands[1]
         and len(view.shape(operands[0])) >= 2
+        and any(len(view.users[value]) > 1 for value in operands)
         and view.shape(operands[0]) == view.shape(operands[1])
         and view.dtype(operands[0]).startswith(("float", "bfloat"))
     )
@@ -44,6 +47,22 @@ def _by_position(view: Structure, at: int) -> bool:
         if not view.operands[maker]:
             return False
         value = view.operands[maker][0]
+    return False
+
+
+def _turns(view: Structure, at: int) -> bool:
+    """Whether sines or cosines are factors of something; of positions that are added they are summands."""
+    front = list(view.steps[at].outputs[:1])
+    for _ in range(6):
+        following: list[int] = []
+        for value in front:
+            for user in view.users[value] if value >= 0 else ():
+                name = view.names[user]
+                if name == "mul" and len(view.operands[user]) == 2:
+                    return True
+                if name in SAME or name in PARTS or name in ("mul", "cat", "stack"):
+                    following += view.steps[user].outputs[:1]
+        front = following[:8]
     return False
 
 
@@ -131,6 +150,16 @@ BLOCKS = Table(
             _MLP,
         ),
         Rule(
+            "MLP, GELU by sigmoid",
+            op(
+                LINEAR,
+                op("mul", linear(as_="up", where=_weighted), op("sigmoid", op("mul", linear()))),
+                as_="down",
+                where=_weighted,
+            ),
+            _MLP,
+        ),
+        Rule(
             "MLP, squared",
             op(LINEAR, op("pow square", op("relu", linear(as_="up", where=_weighted))), as_="down"),
             _MLP,
@@ -139,10 +168,10 @@ BLOCKS = Table(
         Rule("rotary positions", op("add", op("mul"), op("mul", op("cat", op("neg"))), as_="rotary"), _ROTARY),
         Rule("rotary positions", op("add", op("mul"), op("mul", op("stack", op("neg"))), as_="rotary"), _ROTARY),
         Rule("rotary positions, complex", op("view_as_real", op("mul", op("view_as_complex")), as_="rotary"), _ROTARY),
-        Rule("angles of positions", op("cos sin", as_="rotary"), _ROTARY, confidence=0.6),
+        Rule("angles of positions", op("cos sin", as_="rotary", where=_turns), _ROTARY, confidence=0.6),
         Rule("positions", op("embedding", as_="row", where=_by_position), {"row": {"role": "position_embedding"}}),
         Rule("embedding", op("embedding", as_="row", where=_weighted), {"row": {"role": "embedding"}}, confidence=1.0),
-        Rule("residual", op("add", as_="sum", where=_same_shape), {"sum": {"role": "residual"}}, confidence=0.7),
+        Rule("residual", op("add", as_="sum", where=_rejoins), {"sum": {"role": "residual"}}, confidence=0.7),
     ],
     specificity=10,
 )
