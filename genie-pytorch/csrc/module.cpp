@@ -42,8 +42,8 @@ py::list to_list(const std::vector<at::Tensor>& tensors) {
 }
 
 py::tuple as_tuple(const Stream::Sent& sent) {
-  const auto& [plan, graph] = sent.known;
-  return py::make_tuple(graph, plan->outputs, plan->inputs, sent.words);
+  const auto& plan = sent.known.plan;
+  return py::make_tuple(sent.known.graph, plan->outputs, plan->inputs, sent.words, sent.reshaped);
 }
 
 std::vector<uint32_t> living(const Segment& segment) {
@@ -165,9 +165,13 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
     stream.segment.looked_at = stream.looked_at;
+    for (auto& leaf : stream.segment.leaves) {
+      leaf.donated = leaf.value.use_count() == 1; // as it would be if the segment were closed now
+    }
     return describe_segment(stream.segment, living(stream.segment));
   });
-  // What this thread has sent since its last look: [(graph, outputs, number of inputs, words)].
+  // What this thread has sent since its last look: [(graph, outputs, number of inputs, words, geometry of values that
+  // is not the graph's: index, rank, sizes, strides, …)].
   m.def("history", [](int device) {
     Lock lock;
     auto& stream = stream_for(static_cast<int16_t>(device), nullptr);
@@ -177,6 +181,7 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     }
     return result;
   });
+  m.def("is_alive", [](int device, uint64_t handle) { return is_alive(static_cast<int16_t>(device), handle); });
   // One execution before those, the latest first; None when it is not remembered.
   m.def("earlier", [](int device, size_t position) -> py::object {
     Lock lock;

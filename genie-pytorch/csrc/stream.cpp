@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <unordered_set>
 
 namespace genie {
 
@@ -19,6 +20,7 @@ std::recursive_mutex recorder;
 
 std::mutex forgotten_guard;
 std::unordered_map<int16_t, std::vector<uint64_t>> forgotten;
+std::unordered_map<int16_t, std::unordered_set<uint64_t>> alive; // handles of values that somebody holds
 
 std::unordered_map<int16_t, uint64_t> handles;
 
@@ -103,8 +105,19 @@ void set_current_device(c10::DeviceIndex index) {
   thread_device = index;
 }
 
-uint64_t new_handle(int16_t device) {
-  return ++handles[device];
+uint64_t new_handle(int16_t device, bool held) {
+  const uint64_t handle = ++handles[device];
+  if (!held) {
+    return handle;
+  }
+  std::lock_guard<std::mutex> lock(forgotten_guard);
+  alive[device].insert(handle);
+  return handle;
+}
+
+bool is_alive(int16_t device, uint64_t handle) {
+  std::lock_guard<std::mutex> lock(forgotten_guard);
+  return alive[device].count(handle) != 0;
 }
 
 From whence(int16_t device, uint64_t handle) {
@@ -134,6 +147,7 @@ void note_upload(int16_t device, uint64_t handle) {
 void forget(int16_t device, uint64_t handle) {
   std::lock_guard<std::mutex> lock(forgotten_guard);
   forgotten[device].push_back(handle);
+  alive[device].erase(handle);
 }
 
 void send_forgotten(int16_t device) {
@@ -296,10 +310,20 @@ Closed close(Stream& stream) {
     }
   }
   segment.tokens.push_back(kEnd);
+  std::vector<uint64_t> gone;
   for (auto& leaf : segment.leaves) {
     leaf.donated = leaf.value.use_count() == 1;
     leaf.value->released = leaf.value->released || leaf.donated;
+    if (leaf.donated) {
+      gone.push_back(leaf.value->handle);
+    }
     segment.tokens.push_back(leaf.donated ? 1 : 0);
+  }
+  if (!gone.empty()) {
+    std::lock_guard<std::mutex> lock(forgotten_guard);
+    for (const auto handle : gone) {
+      alive[stream.device].erase(handle);
+    }
   }
   const auto note_mark = [&](const Value& value, uint32_t index) {
     if (value.mark != 0) {
@@ -331,7 +355,27 @@ Closed close(Stream& stream) {
   return closed;
 }
 
-void execute(Stream& stream, const Known& known, std::vector<uint64_t> words, bool look) {
+namespace {
+
+// What of a segment's geometry is not as in the graph of its plan, whose structure is the same.
+std::vector<int64_t> changed_shapes(const Segment& segment, const Shapes& shapes) {
+  std::vector<int64_t> changes;
+  for (size_t i = 0; i < segment.values.size() && i < shapes.values.size(); ++i) {
+    const auto* now = segment.geometry.data() + segment.values[i].geometry;
+    const auto* before = shapes.geometry.data() + shapes.values[i].geometry;
+    const auto length = static_cast<size_t>(1 + 2 * now[0]);
+    if (now[0] != before[0] || !std::equal(now + 1, now + length, before + 1)) {
+      changes.push_back(static_cast<int64_t>(i));
+      changes.insert(changes.end(), now, now + length);
+    }
+  }
+  return changes;
+}
+
+} // namespace
+
+void execute(
+    Stream& stream, const Known& known, std::vector<uint64_t> words, bool look, std::vector<int64_t> reshaped) {
   send_forgotten(stream.device);
   const auto& plan = known.plan;
   const auto bindings = plan->encode(words);
@@ -340,7 +384,7 @@ void execute(Stream& stream, const Known& known, std::vector<uint64_t> words, bo
   plan->doubtful = false;
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
-    stream.history.push_back({known, std::move(words)});
+    stream.history.push_back({known, std::move(words), std::move(reshaped)});
   }
 }
 
@@ -353,7 +397,7 @@ Known run(Stream& stream, Closed& closed, bool whole, bool look) {
     if (found != table.end()) {
       ++counters.plan_hits;
       const auto known = found->second;
-      execute(stream, known, std::move(closed.words), look);
+      execute(stream, known, std::move(closed.words), look, changed_shapes(segment, *known.shapes));
       return known;
     }
     ++counters.plan_misses;
@@ -368,7 +412,8 @@ Known run(Stream& stream, Closed& closed, bool whole, bool look) {
       plan->last.insert(plan->last.end(), segment.parameters.begin(), segment.parameters.end());
       plan->step.assign(plan->last.size(), 0);
     }
-    const Known known{plan, graph};
+    const Known known{
+        plan, graph, std::make_shared<Shapes>(Shapes{std::move(segment.values), std::move(segment.geometry)})};
     table.emplace(std::move(segment.tokens), known);
     execute(stream, known, std::move(closed.words), look);
     return known;
@@ -456,6 +501,7 @@ void reset() {
   plans.clear();
   plans_by_id.clear();
   std::lock_guard<std::mutex> guard(forgotten_guard);
+  alive.clear();
   forgotten.clear();
 }
 

@@ -39,11 +39,18 @@ struct Plan {
   std::string encode(const std::vector<uint64_t>& words);
 };
 
+// Geometry of a segment's values: of each, where its own begins (rank, sizes, strides).
+struct Shapes {
+  std::vector<ValueNote> values;
+  std::vector<int64_t> geometry;
+};
+
 // A structure's plan, and the graph it was made from: structures that are one plan may differ in what a plan leaves
-// out, such as lines and marks.
+// out, such as lines and marks. `shapes` are the graph's.
 struct Known {
   std::shared_ptr<Plan> plan;
   int64_t graph = -1;
+  std::shared_ptr<const Shapes> shapes;
 };
 
 struct Segment {
@@ -70,6 +77,7 @@ struct Stream {
   struct Sent {
     Known known;
     std::vector<uint64_t> words;
+    std::vector<int64_t> reshaped; // of each value whose geometry is not the graph's: index, rank, sizes, strides
   };
   std::vector<Sent> history;
   std::deque<Sent> earlier;
@@ -135,7 +143,8 @@ struct Closed {
 Closed close(Stream& stream);
 Known run(Stream& stream, Closed& closed, bool whole, bool look);
 // Executes a plan again: bindings, frees, history.
-void execute(Stream& stream, const Known& known, std::vector<uint64_t> words, bool look);
+void execute(
+    Stream& stream, const Known& known, std::vector<uint64_t> words, bool look, std::vector<int64_t> reshaped = {});
 
 // Called before a command or an execution: after a look, the program's view of its graph starts anew.
 void begin_history(Stream& stream);
@@ -150,12 +159,15 @@ uint64_t settle(const ValuePtr& value);
 // at the same places each time round.
 void maybe_cut(Stream& stream);
 
-uint64_t new_handle(int16_t device);
+// `held`: a value will have it.
+uint64_t new_handle(int16_t device, bool held = true);
 // How a value came to be on the device. Uploads are remembered up to a number: what is older than those is unknown.
 enum class From { kUnknown, kUploaded, kMade };
 From whence(int16_t device, uint64_t handle);
 void note_upload(int16_t device, uint64_t handle); // in the order of handles
 void forget(int16_t device, uint64_t handle); // any thread, no lock
+// Whether somebody still holds the value with this handle.
+bool is_alive(int16_t device, uint64_t handle);
 // Tells the node of the values nobody holds any more. The caller holds the lock.
 void send_forgotten(int16_t device);
 

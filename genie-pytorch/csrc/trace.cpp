@@ -152,7 +152,7 @@ std::vector<at::Tensor> Trace::replay(const std::vector<at::Tensor>& inputs) {
     handle = i == 0 ? next : handle;
   }
   if (handle == 0) {
-    handle = new_handle(device_);
+    handle = new_handle(device_, false);
   }
   words.push_back(handle);
   for (const auto& leaf : leaves_) {

@@ -50,7 +50,7 @@ codec.save(genie.Scheduler([device]).schedule(graph), {str(path)!r})
 
 
 def test_a_whole_file_is_printed(plan_file: Path) -> None:
-    done = command("inspect", str(plan_file))
+    done = command("inspect", str(plan_file), "--text")
     assert done.returncode == 0, done.stderr
     assert "aten::scaled_dot_product_attention" in done.stdout
     assert "blocks.1" in done.stdout

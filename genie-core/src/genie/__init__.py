@@ -46,7 +46,7 @@ from genie.schedule import Scheduler
 from genie.workload import summary
 
 if TYPE_CHECKING:
-    from genie import aio
+    from genie import aio, inspect
     from genie.hookspecs import hookimpl
     from genie.remote import RemoteClient
 
@@ -82,6 +82,7 @@ __all__ = [
     "hookimpl",
     "init",
     "init_cluster",
+    "inspect",
     "is_capturing",
     "load",
     "mark",
@@ -105,7 +106,7 @@ __all__ = [
 ]
 
 # Names whose modules bring asyncio, pluggy or sockets: not every program that imports genie needs those.
-_LATER = {"aio": "genie.aio", "hookimpl": "genie.hookspecs", "RemoteClient": "genie.remote"}
+_LATER = {"aio": "genie.aio", "inspect": "genie.inspect", "hookimpl": "genie.hookspecs", "RemoteClient": "genie.remote"}
 
 
 def __getattr__(name: str) -> Any:

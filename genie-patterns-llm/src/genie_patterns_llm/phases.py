@@ -55,9 +55,9 @@ class Phases(Finder):
                 continue
             found = reader.read(call, by_call.get(call, []))
             members = nodes_of.get(call, [])
-            for each in found:
-                labels = {"phase": each.phase, "evidence": (_why(each),)}
-                nodes = [at for at in members if _belongs(bits[at], each)]
+            for part in found:
+                labels = {"phase": part.phase, "evidence": (_why(part),)}
+                nodes = [at for at in members if _belongs(bits[at], part)]
                 if nodes:
                     yield Match([view.steps[at] for at in nodes], labels)
 
@@ -143,7 +143,7 @@ class _Reader:
         return mine & ids or mine
 
     def _self(self, attention: Attention) -> bool:
-        return attention.queries == attention.keys
+        return attention.queries == attention.keys > 1
 
     def _step(self, attention: Attention) -> _Step | None:
         """How much of what an attention reads is new, if it reads a cache."""
@@ -167,7 +167,8 @@ class _Reader:
                 if new >= 0:
                     return _Step(new, -1)
         if attention.key in self.outputs or view.source[attention.key] in self.outputs:
-            return _Step(attention.queries, 0) if self._self(attention) else None
+            # Keys of an encoder may be looked at, too.
+            return _Step(attention.queries, 0) if self._self(attention) and call in self.headed else None
         return None
 
     def _written(self, root: int, axis: int, call: int) -> int:

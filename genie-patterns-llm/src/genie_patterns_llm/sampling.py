@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genie.graph import Evidence
-from genie.match import LINEAR, Finder, Match, Structure, calls, flow, weights
+from genie.graph import Evidence, Graph
+from genie.match import LINEAR, Finder, Match, Structure, calls, flow, once, structure, weights
 
 _LINEAR = frozenset(LINEAR.split())
 _CHOOSES = frozenset("argmax multinomial topk sort max exponential".split())
@@ -33,7 +33,7 @@ class Sampling(Finder):
         yield Match([view.steps[at] for at in heads], {"role": "lm_head", "evidence": (why,)})
         nodes = _after(view, heads)
         reason = "from scores of words to a choice"
-        evidence = tuple(Evidence(label, "structure", reason, 0.9) for label in ("phase", "role"))  # type: ignore[arg-type]
+        evidence = tuple(Evidence(label, "structure", reason, 0.9) for label in ("phase", "role"))
         labels = {"phase": "sampling", "role": "sampling", "evidence": evidence}
         for found in nodes.values():
             if any(view.names[at] in _CHOOSES for at in found):
@@ -43,11 +43,13 @@ class Sampling(Finder):
 def vocabulary_heads(view: Structure) -> dict[int, int]:
     """Products with a matrix that has a row for each word of an embedding, whose result is mixed with nothing:
     position → words."""
-    remembered = view.graph.__dict__.get("_vocabulary_heads")
-    if remembered is not None:
-        return remembered  # type: ignore[no-any-return]
-    heavy = weights(view.graph)
-    words = {view.shape(entry.table)[0] for entry in flow(view.graph).entries if entry.way == "ids"}
+    return _heads(view.graph)
+
+
+@once
+def _heads(graph: Graph) -> dict[int, int]:
+    view, heavy = structure(graph), weights(graph)
+    words = {view.shape(entry.table)[0] for entry in flow(graph).entries if entry.way == "ids"}
     found: dict[int, int] = {}
     for name in _LINEAR & view.by_name.keys() if words else ():
         for at in view.by_name[name]:
@@ -63,7 +65,6 @@ def vocabulary_heads(view: Structure) -> dict[int, int]:
                 and _last(view, outputs[0])
             ):
                 found[at] = shape[-1]
-    view.graph.__dict__["_vocabulary_heads"] = found
     return found
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from genie.match import Entry, Structure, attentions, calls, flow
 
 _MANY_TABLES = 2
-_LONG = 8  # frames to a channel, at least, of a sound
+_VERY_MANY_TABLES = 4  # where there is attention: words, positions, segments and languages are looked up, too
 
 
 class Kind(NamedTuple):
@@ -37,14 +37,14 @@ def kinds(view: Structure) -> Mapping[int, Kind]:
 
 def _sparse(view: Structure, entries: list[Entry], attends: bool) -> bool:
     """Whether the integers of a call are categories: bags, or one row of each of several tables."""
-    if any(entry.way == "rows" and view.names[entry.at] != "embedding" for entry in entries):
+    if not attends and any(entry.way == "rows" and view.names[entry.at] != "embedding" for entry in entries):
         return True
     single = {
         view.storage[entry.table]
         for entry in entries
         if entry.way == "rows" or (entry.way == "ids" and view.shape(entry.value)[-1] == 1)
     }
-    if len(single) >= _MANY_TABLES:
+    if len(single) >= (_VERY_MANY_TABLES if attends else _MANY_TABLES):
         return True
     lookups = [entry for entry in entries if entry.way == "ids"]
     others = [entry for entry in entries if entry.way in ("image", "signal", "frames")]

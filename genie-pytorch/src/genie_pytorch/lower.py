@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from genie.bindings import bits_float
@@ -63,7 +63,7 @@ def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Grap
     )
     value_marks = tuple((value, marks.of_number(number)) for value, number in segment["marks"])
     return Graph(
-        values=tuple(_spec(*value) for value in segment["values"]),
+        values=tuple(_spec(NAME_OF_CODE[dtype], shape, stride) for dtype, shape, stride in segment["values"]),
         inputs=tuple(
             Input(value, *known_of(origins.get(handle), whence), donated)
             for value, donated, handle, whence in segment["inputs"]
@@ -78,12 +78,31 @@ def to_graph(segment: Description, device: int, kind: Kind = "lazy_dag") -> Grap
     )
 
 
+class Execution(NamedTuple):
+    """A plan's graph, the words it ran with, and the geometry of values that is not the graph's: index, rank, sizes,
+    strides, and so on."""
+
+    graph: Graph
+    words: Sequence[int]
+    reshaped: Sequence[int] = ()
+
+    def values(self) -> Sequence[TensorSpec]:
+        """The values as they were then: a plan has one structure and may have many shapes."""
+        if not self.reshaped:
+            return self.graph.values
+        values, words = list(self.graph.values), iter(self.reshaped)
+        for index in words:
+            rank = next(words)
+            shape, stride = (tuple(next(words) for _ in range(rank)) for _ in range(2))
+            values[index] = _spec(values[index].dtype, shape, stride)
+        return values
+
+
 class Recorded(NamedTuple):
-    """What a thread recorded on one device: executions in a row, each a plan's graph and the words it ran with, and
-    what is recorded and not sent."""
+    """What a thread recorded on one device: executions in a row, and what is recorded and not sent."""
 
     device: int
-    sent: Sequence[tuple[Graph, Sequence[int]]]
+    sent: Sequence[Execution]
     pending: Description
 
 
@@ -91,11 +110,13 @@ def join(recorded: Iterable[Recorded]) -> Joined:
     """One graph of all that: values are joined where one leaves with the handle another enters with."""
     joined = Joined()
     for device, sent, pending in recorded:
-        for graph, words in sent:
-            entered = len(graph.inputs)
-            joined.add(graph, device, words[1 : 1 + entered], words[0], words[1 + entered :])
+        for each in sent:
+            entered, words = len(each.graph.inputs), each.words
+            joined.add(each.graph, each.values(), device, words[1 : 1 + entered], words[0], words[1 + entered :])
         if pending["nodes"]:
-            joined.add(to_graph(pending, device), device, [handle for _, _, handle, _ in pending["inputs"]], None, None)
+            graph = to_graph(pending, device)
+            handles = [handle for _, _, handle, _ in pending["inputs"]]
+            joined.add(graph, graph.values, device, handles, None, None)
     return joined
 
 
@@ -116,14 +137,20 @@ class Joined:
         self.value_marks: dict[int, int] = {}
 
     def add(
-        self, graph: Graph, device: int, handles: Sequence[int], first: int | None, words: Sequence[int] | None
+        self,
+        graph: Graph,
+        values: Sequence[TensorSpec],
+        device: int,
+        handles: Sequence[int],
+        first: int | None,
+        words: Sequence[int] | None,
     ) -> None:
         self.kinds.add(graph.backend_type)
         renumbered: dict[int, int] = {-1: -1}
         for entered, handle in zip(graph.inputs, handles, strict=True):
             known = self.value_of_handle.get((device, handle))
             if known is None:
-                known = self._value(graph.values[entered.value])
+                known = self._value(values[entered.value])
                 self.value_of_handle[device, handle] = known
                 self.inputs.append(
                     Input(known, entered.name, entered.origin, lineage=entered.lineage, axis=entered.axis)
@@ -137,7 +164,7 @@ class Joined:
         for node in graph.steps:
             for value in node.outputs:
                 if value >= 0:
-                    renumbered[value] = self._value(graph.values[value])
+                    renumbered[value] = self._value(values[value])
             self.steps.append(
                 Node(
                     id=len(self.steps),
@@ -165,6 +192,12 @@ class Joined:
         value = self.value_of_handle.get(handle)
         if value is not None:
             self.value_marks[value] = self.marks.of(said)
+
+    def drop(self, is_alive: Callable[[int, int], bool]) -> None:
+        """What nobody holds any more is no output, though it left its segment."""
+        for (device, handle), value in self.value_of_handle.items():
+            if value in self.outputs and not is_alive(device, handle):
+                del self.outputs[value]
 
     def graph(self) -> Graph:
         return Graph(
@@ -223,12 +256,12 @@ def _index(table: dict[Any, int], key: Any) -> int:
     return -1 if key == 0 else table.setdefault(key, len(table))
 
 
-def _spec(dtype: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> TensorSpec:
+def _spec(dtype: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> TensorSpec:
     expected, contiguous = 1, True
     for size, step in zip(reversed(shape), reversed(stride), strict=True):
         contiguous = contiguous and (size == 1 or step == expected)
         expected *= size
-    return TensorSpec(shape, NAME_OF_CODE[dtype], None if contiguous or 0 in shape else stride)
+    return TensorSpec(shape, dtype, None if contiguous or 0 in shape else stride)
 
 
 def _arg(arg: Any) -> Arg:

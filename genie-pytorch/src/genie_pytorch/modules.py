@@ -123,6 +123,11 @@ def origins(device: int) -> dict[int, Origin]:
 
     Looked up once per plan made, so that calls of modules need not keep it.
     """
+    with torch._C.DisableTorchFunction():  # a capture must not take this for the program's
+        return _origins(device)
+
+
+def _origins(device: int) -> dict[int, Origin]:
     known: dict[int, Origin] = {}
     for seen in list(_seen.values()):
         module = seen.module()
@@ -166,8 +171,12 @@ def _learn(calls: Sequence[torch.nn.Module]) -> int:
     path = ""
     for outer, module in zip((None, *reversed(calls)), reversed(calls), strict=False):
         known = _seen.get(id(module))
-        if known is None:
-            name = "" if outer is None else _name_in(outer, module)
+        if known is None and outer is None:
+            know(module)  # a program may use the weights of modules that it never calls
+            known = _seen[id(module)]
+        elif known is None:
+            assert outer is not None
+            name = _name_in(outer, module)
             known = _see(module, f"{path}.{name}" if path else name)
         path = _table[known.number][0]
     return _seen[id(calls[0])].number

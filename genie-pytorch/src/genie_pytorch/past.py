@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from genie.graph import Graph, Input
-from genie.graph.lineage import Lineage, lineage
+from genie.graph.lineage import Lineage, lineage_since
 from genie_pytorch import lower, modules, scopes
 from genie_pytorch.native import _C
 from genie_pytorch.port import port
@@ -19,6 +19,7 @@ _LEAST = 4_000
 def told(recorded: Sequence[lower.Recorded]) -> Graph:
     """The graph of what was recorded; its inputs say what they are and what they were."""
     view = lower.join(recorded)
+    view.drop(_C.is_alive)
     for device in {each.device for each in recorded}:
         for handle, number in _C.marked_values(device):
             view.mark((device, handle), scopes.word(number))
@@ -34,7 +35,10 @@ def told(recorded: Sequence[lower.Recorded]) -> Graph:
     both = _with_past(recorded, max(_LEAST, 2 * len(graph.steps)), open_handles)
     if both is None:
         return graph
-    return with_lineage(graph, view.entered, both.value_of_handle, lineage(both.graph()))
+    both.drop(_C.is_alive)
+    joined = both.graph()
+    begins = len(joined.steps) - len(graph.steps)
+    return with_lineage(graph, view.entered, both.value_of_handle, lineage_since(joined, begins))
 
 
 def with_origins(view: lower.Joined) -> Graph:
@@ -74,14 +78,14 @@ def _with_past(recorded: Sequence[lower.Recorded], budget: int, wanted: set[lowe
     whole: list[lower.Recorded] = []
     touched = False
     for each in recorded:
-        before: list[tuple[Graph, Sequence[int]]] = []
+        before: list[lower.Execution] = []
         while (sent := _C.earlier(each.device, len(before))) is not None:
-            number, outputs, entered, words = sent
+            number, outputs, entered, words, reshaped = sent
             graph = port.graph(number)
             budget -= len(graph.steps)
             if budget < 0:
                 break
-            before.append((graph, words))
+            before.append(lower.Execution(graph, words, reshaped))
             handles = (*words[1 : 1 + entered], *range(words[0], words[0] + len(outputs)))
             touched = touched or any((each.device, handle) in wanted for handle in handles)
         whole.append(each._replace(sent=[*reversed(before), *each.sent]))

@@ -42,12 +42,12 @@ def latest_graph() -> Graph | None:
         sent = _C.history(device)
         pending = _C.pending(device)
         if sent or pending["nodes"]:
-            parts = [(port.graph(graph), words) for graph, _, _, words in sent]
+            parts = [lower.Execution(port.graph(graph), words, reshaped) for graph, _, _, words, reshaped in sent]
             recorded.append(lower.Recorded(device, parts, pending))
     if not recorded:
         return None
     last = recorded[-1]
-    if not _region.open and not last.pending["nodes"] and last.sent[-1][0].backend_type == "fx":
+    if not _region.open and not last.pending["nodes"] and last.sent[-1].graph.backend_type == "fx":
         recorded = [last._replace(sent=last.sent[-1:])]
     return past.told(recorded)
 
@@ -66,7 +66,7 @@ def operation_of(device: int, handle: int, index: int) -> str:
             if index in outputs:
                 return str(operation)
         return ""
-    for number, outputs, _, words in reversed(_C.history(device)):
+    for number, outputs, _, words, _ in reversed(_C.history(device)):
         if words[0] <= handle < words[0] + len(outputs):
             graph = port.graph(number)
             value = graph.outputs[handle - words[0]]

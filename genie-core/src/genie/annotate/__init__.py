@@ -24,6 +24,7 @@ from genie.errors import GraphError
 from genie.flops import Work, sizes, work
 from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, relabelled, verify
 from genie.graph.calls import calls, weights
+from genie.graph.once import once
 from genie.graph.structure import structure
 from genie.interfaces import PatternMatcher
 
@@ -96,11 +97,9 @@ def _labels_of(pattern: PatternMatcher, name: str, graph: Graph) -> list[tuple[i
     return mine
 
 
+@once
 def _ids(graph: Graph) -> frozenset[int]:
-    remembered = graph.__dict__.get("_ids")
-    if remembered is None:
-        remembered = graph.__dict__["_ids"] = frozenset(node.id for node in graph.steps)
-    return remembered  # type: ignore[no-any-return]
+    return frozenset(node.id for node in graph.steps)
 
 
 def _marks(graph: Graph, marks: Mapping[int, Mapping[str, Any]], found: _Found) -> None:
@@ -118,6 +117,7 @@ def _marks(graph: Graph, marks: Mapping[int, Mapping[str, Any]], found: _Found) 
             raise GraphError(f"mark of node {id}: {error}") from None
 
 
+_UPDATES = {"phase": "optimizer", "evidence": (Evidence("phase", "structure", "computed from gradients", 0.9),)}
 _FORWARD = {"phase": "forward", "evidence": (Evidence("phase", "structure", "computed with weights", 0.5),)}
 
 
@@ -127,11 +127,21 @@ def _defaults(graph: Graph, found: _Found) -> None:
     view, heavy, call = structure(graph), weights(graph), calls(graph)
     several = bool(call) and max(call) > 0
     deep = bytearray(len(graph.values))
-    for value in heavy.known | heavy.told:
+    for value in heavy:
         deep[value] = 1
+    updates = reader.read(_UPDATES)
+    gradient = bytearray(len(graph.values))  # made by the backward pass, or from what is
     forward = [reader.read({**_FORWARD, "call": k}) for k in range(max(call) + 1)] if call else []
     other = [reader.read({"call": k}) for k in range(max(call) + 1)] if several else []
     for at, node in enumerate(view.steps):
+        phase = node.semantics.phase if node.semantics is not None else None
+        if phase == "backward" or (phase is None and any(gradient[value] for value in view.operands[at])):
+            for value in (*node.outputs, *node.mutates):
+                if value >= 0:
+                    gradient[value] = view.storage[value] not in heavy
+            if phase is None:
+                found[node.id] = [updates]
+                continue
         heavy_here = False
         for value in view.operands[at]:
             if deep[value]:

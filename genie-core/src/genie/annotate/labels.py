@@ -171,7 +171,7 @@ def marked(mark: Semantics) -> Bundle:
         label._replace(
             strength=STRENGTH["user"],
             by="user mark",
-            evidence=label.evidence or Evidence(label.field, "user", "user mark"),  # type: ignore[arg-type]
+            evidence=label.evidence or Evidence(label.field, "user", "user mark"),
         )
         for label in _as_labels(mark)
     )

@@ -28,7 +28,7 @@ def residencies(graph: Graph) -> list[ValueSemantics | None]:
     shared: dict[tuple[str, ...], ValueSemantics] = {}
     states = _states(graph, view)
     read = _reads(view)
-    data = _from_data(graph, view, set(heavy.known | heavy.told))
+    data = _from_data(graph, view, set(heavy))
 
     def meaning(residency: str, pattern: str, why: Evidence, group: str | None = None) -> ValueSemantics:
         key = (residency, pattern, why.reason, group or "")
@@ -92,19 +92,19 @@ def _states(graph: Graph, view: Structure) -> dict[int, State]:
     found: dict[int, State] = {}
     groups: dict[int, str] = {}
     for value, chain in chains.items():
-        number = attended.get(chain.versions[0])
-        residency = _kind(view, chain, number is not None)
+        reader = attended.get(chain.versions[0])
+        residency = _kind(view, chain, reader is not None)
         if residency is None:
             continue
-        key = number if number is not None else -1 - chain.versions[0]
+        key = reader if reader is not None else -1 - chain.versions[0]
         group = groups.setdefault(key, f"{residency}:{len(groups)}")
         reason = _BECOMES[chain.kind] + (f" (axis {chain.axis})" if chain.axis >= 0 else "")
-        reason += ", read as keys or values of attention" if number is not None else ""
+        reason += ", read as keys or values of attention" if reader is not None else ""
         found[value] = State(residency, group, Evidence("residency", "lineage", reason))
     outputs = set(graph.outputs)
-    for value, number in first.items():
+    for value, position in first.items():
         if value not in found and value in outputs and view.maker[value] >= 0:
-            group = groups.setdefault(number, f"kv_cache:{len(groups)}")
+            group = groups.setdefault(position, f"kv_cache:{len(groups)}")
             why = Evidence("residency", "structure", "keys or values of attention that outlive the graph", 0.9)
             found[value] = State("kv_cache", group, why)
     return found

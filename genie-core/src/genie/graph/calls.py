@@ -7,9 +7,10 @@ the way it was used first. No names are needed; a model that is called once is o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from genie.graph.model import Graph, Ref
+from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 
 # Arguments that hold weights, by operator.
@@ -36,23 +37,29 @@ _SLOTS: dict[str, tuple[int, ...]] = {
 }
 _LOOKUPS = frozenset(("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
 _SCALES = frozenset(("add", "mul"))
+_FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
 
 
-class Weights(NamedTuple):
-    """``known``: values the frontend says are parameters or buffers. ``told``: those used as weights are."""
+class Weights:
+    """Values that are weights. ``known``: the frontend says they are parameters or buffers. ``told``: they are used as
+    weights are."""
 
-    known: frozenset[int]
-    told: frozenset[int]
+    __slots__ = ("_all", "known", "told")
 
-    def __contains__(self, value: object) -> bool:
-        return value in self.known or value in self.told
+    def __init__(self, known: frozenset[int], told: frozenset[int]) -> None:
+        self.known, self.told = known, told
+        self._all = known | told
+
+    def __contains__(self, value: int) -> bool:
+        return value in self._all
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._all)
 
 
+@once
 def weights(graph: Graph) -> Weights:
     """The graph's inputs that are weights."""
-    remembered = graph.__dict__.get("_weights")
-    if remembered is not None:
-        return remembered  # type: ignore[no-any-return]
     view = structure(graph)
     known = frozenset(entry.value for entry in graph.inputs if entry.origin in ("parameter", "buffer"))
     told: set[int] = set()
@@ -61,20 +68,30 @@ def weights(graph: Graph) -> Weights:
         spec = graph.values[value]
         if value in known or entry.origin in ("state", "constant") or entry.lineage not in ("", "kept"):
             continue
-        if not spec.dtype.startswith(("float", "bfloat")) or not 1 <= len(spec.shape) <= 5 or value in view.writes:
+        if not spec.dtype.startswith(("float", "bfloat")) or not 1 <= len(spec.shape) <= 5 or _filled(view, value):
             continue
         if _used_as_weight(view, value, len(spec.shape)):
             told.add(value)
-    graph.__dict__["_weights"] = result = Weights(known, frozenset(told))
-    return result
+    return Weights(known, frozenset(told))
+
+
+def _filled(view: Structure, value: int) -> bool:
+    """Whether a part of a value is written in place, as caches are; updates of weights are of all of it."""
+    return any(
+        view.names[at] in _FILLS or view.shape(view.steps[at].mutates[0]) != view.shape(value)
+        for at in view.writes.get(value, ())
+    )
 
 
 def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
     seen = False
     for at in view.users[value]:
         name = view.names[at]
+        node = view.steps[at]
+        if node.mutates and view.operands[at][0] == value:
+            continue  # an update
         if name in ("t", "transpose", "detach", "_to_copy", "permute", "view"):
-            inner = view.steps[at].outputs[0]
+            inner = node.outputs[0]
             if inner < 0 or not (rank == 2 and _used_as_weight(view, inner, rank)):
                 return False
             seen = True
@@ -85,7 +102,7 @@ def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
             seen = True
         else:
             slots = _SLOTS.get(name, ())
-            held = [i for i, arg in enumerate(view.steps[at].args) if isinstance(arg, Ref) and arg.value == value]
+            held = [i for i, arg in enumerate(node.args) if isinstance(arg, Ref) and arg.value == value]
             if not held or any(slot not in slots for slot in held):
                 return False
             if name in ("mm", "matmul") and rank != 2:
@@ -94,18 +111,12 @@ def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
     return seen
 
 
+@once
 def calls(graph: Graph) -> list[int]:
     """By position: which call of its model a node belongs to, counted from 0."""
-    remembered = graph.__dict__.get("_calls")
-    if remembered is None:
-        remembered = graph.__dict__["_calls"] = _calls(graph)
-    return remembered  # type: ignore[no-any-return]
-
-
-def _calls(graph: Graph) -> list[int]:
     view, heavy = structure(graph), weights(graph)
     weight = bytearray(len(graph.values))  # by storage
-    for value in heavy.known | heavy.told:
+    for value in heavy:
         weight[value] = 1
     storage, names = view.storage, view.names
     data = _data(graph, view, weight)

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from genie.graph.calls import calls, weights
 from genie.graph.model import Graph, Many, Ref
+from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 
 Kind = Literal["grown", "written", "replaced", "kept"]
@@ -34,19 +35,35 @@ class Lineage(NamedTuple):
     versions: tuple[int, ...]  # values of the graph, in the order they were made
 
 
+@once
 def lineage(graph: Graph) -> dict[int, Lineage]:
     """Value → what becomes of it, for every version of every value that lives from call to call."""
-    remembered = graph.__dict__.get("_lineage")
-    if remembered is None:
-        remembered = graph.__dict__["_lineage"] = _Tracer(graph).lineages()
-    return remembered  # type: ignore[no-any-return]
+    return _Tracer(graph, calls(graph)).lineages()
+
+
+def lineage_since(graph: Graph, begins: int) -> dict[int, Lineage]:
+    """The same, where at position ``begins`` a call is known to begin, whatever the weights say: a frontend knows where
+    its program looked at results."""
+    return _Tracer(graph, _split(calls(graph), begins)).lineages()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    """Elements of a value."""
+    return prod(shape)
+
+
+def _split(call: list[int], begins: int) -> list[int]:
+    """The calls, with one more that begins at a position; numbered in order again."""
+    marked = [(number, at >= begins) for at, number in enumerate(call)]
+    numbers = {key: number for number, key in enumerate(sorted(set(marked), key=lambda key: (key[1], key[0])))}
+    return [numbers[key] for key in marked]
 
 
 class _Tracer:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, call: list[int]) -> None:
         self.graph = graph
         self.view: Structure = structure(graph)
-        self.call = calls(graph)
+        self.call = call
         heavy = weights(graph)
         weight = {self.view.storage[value] for value in heavy.known | heavy.told}
         self.floating = [
@@ -55,12 +72,16 @@ class _Tracer:
         ]
         self.state = {e.value for e in graph.inputs if e.origin in ("", "state", "input") and self.floating[e.value]}
         self.seen = {e.value: (e.lineage, e.axis) for e in graph.inputs if e.lineage}
+        self.outputs = {self.view.storage[each] for each in graph.outputs}
         self.chain: dict[int, int] = {}  # value → its chain
         self.chains: list[tuple[Kind, int, list[int]]] = []
 
     def lineages(self) -> dict[int, Lineage]:
         for at, node in enumerate(self.view.steps):
-            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
+            phase = node.semantics.phase if node.semantics is not None else None
+            if phase == "optimizer":
+                self._optimizes(at)
+            if phase in ("backward", "optimizer"):
                 continue
             name = self.view.names[at]
             if name == "cat":
@@ -92,16 +113,38 @@ class _Tracer:
         axis = axis % len(shape) if shape else 0
         for value in operands:
             whole, part = view.source[value], view.part[value]
-            if prod(view.shape(value)) == 0:
+            if _count(view.shape(value)) == 0:
                 if self._leaves(out) and view.shape(value) != shape:
                     self._link(whole, out, "grown", axis)
                 return
             for old in dict.fromkeys((whole, part)):
                 if self._old(old, at) and len(view.shape(old)) == len(shape) and self._alike(old, out, axis):
                     number = self.chain.get(old, self.chain.get(part, -1))
-                    if self._goes_on(out) or (number >= 0 and self.chains[number][0] == "grown"):
+                    if self._leaves(out) or (number >= 0 and self.chains[number][0] == "grown"):
                         self._link(old, out, "grown", axis)
+                    else:
+                        self._slide(old, out)
                     return
+
+    def _slide(self, old: int, whole: int) -> None:
+        """A window: what comes in pushes out what is oldest. A part of the whole takes the old value's place."""
+        for at in self.view.users[whole]:
+            for value in self.view.steps[at].outputs:
+                if value >= 0 and self.view.part[value] == self.view.part[whole] and self._leaves(value):
+                    self._link(old, value, "replaced", -1)
+
+    def _optimizes(self, at: int) -> None:
+        """What an optimizer keeps of each parameter: made or updated in a step, and there after it."""
+        node = self.view.steps[at]
+        for value in (*node.outputs, *node.mutates):
+            root = self.view.storage[value] if value >= 0 else -1
+            if root < 0 or not self.floating[root] or root in self.chain or not self.view.shape(root):
+                continue
+            maker = self.view.maker[root]
+            made = self.view.steps[maker].semantics if maker >= 0 else None
+            ours = made is not None and made.phase == "optimizer"
+            if (ours and self._leaves(root)) or (maker < 0 and root in self.state):
+                self._link(root, root, "replaced", -1)
 
     def _write(self, at: int, value: int) -> None:
         view = self.view
@@ -109,7 +152,7 @@ class _Tracer:
         if not self.floating[root] or not (self._old(root, at) or self._leaves(root) or self._used_later(root, at)):
             return
         name = view.names[at]
-        partly = name in _WRITES_PART or prod(view.shape(value)) < prod(view.shape(root))
+        partly = name in _WRITES_PART or _count(view.shape(value)) < _count(view.shape(root))
         if partly:
             self._link(root, root, "written", self._axis(at, value, root))
         elif name in _WRITES_ALL and root not in self.chain and (root in self.state or self._used_later(root, at)):
@@ -161,17 +204,36 @@ class _Tracer:
                 self.chain[after] = number
 
     def _kept(self) -> None:
+        """Values of earlier calls that stay; those that do not, and leave one of their kind behind, are replaced."""
+        outputs = set(self.graph.outputs)
+        carried: dict[int, int] = {}
         for value, uses in enumerate(self.view.users):
             if uses and self.floating[value] and value not in self.chain and self.view.storage[value] == value:
                 made = self._call_of(value)
                 if made >= 0 and self.view.maker[value] >= 0 and self.call[uses[-1]] > made:
-                    self._link(value, value, "kept", -1)
+                    carried[value] = value
+        gone = {value: value for value in carried if value not in outputs}
+        reach = self._reach(gone)
+        for bit, value in enumerate(gone):
+            last = self.call[self.view.users[value][-1]]
+            for new in self.graph.outputs:
+                if new in gone or not self.floating[new] or not reach[new] >> bit & 1 or not self._same(value, new):
+                    continue
+                if self._call_of(new) == last and (new not in self.chain or self._kind_of(new) == "replaced"):
+                    self._link(value, new, "replaced", -1)
+                    break
+        for value in carried:
+            if value not in self.chain:
+                self._link(value, value, "kept", -1)
+
+    def _kind_of(self, value: int) -> str:
+        return self.chains[self.chain[value]][0]
 
     def _seen_before(self) -> None:
         """What the frontend saw of inputs in executions before this graph."""
         for value, (kind, axis) in self.seen.items():
             if value not in self.chain and self.floating[value]:
-                self._link(value, value, kind, axis)  # type: ignore[arg-type]
+                self._link(value, value, kind, axis)
                 if kind == "replaced":
                     self._successor(value)
 
@@ -199,20 +261,7 @@ class _Tracer:
         return self._call_of(value) < self.call[at]
 
     def _leaves(self, value: int) -> bool:
-        outputs = self.__dict__.get("outputs")
-        if outputs is None:
-            outputs = self.outputs = {self.view.storage[each] for each in self.graph.outputs}
-        return self.view.storage[value] in outputs or self._used_later(value, self.view.maker[value])
-
-    def _goes_on(self, value: int) -> bool:
-        """Whether a value, or a part of it, is there after its call."""
-        if self._leaves(value):
-            return True
-        for user in self.view.users[value]:
-            for made in self.view.steps[user].outputs:
-                if made >= 0 and self.view.part[made] == self.view.part[value] and made != value and self._leaves(made):
-                    return True
-        return False
+        return self.view.storage[value] in self.outputs or self._used_later(value, self.view.maker[value])
 
     def _used_later(self, value: int, at: int) -> bool:
         uses = self.view.users[value]
@@ -235,6 +284,13 @@ class _Tracer:
         before, part = self.view.shape(root), self.view.shape(value)
         if len(before) == len(part):
             return next((i for i, (a, b) in enumerate(zip(before, part, strict=True)) if a != b), -1)
+        while value != root and self.view.maker[value] >= 0:
+            node = self.view.steps[self.view.maker[value]]
+            of = self.view.operands[self.view.maker[value]][0]
+            smaller = self.view.shape(of) == before and _count(self.view.shape(value)) < _count(before)
+            if smaller and len(node.args) > 1 and type(node.args[1]) is int:
+                return node.args[1] % max(len(before), 1)
+            value = of
         return -1
 
     # --- chains
@@ -248,7 +304,7 @@ class _Tracer:
             self.chains.append((kind, axis, []))
         versions = self.chains[number][2]
         for value in (old, new):
-            if value not in self.chain and prod(self.view.shape(value)):
+            if value not in self.chain and _count(self.view.shape(value)):
                 self.chain[value] = number
                 versions.append(value)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genie.graph.model import Graph, Many, Node, Ref, refs
+from genie.graph.once import once
 
 # Operators whose first output has the very elements of their first operand, in another order, shape or dtype.
 SAME = frozenset(
@@ -97,9 +98,7 @@ class Structure:
         return self.graph.values[value].dtype
 
 
+@once
 def structure(graph: Graph) -> Structure:
-    """The graph's structure, made on first use."""
-    known = graph.__dict__.get("_structure")
-    if known is None:
-        known = graph.__dict__["_structure"] = Structure(graph)
-    return known  # type: ignore[no-any-return]
+    """The graph's structure."""
+    return Structure(graph)

@@ -2,6 +2,7 @@
 
 from genie.graph.calls import calls, weights
 from genie.graph.lineage import lineage
+from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 from genie.match.attention import Attention, attentions
 from genie.match.flow import Entry, Flow, flow
@@ -25,6 +26,7 @@ __all__ = [
     "flow",
     "lineage",
     "linear",
+    "once",
     "op",
     "structure",
     "weights",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from genie.graph import Graph
+from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 
 # Query, key and value are the first three operands, the mask the fourth, if any.
@@ -40,14 +41,12 @@ class Attention(NamedTuple):
     causal: bool
 
 
+@once
 def attentions(graph: Graph) -> tuple[Attention, ...]:
     """All attentions of a graph, in order."""
-    remembered = graph.__dict__.get("_attentions")
-    if remembered is None:
-        view = structure(graph)
-        found = [*_fused(view), *_composed(view), *_whole_layers(view)]
-        remembered = graph.__dict__["_attentions"] = tuple(sorted(found, key=lambda each: each.nodes[0]))
-    return remembered  # type: ignore[no-any-return]
+    view = structure(graph)
+    found = [*_fused(view), *_composed(view), *_whole_layers(view)]
+    return tuple(sorted(found, key=lambda each: each.nodes[0]))
 
 
 def _fused(view: Structure) -> Iterator[Attention]:

@@ -8,10 +8,12 @@ from typing import Literal, NamedTuple
 from genie.graph import Graph
 from genie.graph.calls import calls, weights
 from genie.graph.lineage import lineage
+from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 
 Way = Literal["ids", "rows", "image", "frames", "signal", "features"]
 CONVOLUTIONS = frozenset("convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution".split())
+_BY_RANK: dict[int, Way] = {1: "signal", 2: "image", 3: "frames"}
 _LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only".split())
 
 
@@ -37,18 +39,12 @@ class Flow(NamedTuple):
     bits: list[int]
 
 
+@once
 def flow(graph: Graph) -> Flow:
     """How data enters and where it goes."""
-    remembered = graph.__dict__.get("_flow")
-    if remembered is None:
-        remembered = graph.__dict__["_flow"] = _flow(graph)
-    return remembered  # type: ignore[no-any-return]
-
-
-def _flow(graph: Graph) -> Flow:
     view, heavy, call = structure(graph), weights(graph), calls(graph)
     weight = bytearray(len(graph.values))
-    for value in heavy.known | heavy.told:
+    for value in heavy:
         weight[value] = 1
     data = bytearray(len(graph.values))
     for entry in graph.inputs:
@@ -123,7 +119,7 @@ def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearr
         return None
     if name in CONVOLUTIONS:
         rank = len(view.shape(table)) - 2
-        return ("signal", "image", "frames")[min(max(rank, 1), 3) - 1], value, table  # type: ignore[return-value]
+        return _BY_RANK[min(max(rank, 1), 3)], value, table
     if name in ("linear", "mm", "matmul"):
         return "features", value, table
     return None
