@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
 from genie.graph.structure import PARTS, SAME
-from genie.match import ACTIVATION, LINEAR, Finder, Match, Structure, calls, flow, structure
-from genie_patterns_vision.pictures import bits_of, convolutions, trained_calls, weighted
+from genie.match import ACTIVATION, LINEAR, Finder, Match, Structure, calls, flow, once, structure
+from genie_patterns_vision.pictures import bits_of, convolutions, is_weight, trained_calls, weighted
 
 _LINEAR = frozenset(LINEAR.split())
 _ACTIVATION = frozenset(ACTIVATION.split())
@@ -51,13 +51,15 @@ class Denoise(Finder):
         found = denoisers(graph)
         if not found:
             return
-        call, bits = calls(graph), flow(graph).bits
-        trained = trained_calls(graph, call)
+        call, bits, timed = calls(graph), flow(graph).bits, _timed(graph)
+        trained = trained_calls(graph)
         shared: dict[tuple[str, float], dict[str, object]] = {}
         nodes: dict[int, list[int]] = {}
         for at in range(min(each.first for each in found.values()), len(steps)):
             its = found.get(call[at])
-            if its is not None and its.first <= at <= its.last and bits_of(view, bits, at) & its.entries:
+            if its is None or not its.first <= at <= its.last:
+                continue
+            if timed[at] or bits_of(view, bits, at) & its.entries:
                 nodes.setdefault(call[at], []).append(at)
         for now, members in nodes.items():
             if now in trained:
@@ -77,19 +79,14 @@ def _phase(its: Denoiser) -> dict[str, object]:
     return {"phase": "denoise", "evidence": (Evidence("phase", "structure", its.reason, its.confidence),)}
 
 
+@once
 def timesteps(graph: Graph) -> tuple[Timestep, ...]:
     """The timestep embeddings of a graph, in order."""
-    remembered = graph.__dict__.get("_timesteps")
-    if remembered is None:
-        view = structure(graph)
-        found: list[Timestep] = []
-        if "sin" in view.by_name and "cos" in view.by_name:
-            for at in view.by_name["sin"]:
-                each = _timestep(view, at)
-                if each is not None:
-                    found.append(each)
-        remembered = graph.__dict__["_timesteps"] = tuple(found)
-    return remembered
+    view = structure(graph)
+    if "cos" not in view.by_name:
+        return ()
+    found = (_timestep(view, at) for at in view.by_name.get("sin", ()))
+    return tuple(each for each in found if each is not None)
 
 
 def _timestep(view: Structure, sine: int) -> Timestep | None:
@@ -164,22 +161,18 @@ def _products(view: Structure, at: int) -> list[int]:
     return [at]
 
 
+@once
 def denoisers(graph: Graph) -> dict[int, Denoiser]:
     """By call: what is a denoiser."""
-    remembered = graph.__dict__.get("_denoisers")
-    if remembered is None:
-        view = structure(graph)
-        found = _told(graph, view) if timesteps(graph) else {}
-        if convolutions(graph):
-            found = {**_looped(graph, view), **found}
-        remembered = graph.__dict__["_denoisers"] = found
-    return remembered
+    view = structure(graph)
+    looped = _looped(graph, view) if convolutions(graph) else {}
+    return looped | (_told(graph, view) if timesteps(graph) else {})
 
 
 def _told(graph: Graph, view: Structure) -> dict[int, Denoiser]:
     """Calls with a timestep embedding, and a result of the shape of what entered."""
     call, currents = calls(graph), flow(graph)
-    timed = _timed(graph, view)
+    timed = _timed(graph)
     times: dict[int, int] = {}  # call → entries of times
     for each in timesteps(graph):
         mine = bits_of(view, currents.bits, each.product)
@@ -193,19 +186,17 @@ def _told(graph: Graph, view: Structure) -> dict[int, Denoiser]:
         now = call[at]
         if now not in times:
             continue
-        taken = view.operands[at][1 if view.names[at] in ("addmm", "_addmm_activation") else 0]
-        mine = bits_of(view, currents.bits, at)
-        if not mine:
-            continue
         if not timed[at]:
+            taken = view.operands[at][1 if view.names[at] in ("addmm", "_addmm_activation") else 0]
             for value in (taken, view.source[taken]):
-                given.setdefault(now, {})[view.shape(value)] = mine
+                if not is_weight(view, value):
+                    given.setdefault(now, {})[view.shape(value)] = bits_of(view, currents.bits, at)
             first.setdefault(now, at)
             continue
         for shape in _shapes_after(view, view.steps[at].outputs[0]):
             known = given.get(now, {})
             fits = shape if shape in known else _with_variance(shape, known)
-            if fits is not None and known[fits] & ~times[now]:
+            if fits is not None and (not known[fits] or known[fits] & ~times[now]):
                 last[now], shapes[now] = at, shape
     found: dict[int, Denoiser] = {}
     for now, end in last.items():
@@ -264,16 +255,20 @@ def _products_of(graph: Graph, view: Structure) -> list[int]:
     return sorted(found)
 
 
-def _timed(graph: Graph, view: Structure) -> bytearray:
-    """By position: whether a node's result depends on a time."""
+@once
+def _timed(graph: Graph) -> bytearray:
+    """By position: whether a node's result depends on a time told in the same call."""
+    view = structure(graph)
     products = {each.product for each in timesteps(graph)}
-    told = bytearray(len(view.maker))
+    call = calls(graph)
+    told = [-1] * len(view.maker)  # by value: the call in which it was made from a time
     found = bytearray(len(view.steps))
-    for at in range(min(products), len(view.steps)):
+    for at in range(min(products, default=len(view.steps)), len(view.steps)):
+        now = call[at]
         mine = at in products
         if not mine:
             for value in view.operands[at]:
-                if told[value]:
+                if told[value] == now:
                     mine = True
                     break
         if mine:
@@ -281,9 +276,9 @@ def _timed(graph: Graph, view: Structure) -> bytearray:
             node = view.steps[at]
             for value in node.outputs:
                 if value >= 0:
-                    told[value] = 1
+                    told[value] = now
             for value in node.mutates:
-                told[value] = told[view.storage[value]] = 1
+                told[value] = told[view.storage[value]] = now
     return found
 
 

@@ -99,8 +99,12 @@ def _ends(view: Structure, seen: int) -> Iterator[_End]:
 
 
 def _end(view: Structure, at: int, output: int, allowed: frozenset[str]) -> _End | None:
-    node = view.steps[at]
-    if node.semantics is not None and node.semantics.phase in TRAINED:
+    if any(
+        view.names[user] not in allowed and not _adds(view, user) and not _is_trained(view, user)
+        for user in view.users[output]
+    ):
+        return None  # of most, this says it
+    if _is_trained(view, at):
         return None
     shapes, names = [view.shape(output)], set()
     front, reached = [output], {output}
@@ -108,11 +112,10 @@ def _end(view: Structure, at: int, output: int, allowed: frozenset[str]) -> _End
         following: list[int] = []
         for value in front:
             for user in view.users[value]:
-                its = view.steps[user]
-                if its.semantics is not None and its.semantics.phase in TRAINED:
+                its, name = view.steps[user], view.names[user]
+                if _is_trained(view, user):
                     continue
-                name = view.names[user]
-                if name not in allowed and not (name == "add" and its.mutates == (value,)):
+                if name not in allowed and not _adds(view, user):
                     return None
                 names.add(name)
                 for made in its.outputs:
@@ -123,6 +126,16 @@ def _end(view: Structure, at: int, output: int, allowed: frozenset[str]) -> _End
                             shapes.append(view.shape(made))
         front = following[:8]
     return _End(at, tuple(shapes), frozenset(names))
+
+
+def _is_trained(view: Structure, at: int) -> bool:
+    its = view.steps[at].semantics
+    return its is not None and its.phase in TRAINED
+
+
+def _adds(view: Structure, at: int) -> bool:
+    """Whether a node adds in place, as biases are."""
+    return view.names[at] == "add" and bool(view.steps[at].mutates)
 
 
 def _boxes(ends: list[_End]) -> set[int]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from genie.graph import Graph
 from genie.graph.structure import SAME
-from genie.match import Entry, Structure, flow, structure, weights
+from genie.match import Entry, Structure, calls, flow, once, structure, weights
 
 CONVOLUTIONS = frozenset(
     """convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution
@@ -43,16 +43,14 @@ class Convolution(NamedTuple):
     entry: bool  # the data is given by the program
 
 
+@once
 def convolutions(graph: Graph) -> dict[int, Convolution]:
     """By position, in order of operators' names."""
-    remembered = graph.__dict__.get("_convolutions")
-    if remembered is None:
-        view = structure(graph)
-        names = CONVOLUTIONS & view.by_name.keys()
-        entries = {entry.at for entry in flow(graph).entries} if names else set()
-        found = (_convolution(view, at, entries) for name in sorted(names) for at in view.by_name[name])
-        remembered = graph.__dict__["_convolutions"] = {each.at: each for each in found if each is not None}
-    return remembered
+    view = structure(graph)
+    names = CONVOLUTIONS & view.by_name.keys()
+    entries = {entry.at for entry in flow(graph).entries} if names else set()
+    found = (_convolution(view, at, entries) for name in sorted(names) for at in view.by_name[name])
+    return {each.at: each for each in found if each is not None}
 
 
 def _convolution(view: Structure, at: int, entries: set[int]) -> Convolution | None:
@@ -78,16 +76,14 @@ def _convolution(view: Structure, at: int, entries: set[int]) -> Convolution | N
     )
 
 
+@once
 def pictures(graph: Graph) -> int:
     """The entries that are pictures or video, as bits in their order (see ``genie.match.flow``)."""
-    remembered = graph.__dict__.get("_pictures")
-    if remembered is None:
-        view, bits = structure(graph), 0
-        for number, entry in enumerate(flow(graph).entries):
-            if entry.way in ("image", "frames") or (entry.way == "features" and is_patches(view, entry)):
-                bits |= 1 << number
-        remembered = graph.__dict__["_pictures"] = bits
-    return remembered
+    view, bits = structure(graph), 0
+    for number, entry in enumerate(flow(graph).entries):
+        if entry.way in ("image", "frames") or (entry.way == "features" and is_patches(view, entry)):
+            bits |= 1 << number
+    return bits
 
 
 def is_patches(view: Structure, entry: Entry) -> bool:
@@ -113,25 +109,24 @@ def bits_of(view: Structure, bits: list[int], at: int) -> int:
     return bits[node.mutates[0]] if node.mutates else 0
 
 
-def trained_calls(graph: Graph, call: list[int]) -> frozenset[int]:
+@once
+def trained_calls(graph: Graph) -> frozenset[int]:
     """Calls that gradients are computed of."""
-    remembered = graph.__dict__.get("_trained_calls")
-    if remembered is None:
-        remembered = graph.__dict__["_trained_calls"] = frozenset(
-            call[at]
-            for at, node in enumerate(graph.steps)
-            if node.semantics is not None and node.semantics.phase in TRAINED
-        )
-    return remembered
+    call = calls(graph)
+    return frozenset(
+        call[at]
+        for at, node in enumerate(graph.steps)
+        if node.semantics is not None and node.semantics.phase in TRAINED
+    )
 
 
 def is_weight(view: Structure, value: int) -> bool:
     """Whether a value is a weight, or a view or copy of one."""
-    known, told = weights(view.graph)
-    return any(each in known or each in told for each in (view.storage[value], view.part[value]))
+    heavy = weights(view.graph)
+    return view.storage[value] in heavy or view.part[value] in heavy
 
 
 def weighted(view: Structure, at: int) -> bool:
     """Whether a node takes a weight, or a view of one."""
-    known, told = weights(view.graph)
-    return any((root := view.storage[value]) in known or root in told for value in view.operands[at])
+    heavy = weights(view.graph)
+    return any(view.storage[value] in heavy for value in view.operands[at])

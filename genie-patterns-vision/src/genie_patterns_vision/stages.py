@@ -7,7 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
-from genie.match import Attention, Finder, Match, Structure, attentions, calls, flow, structure
+from genie.match import Attention, Finder, Match, Structure, attentions, calls, flow, once, structure
 from genie_patterns_vision.denoise import denoisers
 from genie_patterns_vision.pictures import POOLS, RESIZES, TRAINED, bits_of, convolutions, is_weight, pictures
 
@@ -76,14 +76,6 @@ def _group(group: str, reason: str) -> dict[str, object]:
     return {"colocation_group": group, "evidence": (Evidence("colocation_group", "structure", reason, 0.9),)}
 
 
-def stages(graph: Graph) -> Stages:
-    """The stages of a graph, in order."""
-    remembered = graph.__dict__.get("_stages")
-    if remembered is None:
-        remembered = graph.__dict__["_stages"] = _stages(graph)
-    return remembered
-
-
 def _resolutions(graph: Graph, view: Structure) -> dict[int, tuple[int, ...]]:
     """By position of what may change a resolution: the resolution after it. One position is none: a pool over
     everything, and what is done with it."""
@@ -107,7 +99,9 @@ def _resolutions(graph: Graph, view: Structure) -> dict[int, tuple[int, ...]]:
     return {at: size for at, size in found.items() if working.get(call[at], 0) >= _FEWEST}
 
 
-def _stages(graph: Graph) -> Stages:
+@once
+def stages(graph: Graph) -> Stages:
+    """The stages of a graph, in order."""
     view = structure(graph)
     sizes = _resolutions(graph, view)
     if not sizes:
