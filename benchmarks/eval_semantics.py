@@ -21,6 +21,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import statistics
 import sys
 import time
 import warnings
@@ -46,7 +47,7 @@ BARRED_RESIDENCIES = ("kv_cache", "recurrent_state", "weight")
 MOST_LOST_WITHOUT_NAMES = 0.03
 FEWEST_MODELS = 45
 
-QUESTIONS = ("workload", "phase", "modality", "fusion")
+QUESTIONS = ("workload", "training", "phase", "modality", "fusion")
 MODES: tuple[Mode, ...] = ("per call", "whole")
 Row: TypeAlias = dict[str, Any]
 
@@ -214,7 +215,7 @@ def run(
         row |= {"equal": True, "seconds": time.perf_counter() - start}
         for hide, each in found.items():
             items[hide] += each
-            row["without names" if hide else "named"] = figures(each)
+            row[_kind(hide)] = figures(each)
             misses += [
                 {"model": model.name, "names": not hide, "label": item.label, "where": item.where, "truth": item.truth}
                 | {"answer": item.answer, "count": item.count, "note": item.note}
@@ -222,13 +223,18 @@ def run(
                 if not item.right
             ]
     ran = [row for row in rows if row["equal"]]
+    totals = {_kind(hide): figures(each) for hide, each in items.items()}
+    for kind, found in totals.items():
+        if ran:  # a model of many calls has many graphs: each model counts the same
+            found["workload"] = statistics.fmean(row[kind]["workload"] for row in ran)
     result: dict[str, Any] = {
         "torch": torch.__version__,
         "models": rows,
         "ran": len(ran),
-        "figures": {_kind(hide): figures(each) for hide, each in items.items()},
+        "figures": totals,
         "confusion": {
-            _kind(hide): {label: confusion(each, label) for label in (*BARS, "fusion")} for hide, each in items.items()
+            _kind(hide): {label: confusion(each, label) for label in (*QUESTIONS, "residency")}
+            for hide, each in items.items()
         },
         "misses": misses,
     }

@@ -16,6 +16,7 @@ from semantics.stages import Range, Region
 from semantics.truth import Call, Fusion, Tower, Truth
 
 NONE = "–"  # no label
+_PIECES = ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::tensor_split")
 NOTABLE = 0.05  # of a call's work or nodes
 RESIDENCIES = ("kv_cache", "recurrent_state", "weight", "input")
 
@@ -24,7 +25,7 @@ RESIDENCIES = ("kv_cache", "recurrent_state", "weight", "input")
 class Item:
     """One question and its answer; ``count`` of it."""
 
-    label: str  # workload, phase, residency, modality, fusion
+    label: str  # workload, training, phase, residency, modality, fusion
     where: str
     truth: str
     answer: str
@@ -51,7 +52,8 @@ def judge(truth: Truth, region: Region, annotated: Graph, where: str) -> list[It
     assert region.graph is not None
     labels, named = annotated.nodes(), region.graph.nodes()
     alone = [truth.calls[number].alone for number in region.calls]
-    items = [_workload(truth.workload | (alone[0] if len(alone) == 1 else frozenset()), annotated, where)]
+    items = [_training(truth, region, annotated, where)]
+    items += [_workload(truth.workload | (alone[0] if len(alone) == 1 else frozenset()), annotated, where)]
     for number, nodes in region.calls.items():
         items.append(_phase(truth.calls[number], labels[slice(*nodes)], f"{where} call {number}"))
         for tower in truth.towers:
@@ -81,6 +83,8 @@ def residency(truth: Mapping[int, str], annotated: Graph, where: str) -> list[It
             # It shares memory with what is kept. A view of a weight is a weight, by definition; of the others that is
             # as true as that the view alone is gone after the call.
             true = family if family == "weight" or answer == family else true
+        if true == "undecided":
+            true = answer if answer in ("recurrent_state", "input") else "input" if value in entered else "other"
         found[true, answer] += 1
         example.setdefault((true, answer), value)
     return [
@@ -116,6 +120,12 @@ def share(nodes: Iterable[BoundNode], key: str) -> tuple[str, dict[str, float]]:
 def _workload(truth: frozenset[str], annotated: Graph, where: str) -> Item:
     answer = genie.summary(annotated).workload or NONE
     return Item("workload", where, _text(truth), answer, answer in truth)
+
+
+def _training(truth: Truth, region: Region, annotated: Graph, where: str) -> Item:
+    true = any("backward" in truth.calls[number].main for number in region.calls)
+    answer = genie.summary(annotated).training
+    return Item("training", where, str(true), str(answer), true == answer)
 
 
 def _phase(call: Call, nodes: Sequence[BoundNode], where: str) -> Item:
@@ -190,7 +200,11 @@ def _roots(graph: Graph) -> dict[int, int]:
     """Value → the first value that shares its memory."""
     root: dict[int, int] = {}
     for node in graph.steps:
-        for output, operand in node.aliases:
+        pairs = node.aliases
+        if node.operation in _PIECES:  # whose schemas do not say whose memory the pieces share
+            whole = next(node.operands())
+            pairs = tuple((piece, whole) for piece in node.outputs)
+        for output, operand in pairs:
             root[output] = root.get(operand, operand)
     return root
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from semantics.library import NEW_TOKENS, TEXT, Inputs, Settings, built, generating, padded, tensors_of, text
+from semantics.library import NEW_TOKENS, TEXT, Inputs, Settings, built, generating, of_cache, padded, tensors_of, text
 from semantics.stages import Kept
 from semantics.truth import Model, Tower, Truth, generation
 
@@ -54,20 +54,14 @@ def _of_rwkv(_: Any, kwargs: Mapping[str, Any], output: Any) -> Kept:
 
 
 def _of_recurrent_gemma(model: Any, kwargs: Mapping[str, Any], output: Any) -> Kept:
-    """Its recurrent layers keep their state themselves; its attention layers have a window of keys and values."""
+    """Its recurrent layers keep their state themselves; its attention layers have a cache of keys and values."""
     state = [
         tensor
         for module in model.modules()
         for name in ("conv1d_state", "recurrent_states")
         for tensor in tensors_of(getattr(module, name, None))
     ]
-    cached = [
-        tensor
-        for module in model.modules()
-        for name in ("key_states", "value_states")
-        for tensor in tensors_of(getattr(module, name, None))
-    ]
-    return {"recurrent_state": state, "kv_cache": cached}
+    return {"recurrent_state": state, "kv_cache": of_cache(kwargs["past_key_values"])["kv_cache"]}
 
 
 MODELS = (

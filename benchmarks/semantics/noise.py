@@ -15,6 +15,8 @@ from semantics.truth import Call, Model, Program, Tower, Truth, calls
 
 STEPS, WIDTH = 4, 32
 
+# What is denoised takes the place of itself at each call, as a state does, and is the input of each call: it is kept as
+# ``undecided``.
 IMAGES = Truth("diffusion", calls(*["denoise"] * STEPS), (Tower("", "vision"),))
 # Words condition the denoiser by cross-attention: what it computes is images, and comes from words too. Whether that is
 # fusion or denoising, the definitions leave open; nor can a denoiser by itself know that the features were words.
@@ -34,10 +36,12 @@ def _scheduled(model: Any, stage: Stage, x: Tensor, **given: Any) -> Tensor:
 
     scheduler = DDIMScheduler(num_train_timesteps=100)
     scheduler.set_timesteps(STEPS)
+    stage.keep(undecided=[x])
     for time in scheduler.timesteps:
         with stage.call():
             noise = model(x, stage.put(time), **given).sample
             x = scheduler.step(noise, time, x).prev_sample
+            stage.keep(undecided=[x])
     return x
 
 
@@ -108,10 +112,12 @@ def _dit_of_diffusers(stage: Stage) -> Program:
     @torch.no_grad()
     def run(stage: Stage) -> Sequence[Tensor]:
         x, labels = stage.put(numbers(1, 4, 8, 8)), stage.put(torch.tensor([3]))
+        stage.keep(undecided=[x])
         for time in (75, 50, 25, 0):
             with stage.call():
                 noise = model(x, torch.tensor([time], device=stage.device), class_labels=labels).sample
                 x = x - 0.2 * noise
+                stage.keep(undecided=[x])
         return [x]
 
     return Program(run, (model,))
@@ -147,10 +153,12 @@ def _plain_unet(stage: Stage) -> Program:
     @torch.no_grad()
     def run(stage: Stage) -> Sequence[Tensor]:
         x, strength = stage.put(numbers(2, 3, 16, 16)), 0.9
+        stage.keep(undecided=[x])
         for time in (90, 60, 30, 0):
             with stage.call():
                 noise = model(x, torch.full((2,), time, device=stage.device))
                 x = (x - (1 - strength) * noise) / strength**0.5
+                stage.keep(undecided=[x])
         return [x]
 
     return Program(run, (model,))
@@ -196,9 +204,11 @@ def _plain_dit(stage: Stage) -> Program:
     @torch.no_grad()
     def run(stage: Stage) -> Sequence[Tensor]:
         x = stage.put(numbers(2, 4, 8, 8))
+        stage.keep(undecided=[x])
         for time in (90, 60, 30, 0):
             with stage.call():
                 x = x - 0.25 * model(x, torch.full((2,), time, device=stage.device))
+                stage.keep(undecided=[x])
         return [x]
 
     return Program(run, (model,))

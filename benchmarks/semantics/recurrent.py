@@ -15,9 +15,9 @@ from semantics.truth import Model, Program, Tower, Truth, calls, generation
 WIDTH, STEPS = 24, 5
 
 WRITES = Truth("language_model", generation(STEPS), (Tower("", "text"),))
-# Columns of numbers over time: the modality of numbers in columns.
-STEPPING = Truth("recurrent", calls(*["forward"] * STEPS), (Tower("", "tabular"),))
-SEQUENCES = Truth("recurrent", calls("forward", "forward"), (Tower("", "tabular"),))
+# Numbers over time: which of the modalities that is, if any, the definitions do not say. It is not asked.
+STEPPING = Truth("recurrent", calls(*["forward"] * STEPS), ())
+SEQUENCES = Truth("recurrent", calls("forward", "forward"), ())
 
 
 class Teller(nn.Module):

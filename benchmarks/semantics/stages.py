@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import genie
-from genie.errors import CaptureError
 from genie.graph import Graph
 
 DEVICE = "remote_accelerator:0"
@@ -32,6 +31,11 @@ class Region:
     parts: dict[str, list[Range]] = attrs.field(factory=dict)
     graph: Graph | None = None
     truth: dict[int, str] = attrs.field(factory=dict)  # value → residency; of a probed one
+    before: float = attrs.field(factory=lambda: genie.get_stats()["total_ops"])
+
+    def recorded(self) -> int:
+        """Nodes so far."""
+        return int(genie.get_stats()["total_ops"] - self.before)
 
 
 class Stage:
@@ -58,8 +62,14 @@ class Stage:
         """Inside a call: what truths name ``@name``."""
         yield
 
-    def keep(self, kv_cache: Iterable[Tensor] = (), recurrent_state: Iterable[Tensor] = ()) -> None:
-        """What the program keeps now, for the calls to come; said at the end of a call, or before the first."""
+    def keep(
+        self,
+        kv_cache: Iterable[Tensor] = (),
+        recurrent_state: Iterable[Tensor] = (),
+        undecided: Iterable[Tensor] = (),
+    ) -> None:
+        """What the program keeps now, for the calls to come; said at the end of a call, or before the first.
+        ``undecided`` may be called a state or not: the definitions leave it open."""
 
     def watch(self, module: nn.Module, held: Callable[[Mapping[str, Any], Any], Kept] | None = None) -> None:
         """Each call of ``module`` is a call; ``held`` finds what is kept, in arguments and result."""
@@ -92,17 +102,18 @@ class Captured(Stage):
     def call(self) -> Iterator[None]:
         with self.region():
             region = self._region()
-            start = _recorded()
+            start = region.recorded()
             self._calling()
             yield
-            region.calls[self._calls] = (start, _recorded())
+            region.calls[self._calls] = (start, region.recorded())
             self._calls += 1
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start = _recorded()
+        region = self._region()
+        start = region.recorded()
         yield
-        self._region().parts.setdefault(f"@{name}", []).append((start, _recorded()))
+        region.parts.setdefault(f"@{name}", []).append((start, region.recorded()))
 
     def watch(self, module: nn.Module, held: Callable[[Mapping[str, Any], Any], Kept] | None = None) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,9 +133,12 @@ class Captured(Stage):
         try:
             with genie.capture():
                 yield
+                nodes = region.recorded()
                 self._closing(region)
             if region.graph is None:
                 region.graph = genie.get_graph()
+            if nodes != len(region.graph.steps):
+                raise RuntimeError(f"{nodes} operators were counted, and {len(region.graph.steps)} are in the graph")
             self.regions.append(region)
             self._closed(region)
         finally:
@@ -167,8 +181,17 @@ class Probed(Captured):
         self._before: Kept = {}
         self._held: list[tuple[str, Tensor]] = []
 
-    def keep(self, kv_cache: Iterable[Tensor] = (), recurrent_state: Iterable[Tensor] = ()) -> None:
-        self._before = {"kv_cache": list(kv_cache), "recurrent_state": list(recurrent_state)}
+    def keep(
+        self,
+        kv_cache: Iterable[Tensor] = (),
+        recurrent_state: Iterable[Tensor] = (),
+        undecided: Iterable[Tensor] = (),
+    ) -> None:
+        self._before = {
+            "kv_cache": list(kv_cache),
+            "recurrent_state": list(recurrent_state),
+            "undecided": list(undecided),
+        }
         if self._open is not None:
             self._hold(self._before)
 
@@ -197,11 +220,3 @@ class Probed(Captured):
             if value in same:
                 region.truth.setdefault(same[value], residency)
         self._held.clear()
-
-
-def _recorded() -> int:
-    """Nodes of this thread's capture so far."""
-    try:
-        return len(genie.get_graph().steps)
-    except CaptureError:
-        return 0
