@@ -77,14 +77,17 @@ def residency(truth: Mapping[int, str], annotated: Graph, where: str) -> list[It
     for value in sorted(entered | set(annotated.outputs) | written | truth.keys()):
         answer = annotated.get_value(value).metadata.get("residency", NONE)
         answer = answer if answer in RESIDENCIES or answer == NONE else "other"
-        true = truth.get(value, "input" if value in entered else "other")
-        family = families.get(root.get(value, value))
-        if value not in truth and family is not None:
-            # It shares memory with what is kept. A view of a weight is a weight, by definition; of the others that is
-            # as true as that the view alone is gone after the call.
-            true = family if family == "weight" or answer == family else true
-        if true == "undecided":
-            true = answer if answer in ("recurrent_state", "input") else "input" if value in entered else "other"
+        nothing = "input" if value in entered else "other"
+        known, family = truth.get(value), families.get(root.get(value, value))
+        if known is None and family == "weight":
+            true = family  # by definition: a view of one
+        elif known == "undecided" or known is None and family is not None:
+            # It is what it is, and shares memory with what is kept, or takes its own place: either is true.
+            if answer in (nothing, NONE, "other", "recurrent_state" if "undecided" in (known, family) else family):
+                continue
+            true = nothing
+        else:
+            true = known or nothing
         found[true, answer] += 1
         example.setdefault((true, answer), value)
     return [
