@@ -88,6 +88,15 @@ def test_a_plain_program_is_left_alone() -> None:
     assert python(code) == "False"
 
 
+def test_captured_operators_are_logged_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import torch\n(torch.ones(2, device='remote_accelerator') + 1).cpu()"
+    for wanted in ("1", "0"):
+        monkeypatch.setenv("GENIE_LOG_INTERCEPTS", wanted)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "captured" in line]
+        assert ["aten::ones" in line or "aten::add.Tensor" in line for line in said] == [True, True] * int(wanted)
+
+
 def test_plugins_name_it() -> None:
     from genie.plugins import registry
 
