@@ -178,36 +178,32 @@ def _told(graph: Graph, view: Structure) -> dict[int, Denoiser]:
         mine = bits_of(view, currents.bits, each.product)
         times[call[each.product]] = times.get(call[each.product], 0) | mine
     products = _products_of(graph, view)
-    given: dict[int, dict[tuple[int, ...], int]] = {}  # call → shape → entries that have it
-    last: dict[int, int] = {}
+    given: dict[int, dict[tuple[int, ...], int]] = {}  # call → shape → entries it is computed from
     first: dict[int, int] = {}
-    shapes: dict[int, tuple[int, ...]] = {}
+    found: dict[int, Denoiser] = {}
     for at in products:
         now = call[at]
         if now not in times:
             continue
         if not timed[at]:
             taken = view.operands[at][1 if view.names[at] in ("addmm", "_addmm_activation") else 0]
-            for value in (taken, view.source[taken]):
-                if not is_weight(view, value):
-                    given.setdefault(now, {})[view.shape(value)] = bits_of(view, currents.bits, at)
-            first.setdefault(now, at)
+            if not is_weight(view, taken):
+                first.setdefault(now, at)
+                mine = bits_of(view, currents.bits, at)
+                given.setdefault(now, {}).update({view.shape(taken): mine, view.shape(view.source[taken]): mine})
             continue
+        known = given.get(now, {})
         for shape in _shapes_after(view, view.steps[at].outputs[0]):
-            known = given.get(now, {})
             fits = shape if shape in known else _with_variance(shape, known)
             if fits is not None and (not known[fits] or known[fits] & ~times[now]):
-                last[now], shapes[now] = at, shape
-    found: dict[int, Denoiser] = {}
-    for now, end in last.items():
-        entries = times[now]
-        for shape, mine in given[now].items():
-            if len(shape) == len(shapes[now]):
-                entries |= mine
-        size = "×".join(map(str, shapes[now]))
-        reason = f"told a time by sines and cosines, it gives {size} for what it was given"
-        start = min(each.nodes[0] for each in timesteps(graph) if call[each.product] == now)
-        found[now] = Denoiser(entries, min(first[now], start), _until(products, end, len(view.steps)), reason, 0.95)
+                size = "×".join(map(str, shape))
+                reason = f"told a time by sines and cosines, it gives {size} for what it was given"
+                entries = times[now] | known[fits]
+                found[now] = Denoiser(entries, first[now], _until(products, at, len(view.steps)), reason, 0.95)
+    for each in timesteps(graph):
+        its = found.get(call[each.product])
+        if its is not None and each.nodes[0] < its.first:
+            found[call[each.product]] = its._replace(first=min(each.nodes))
     return found
 
 
