@@ -224,9 +224,9 @@ def run(
             ]
     ran = [row for row in rows if row["equal"]]
     totals = {_kind(hide): figures(each) for hide, each in items.items()}
-    for kind, found in totals.items():
+    for kind, total in totals.items():
         if ran:  # a model of many calls has many graphs: each model counts the same
-            found["workload"] = statistics.fmean(row[kind]["workload"] for row in ran)
+            total["workload"] = statistics.fmean(row[kind]["workload"] for row in ran)
     result: dict[str, Any] = {
         "torch": torch.__version__,
         "models": rows,

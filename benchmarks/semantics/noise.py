@@ -32,7 +32,7 @@ PROMPTED = Truth(
 
 
 def _scheduled(model: Any, stage: Stage, x: Tensor, **given: Any) -> Tensor:
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler  # type: ignore[import-not-found,unused-ignore]
 
     scheduler = DDIMScheduler(num_train_timesteps=100)
     scheduler.set_timesteps(STEPS)
@@ -46,7 +46,7 @@ def _scheduled(model: Any, stage: Stage, x: Tensor, **given: Any) -> Tensor:
 
 
 def _unet2d(stage: Stage) -> Program:
-    from diffusers import UNet2DModel
+    from diffusers import UNet2DModel  # type: ignore[import-not-found,unused-ignore]
 
     model = UNet2DModel(
         sample_size=16,
@@ -68,7 +68,7 @@ def _unet2d(stage: Stage) -> Program:
 
 
 def _prompted(stage: Stage) -> Program:
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel  # type: ignore[import-not-found,unused-ignore]
     from transformers import CLIPTextConfig, CLIPTextModel
 
     words = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
@@ -95,7 +95,7 @@ def _prompted(stage: Stage) -> Program:
 
 
 def _dit_of_diffusers(stage: Stage) -> Program:
-    from diffusers import DiTTransformer2DModel
+    from diffusers import DiTTransformer2DModel  # type: ignore[import-not-found,unused-ignore]
 
     model = DiTTransformer2DModel(
         num_attention_heads=4,

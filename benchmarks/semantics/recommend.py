@@ -94,21 +94,21 @@ def _columns(seed: int, stage: Stage) -> Sequence[Tensor]:
 
 
 def _deep_fm(stage: Stage) -> Program:
-    from torchfm.model.dfm import DeepFactorizationMachineModel
+    from torchfm.model.dfm import DeepFactorizationMachineModel  # type: ignore[import-not-found,unused-ignore]
 
     return _twice(DeepFactorizationMachineModel(FIELDS, WIDTH, (16, 16), 0.0), _columns)
 
 
 def _wide_and_deep(stage: Stage) -> Program:
-    from torchfm.model.wd import WideAndDeepModel
+    from torchfm.model.wd import WideAndDeepModel  # type: ignore[import-not-found,unused-ignore]
 
     return _twice(WideAndDeepModel(FIELDS, WIDTH, (16, 16), 0.0), _columns)
 
 
 def _dcn(stage: Stage) -> Program:
     """Crosses of features, beside dense layers, over categories and numbers."""
-    from torch_rechub.basic.features import DenseFeature, SparseFeature
-    from torch_rechub.models.ranking import DCN
+    from torch_rechub.basic.features import DenseFeature, SparseFeature  # type: ignore[import-not-found,unused-ignore]
+    from torch_rechub.models.ranking import DCN  # type: ignore[import-not-found,unused-ignore]
 
     features = [DenseFeature(f"d{n}") for n in range(3)]
     features += [SparseFeature(f"s{n}", vocab_size=size, embed_dim=WIDTH) for n, size in enumerate(FIELDS)]
