@@ -295,6 +295,7 @@ void ask_node(const Operator& op, const Stack& args, const std::vector<ValuePtr>
       continue; // undefined
     }
     answered.specs[i] = port::describe(values[i]->device, values[i]->handle);
+    correct(*values[i], answered.specs[i]);
   }
   for (size_t i = 0; i < args.size(); ++i) {
     if (op.resizes && op.written[i] && args[i].isTensor() && args[i].toTensor().defined()) {

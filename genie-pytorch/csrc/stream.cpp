@@ -115,6 +115,18 @@ uint64_t new_handle(int16_t device, bool held) {
   return handle;
 }
 
+void correct(const Value& value, const Spec& actual) {
+  Lock lock;
+  if (value.maker == nullptr || value.maker->history.empty()) {
+    return;
+  }
+  auto& reshaped = value.maker->history.back().reshaped;
+  reshaped.push_back(value.index);
+  reshaped.push_back(static_cast<int64_t>(actual.sizes.size()));
+  reshaped.insert(reshaped.end(), actual.sizes.begin(), actual.sizes.end());
+  reshaped.insert(reshaped.end(), actual.strides.begin(), actual.strides.end());
+}
+
 bool is_alive(int16_t device, uint64_t handle) {
   std::lock_guard<std::mutex> lock(forgotten_guard);
   return alive[device].count(handle) != 0;

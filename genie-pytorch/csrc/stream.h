@@ -166,6 +166,8 @@ enum class From { kUnknown, kUploaded, kMade };
 From whence(int16_t device, uint64_t handle);
 void note_upload(int16_t device, uint64_t handle); // in the order of handles
 void forget(int16_t device, uint64_t handle); // any thread, no lock
+// What the node says of the geometry of a value that was just made goes into the program's view of its graph.
+void correct(const Value& value, const Spec& actual);
 // Whether somebody still holds the value with this handle.
 bool is_alive(int16_t device, uint64_t handle);
 // Tells the node of the values nobody holds any more. The caller holds the lock.

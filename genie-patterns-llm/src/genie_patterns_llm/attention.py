@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence
-from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, lineage, weights
+from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, flow, lineage, weights
 
 _LINEAR = frozenset(LINEAR.split())
 _APPENDS = frozenset("cat index_copy index_put slice_scatter copy scatter".split())
@@ -36,13 +36,14 @@ class AttentionRoles(Finder):
 
         for each in attentions(view.graph):
             kind = describe(view, each)
+            role = "cross_attention" if "cross" in kind else "causal_attention" if each.causal else "attention"
             if len(each.nodes) == 1:
-                yield Match((view.steps[each.nodes[0]],), labelled("attention", kind))
+                yield Match((view.steps[each.nodes[0]],), labelled(role, kind))
             else:
                 product, apply, softmax, *between = each.nodes
                 yield Match((view.steps[product],), labelled("attention_scores", kind))
                 yield Match((view.steps[softmax],), labelled("attention_softmax", kind))
-                yield Match((view.steps[apply],), labelled("attention", kind))
+                yield Match((view.steps[apply],), labelled(role, kind))
                 yield Match([view.steps[at] for at in between], labelled("attention_scores", kind))
             for operand, role in ((each.query, "query"), (each.key, "key"), (each.value, "value")):
                 for at in _behind(view, operand):
@@ -80,13 +81,19 @@ def describe(view: Structure, attention: Attention) -> str:
 
 def crosses(view: Structure, attention: Attention) -> bool:
     """Whether keys come from elsewhere than queries."""
+    chains = lineage(view.graph)
+    kept = chains.get(attention.key) or chains.get(view.source[attention.key])
+    if kept is not None and kept.kind == "kept":
+        return True
     query, key = _product_of(view, attention.query), _product_of(view, attention.key)
     if query < 0 or key < 0 or query == key:
         return False
     mine, its = view.operands[query], view.operands[key]
     first = 1 if view.names[query] in ("addmm", "baddbmm") else 0
     other = 1 if view.names[key] in ("addmm", "baddbmm") else 0
-    return view.part[mine[first]] != view.part[its[other]] and attention.queries != attention.keys
+    bits = flow(view.graph).bits
+    elsewhere = attention.queries != attention.keys or bits[attention.query] != bits[attention.key]
+    return view.part[mine[first]] != view.part[its[other]] and elsewhere
 
 
 def _product_of(view: Structure, value: int) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
 from genie.match import Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage
-from genie_patterns_llm.sampling import vocabulary_heads
+from genie_patterns_llm.sampling import choosing, vocabulary_heads
 
 _MOST_SPECULATED = 16  # positions checked at once by speculative decoding
 
@@ -49,7 +49,10 @@ class Phases(Finder):
         nodes_of: dict[int, list[int]] = {}
         for at, of in enumerate(call_of):
             nodes_of.setdefault(of, []).append(at)
-        bits = [_bits(view, currents, at) for at in range(len(view.steps))]
+        bits = [_bits(view, currents.bits, at) for at in range(len(view.steps))]
+        past = [_bits(view, currents.carried, at) for at in range(len(view.steps))]
+        for at in choosing(graph):
+            bits[at] = past[at] = 0  # a choice is a phase of its own
         for call in range(max(call_of, default=-1) + 1):
             if call in trained:
                 continue
@@ -57,7 +60,7 @@ class Phases(Finder):
             members = nodes_of.get(call, [])
             for part in found:
                 labels = {"phase": part.phase, "evidence": (_why(part),)}
-                nodes = [at for at in members if _belongs(bits[at], part)]
+                nodes = [at for at in members if _belongs(bits[at], past[at], part)]
                 if nodes:
                     yield Match([view.steps[at] for at in nodes], labels)
 
@@ -66,16 +69,18 @@ def _why(call: _Call) -> Evidence:
     return Evidence("phase", call.source, call.reason, call.confidence)  # type: ignore[arg-type]
 
 
-def _belongs(bits: int, call: _Call) -> bool:
+def _belongs(bits: int, past: int, call: _Call) -> bool:
     if call.phase == "text_encode":
         return bits != 0 and bits & ~call.entries == 0
-    return bits & call.entries != 0 if call.entries else bits != 0
+    if bits == 0:
+        return past != 0  # what a decoder does with what an encoder gave it before
+    return bits & call.entries != 0 if call.entries else True
 
 
-def _bits(view: Structure, currents: Flow, at: int) -> int:
+def _bits(view: Structure, bits: Sequence[int], at: int) -> int:
     node = view.steps[at]
     value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
-    return currents.bits[value] if value >= 0 else 0
+    return bits[value] if value >= 0 else 0
 
 
 class _Reader:
@@ -151,25 +156,44 @@ class _Reader:
         call = self.call_of[attention.nodes[0]]
         for value in (attention.key, view.source[attention.key], view.part[attention.key]):
             maker = view.maker[value]
-            if maker >= 0 and view.names[maker] == "cat" and self.call_of[maker] == call and value in self.chains:
-                before, *rest = view.operands[maker]
-                axis = self.chains[value].axis
-                shapes = [view.shape(each) for each in (before, *rest)]
-                if axis < 0 or any(len(shape) <= axis for shape in shapes[1:]):
-                    continue
-                old = shapes[0][axis] if len(shapes[0]) > axis else 0
-                return _Step(sum(shape[axis] for shape in shapes[1:]), old)
+            if maker >= 0 and view.names[maker] == "cat" and self.call_of[maker] == call:
+                step = self._appended(maker)
+                if step is not None:
+                    return step
         root = view.storage[attention.key]
         for value in (root, view.storage[view.part[attention.key]], view.storage[view.source[attention.key]]):
             chain = self.chains.get(value)
             if chain is not None and chain.kind == "written":
                 new = self._written(value, chain.axis, call)
                 if new >= 0:
-                    return _Step(new, -1)
+                    return _Step(self._positions(call) or new, -1)
         if attention.key in self.outputs or view.source[attention.key] in self.outputs:
             # Keys of an encoder may be looked at, too.
             return _Step(attention.queries, 0) if self._self(attention) and call in self.headed else None
         return None
+
+    def _positions(self, call: int) -> int:
+        """Positions of the ids that enter a call; 0: none do."""
+        lengths = [
+            self.view.shape(entry.value)[-1]
+            for entry in self.flow.entries
+            if entry.call == call and entry.way == "ids" and self.view.shape(entry.value)
+        ]
+        return max(lengths, default=0)
+
+    def _appended(self, at: int) -> _Step | None:
+        """What a concatenation adds to a cache."""
+        view, node = self.view, self.view.steps[at]
+        before, *rest = view.operands[at]
+        kept = any(value in self.chains for value in (before, view.source[before], view.part[before]))
+        empty = 0 in view.shape(before)
+        axis = node.args[1] if len(node.args) > 1 and type(node.args[1]) is int else 0
+        rank = len(view.shape(node.outputs[0]))
+        if not (kept or empty) or not rest or not rank or any(len(view.shape(each)) != rank for each in rest):
+            return None
+        axis %= rank
+        new = sum(view.shape(each)[axis] for each in rest)
+        return _Step(new, 0 if empty else view.shape(before)[axis])
 
     def _written(self, root: int, axis: int, call: int) -> int:
         """Positions written into a preallocated cache in a call; -1: none."""

@@ -31,13 +31,20 @@ class Sampling(Finder):
             return
         why = Evidence("role", "structure", "a score for each word of the embedding", 0.95)
         yield Match([view.steps[at] for at in heads], {"role": "lm_head", "evidence": (why,)})
-        nodes = _after(view, heads)
+        nodes = choosing(view.graph)
         reason = "from scores of words to a choice"
         evidence = tuple(Evidence(label, "structure", reason, 0.9) for label in ("phase", "role"))
         labels = {"phase": "sampling", "role": "sampling", "evidence": evidence}
-        for found in nodes.values():
-            if any(view.names[at] in _CHOOSES for at in found):
-                yield Match([view.steps[at] for at in found], labels)
+        if nodes:
+            yield Match([view.steps[at] for at in nodes], labels)
+
+
+@once
+def choosing(graph: Graph) -> list[int]:
+    """Positions of what leads from scores of words to a choice, in calls that make one."""
+    view = structure(graph)
+    after = _after(view, _heads(graph))
+    return [at for found in after.values() if any(view.names[at] in _CHOOSES for at in found) for at in found]
 
 
 def vocabulary_heads(view: Structure) -> dict[int, int]:
@@ -57,13 +64,9 @@ def _heads(graph: Graph) -> dict[int, int]:
             shape = view.shape(outputs[0]) if outputs and outputs[0] >= 0 else ()
             if not shape or shape[-1] not in words or shape[-1] < 2:
                 continue
-            matrix = next((value for value in view.operands[at] if view.storage[value] in heavy), -1)
-            if (
-                matrix >= 0
-                and len(view.shape(matrix)) == 2
-                and shape[-1] in view.shape(matrix)
-                and _last(view, outputs[0])
-            ):
+            held = (value for value in view.operands[at] if view.storage[value] in heavy)
+            matrix = next((value for value in held if len(view.shape(value)) == 2), -1)
+            if matrix >= 0 and shape[-1] in view.shape(matrix) and _last(view, outputs[0]):
                 found[at] = shape[-1]
     return found
 

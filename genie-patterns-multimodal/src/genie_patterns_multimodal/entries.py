@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from genie.graph.structure import SAME
 from genie.match import Entry, Structure, attentions, calls, flow
 
 _MANY_TABLES = 2
@@ -30,6 +31,8 @@ def kinds(view: Structure) -> Mapping[int, Kind]:
     found: dict[int, Kind] = {}
     for number, entry in enumerate(entries):
         kind = _kind(view, entry, entry.call in sparse, entry.call in attending)
+        if kind is not None and kind.modality == "text" and _is_number(view, entry, by_call[entry.call]):
+            continue
         if kind is not None:
             found[number] = kind
     return found
@@ -39,12 +42,12 @@ def _sparse(view: Structure, entries: list[Entry], attends: bool) -> bool:
     """Whether the integers of a call are categories: bags, or one row of each of several tables."""
     if not attends and any(entry.way == "rows" and view.names[entry.at] != "embedding" for entry in entries):
         return True
-    single = {
-        view.storage[entry.table]
-        for entry in entries
-        if entry.way == "rows" or (entry.way == "ids" and view.shape(entry.value)[-1] == 1)
-    }
-    if len(single) >= (_VERY_MANY_TABLES if attends else _MANY_TABLES):
+    single = [
+        entry for entry in entries if entry.way == "rows" or (entry.way == "ids" and view.shape(entry.value)[-1] == 1)
+    ]
+    # One number that is looked up in a table of each layer is one column.
+    columns = min(len({view.storage[e.table] for e in single}), len({view.source[e.value] for e in single}))
+    if columns >= (_VERY_MANY_TABLES if attends else _MANY_TABLES):
         return True
     lookups = [entry for entry in entries if entry.way == "ids"]
     others = [entry for entry in entries if entry.way in ("image", "signal", "frames")]
@@ -54,6 +57,12 @@ def _sparse(view: Structure, entries: list[Entry], attends: bool) -> bool:
     value = lookups[0].value
     maker = view.maker[view.source[value]]
     return maker >= 0 and view.names[maker] == "add" and len(view.shape(value)) == 2
+
+
+def _is_number(view: Structure, entry: Entry, others: list[Entry]) -> bool:
+    """One number beside each picture or sound: its class, or its time; no text."""
+    one = entry.way == "rows" and len(view.shape(entry.value)) == 1 and view.names[entry.at] == "embedding"
+    return one and any(other.way in ("image", "frames", "signal") for other in others)
 
 
 def _kind(view: Structure, entry: Entry, sparse: bool, attends: bool) -> Kind | None:
@@ -83,6 +92,14 @@ def _image(view: Structure, entry: Entry) -> Kind:
     return Kind("vision", f"a convolution over {view.shape(entry.value)[1]} channels", 0.95)
 
 
+_CUTS = SAME | frozenset("unfold im2col slice".split())
+
+
 def _patches(view: Structure, entry: Entry) -> bool:
-    value = view.source[entry.value]
+    value = entry.value
+    for _ in range(12):
+        maker = view.maker[value]
+        if maker < 0 or view.names[maker] not in _CUTS or not view.operands[maker]:
+            break
+        value = view.operands[maker][0]
     return len(view.shape(value)) in (4, 5) and view.shape(value)[1] in (1, 3) and value != entry.value

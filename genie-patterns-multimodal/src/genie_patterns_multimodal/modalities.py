@@ -29,12 +29,23 @@ class Modalities(Finder):
             for at, node in enumerate(view.steps)
             if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
         }
+        calls_own: dict[int, int] = {}  # bits of the entries of each call
+        for number, entry in enumerate(currents.entries):
+            calls_own[entry.call] = calls_own.get(entry.call, 0) | 1 << number
         sets: dict[int, frozenset[str]] = {}
         groups: dict[tuple[frozenset[str], bool], list[int]] = {}
         meets: list[int] = []
         for at, node in enumerate(view.steps):
             value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
             bits = currents.bits[value] if value >= 0 else 0
+            if not bits and value >= 0 and currents.carried[value]:
+                # What an earlier call left is used together with what enters this one.
+                given = calls_own.get(call_of[at], 0)
+                bits = currents.past[value] | given
+                mine = frozenset(k.modality for i, k in known.items() if bits >> i & 1)
+                if mine:
+                    groups.setdefault((mine, True), []).append(at)
+                continue
             if not bits:
                 continue
             mine = sets.get(bits)
@@ -89,7 +100,8 @@ class Modalities(Finder):
         evidence = [why]
         if phase is not None and not training:
             labels["phase"] = phase
-            evidence.append(Evidence("phase", "structure", f"computed from {' and '.join(sorted(mine))} alone", 0.8))
+            alone = "" if len(mine) > 1 else " alone"
+            evidence.append(Evidence("phase", "structure", f"computed from {' and '.join(sorted(mine))}{alone}", 0.8))
         labels["evidence"] = tuple(evidence)
         return labels
 

@@ -118,7 +118,11 @@ def _marks(graph: Graph, marks: Mapping[int, Mapping[str, Any]], found: _Found) 
 
 
 _UPDATES = {"phase": "optimizer", "evidence": (Evidence("phase", "structure", "computed from gradients", 0.9),)}
-_FORWARD = {"phase": "forward", "evidence": (Evidence("phase", "structure", "computed with weights", 0.5),)}
+_COUNTED = Evidence("call", "structure", "weights are used again as in the call before")
+_FORWARD: Mapping[str, Any] = {
+    "phase": "forward",
+    "evidence": (Evidence("phase", "structure", "computed with weights", 0.5),),
+}
 
 
 def _defaults(graph: Graph, found: _Found) -> None:
@@ -131,8 +135,9 @@ def _defaults(graph: Graph, found: _Found) -> None:
         deep[value] = 1
     updates = reader.read(_UPDATES)
     gradient = bytearray(len(graph.values))  # made by the backward pass, or from what is
-    forward = [reader.read({**_FORWARD, "call": k}) for k in range(max(call) + 1)] if call else []
-    other = [reader.read({"call": k}) for k in range(max(call) + 1)] if several else []
+    counts = range(max(call, default=-1) + 1)
+    forward = [reader.read({**_FORWARD, "call": k, "evidence": (_COUNTED, *_FORWARD["evidence"])}) for k in counts]
+    other = [reader.read({"call": k, "evidence": (_COUNTED,)}) for k in counts]
     for at, node in enumerate(view.steps):
         phase = node.semantics.phase if node.semantics is not None else None
         if phase == "backward" or (phase is None and any(gradient[value] for value in view.operands[at])):

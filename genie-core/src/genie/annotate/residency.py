@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph, ValueSemantics
+from genie.graph.attention import attentions
 from genie.graph.calls import weights
 from genie.graph.lineage import Lineage, lineage
 from genie.graph.structure import Structure, structure
-from genie.match.attention import attentions
 
 _PERSISTENT = ("weight", "kv_cache", "recurrent_state")
 
@@ -82,10 +82,11 @@ def _states(graph: Graph, view: Structure) -> dict[int, State]:
     chains = lineage(graph)
     attended: dict[int, int] = {}  # chain, by its first version → number of the first attention that reads it
     first: dict[int, int] = {}
+    parts = {view.part[value]: chain for value, chain in chains.items()}  # a window is a part of what attention reads
     for number, attention in enumerate(attentions(graph)):
         for operand in (attention.key, attention.value):
             for value in (operand, view.source[operand], view.part[operand], view.storage[operand]):
-                chain = chains.get(value)
+                chain = chains.get(value) or parts.get(value)
                 if chain is not None:
                     attended.setdefault(chain.versions[0], number)
                 first.setdefault(value, number)
@@ -101,12 +102,38 @@ def _states(graph: Graph, view: Structure) -> dict[int, State]:
         reason = _BECOMES[chain.kind] + (f" (axis {chain.axis})" if chain.axis >= 0 else "")
         reason += ", read as keys or values of attention" if reader is not None else ""
         found[value] = State(residency, group, Evidence("residency", "lineage", reason))
-    outputs = set(graph.outputs)
-    for value, position in first.items():
-        if value not in found and value in outputs and view.maker[value] >= 0:
+    for value in _ends_of_cells(view):
+        if value not in found and value in graph.outputs:
+            group = groups.setdefault(-1 - value, f"recurrent_state:{len(groups)}")
+            why = Evidence("residency", "structure", "the state a recurrent cell ends with, used by nothing else", 0.8)
+            found[value] = State("recurrent_state", group, why)
+    widths = {(view.part[value], view.shape(value)[-1:]): position for value, position in first.items()}
+    for value in graph.outputs:
+        # Some of the keys of an attention, if no more: a window keeps the latest.
+        position = first.get(value, widths.get((view.part[value], view.shape(value)[-1:]), -1))
+        if value not in found and position >= 0 and view.maker[value] >= 0 and len(view.shape(value)) >= 2:
             group = groups.setdefault(position, f"kv_cache:{len(groups)}")
             why = Evidence("residency", "structure", "keys or values of attention that outlive the graph", 0.9)
             found[value] = State("kv_cache", group, why)
+    return found
+
+
+_CELLS = frozenset("_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+
+
+def _ends_of_cells(view: Structure) -> list[int]:
+    """What recurrent cells give that the graph does not use: the state for the next call, layer by layer."""
+    found: list[int] = []
+    for name in _CELLS & view.by_name.keys():
+        for at in view.by_name[name]:
+            for value in view.steps[at].outputs[:2]:
+                if value < 0:
+                    continue
+                if not view.users[value]:
+                    found.append(value)
+                for user in view.users[value]:
+                    if view.names[user] in ("stack", "cat", "unsqueeze"):
+                        found += [made for made in view.steps[user].outputs if made >= 0 and not view.users[made]]
     return found
 
 

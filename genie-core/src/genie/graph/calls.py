@@ -17,6 +17,8 @@ from genie.graph.structure import Structure, structure
 _SLOTS: dict[str, tuple[int, ...]] = {
     "linear": (1, 2),
     "embedding": (0,),
+    "index": (0,),
+    "index_select": (0,),
     "embedding_bag": (0,),
     "_embedding_bag": (0,),
     "_embedding_bag_forward_only": (0,),
@@ -35,7 +37,8 @@ _SLOTS: dict[str, tuple[int, ...]] = {
     "batch_norm": (1, 2, 3, 4),
     "rms_norm": (2,),
 }
-_LOOKUPS = frozenset(("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
+# Rows of a table by number; ``table[ids]`` is one, too.
+LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only index index_select".split())
 _SCALES = frozenset(("add", "mul"))
 _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
 
@@ -75,6 +78,11 @@ def weights(graph: Graph) -> Weights:
     return Weights(known, frozenset(told))
 
 
+def _wider(view: Structure, at: int, value: int) -> bool:
+    """Whether a value is spread over another, with more dimensions."""
+    return any(len(view.shape(each)) > len(view.shape(value)) for each in view.operands[at] if each != value)
+
+
 def _filled(view: Structure, value: int) -> bool:
     """Whether a part of a value is written in place, as caches are; updates of weights are of all of it."""
     return any(
@@ -95,6 +103,12 @@ def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
             if inner < 0 or not (rank == 2 and _used_as_weight(view, inner, rank)):
                 return False
             seen = True
+        elif name == "slice" and rank == 2:
+            # The first rows of a table of positions.
+            inner = node.outputs[0]
+            if not all(view.names[user] == "add" and _wider(view, user, inner) for user in view.users[inner]):
+                return False
+            seen = True
         elif name in _SCALES and rank == 1:
             others = [each for each in view.operands[at] if each != value]
             if not others or len(view.shape(others[0])) < 2:
@@ -105,7 +119,7 @@ def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
             held = [i for i, arg in enumerate(node.args) if isinstance(arg, Ref) and arg.value == value]
             if not held or any(slot not in slots for slot in held):
                 return False
-            if name in ("mm", "matmul") and rank != 2:
+            if name in ("mm", "matmul", "index", "index_select") and rank != 2:
                 return False
             seen = True
     return seen
@@ -138,7 +152,7 @@ def calls(graph: Graph) -> list[int]:
         backward = node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
         if computes and not backward:
             assert key is not None
-            lookup = names[at] in _LOOKUPS
+            lookup = names[at] in LOOKUPS
             if not lookup or _index_is_data(view, at, data):
                 if key == first or (lookup and key in used):
                     current += 1
@@ -197,4 +211,4 @@ def _data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
 
 def _index_is_data(view: Structure, at: int, data: bytearray) -> bool:
     operands = view.operands[at]
-    return len(operands) > 1 and bool(data[operands[1]])
+    return len(operands) > 1 and bool(data[operands[-1 if view.names[at].startswith("index") else 1]])

@@ -23,6 +23,7 @@ Kind = Literal["grown", "written", "replaced", "kept"]
 
 _WRITES_PART = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
 _WRITES_ALL = frozenset(("copy", "add", "mul", "lerp", "sub", "addcmul"))
+_RESERVES = frozenset(("zeros", "empty", "full", "new_zeros", "new_empty", "zeros_like", "empty_like"))
 # The same as the first, where the result is a new value.
 _COPIES_WITH = frozenset(("index_copy", "index_put", "slice_scatter", "select_scatter", "scatter"))
 
@@ -73,6 +74,7 @@ class _Tracer:
         self.state = {e.value for e in graph.inputs if e.origin in ("", "state", "input") and self.floating[e.value]}
         self.seen = {e.value: (e.lineage, e.axis) for e in graph.inputs if e.lineage}
         self.outputs = {self.view.storage[each] for each in graph.outputs}
+        self.held = {*graph.outputs, *(self.view.source[each] for each in graph.outputs)}
         self.chain: dict[int, int] = {}  # value → its chain
         self.chains: list[tuple[Kind, int, list[int]]] = []
 
@@ -112,26 +114,33 @@ class _Tracer:
         axis = node.args[1] if len(node.args) > 1 and type(node.args[1]) is int else 0
         axis = axis % len(shape) if shape else 0
         for value in operands:
-            whole, part = view.source[value], view.part[value]
             if _count(view.shape(value)) == 0:
-                if self._leaves(out) and view.shape(value) != shape:
-                    self._link(whole, out, "grown", axis)
+                if self._stays(out) and view.shape(value) != shape:
+                    self._link(value, out, "grown", axis)
                 return
-            for old in dict.fromkeys((whole, part)):
+            whole, part = view.source[value], view.part[value]
+            if any(view.part[other] == part for other in operands if other != value):
+                continue  # pieces of one value, put together again
+            for old in dict.fromkeys((value, whole, part)):
                 if self._old(old, at) and len(view.shape(old)) == len(shape) and self._alike(old, out, axis):
                     number = self.chain.get(old, self.chain.get(part, -1))
-                    if self._leaves(out) or (number >= 0 and self.chains[number][0] == "grown"):
+                    windows = self._windows(out)
+                    slides = any(view.shape(window) == view.shape(old) for window in windows)
+                    grows = self._stays(out) or (number >= 0 and self.chains[number][0] == "grown")
+                    if grows and not slides:
                         self._link(old, out, "grown", axis)
-                    else:
-                        self._slide(old, out)
+                    for window in windows:
+                        self._link(old, window, "grown" if grows and not slides else "replaced", -1)
                     return
 
-    def _slide(self, old: int, whole: int) -> None:
-        """A window: what comes in pushes out what is oldest. A part of the whole takes the old value's place."""
-        for at in self.view.users[whole]:
-            for value in self.view.steps[at].outputs:
-                if value >= 0 and self.view.part[value] == self.view.part[whole] and self._leaves(value):
-                    self._link(old, value, "replaced", -1)
+    def _windows(self, whole: int) -> list[int]:
+        """Parts of a value that are there after its call: what came in has pushed out what is oldest."""
+        return [
+            value
+            for at in self.view.users[whole]
+            for value in self.view.steps[at].outputs
+            if value >= 0 and self.view.part[value] == self.view.part[whole] != value and self._stays(value)
+        ]
 
     def _optimizes(self, at: int) -> None:
         """What an optimizer keeps of each parameter: made or updated in a step, and there after it."""
@@ -155,8 +164,10 @@ class _Tracer:
         partly = name in _WRITES_PART or _count(view.shape(value)) < _count(view.shape(root))
         if partly:
             self._link(root, root, "written", self._axis(at, value, root))
-        elif name in _WRITES_ALL and root not in self.chain and (root in self.state or self._used_later(root, at)):
-            self._link(root, root, "replaced", -1)
+        elif name in _WRITES_ALL and root not in self.chain:
+            reserved = name == "copy" and view.made_by(root) in _RESERVES  # memory made first and filled then
+            if root in self.state or self._used_later(root, at) or reserved:
+                self._link(root, root, "replaced", -1)
 
     def _copied(self, at: int) -> None:
         out, old = self.view.steps[at].outputs[0], self.view.source[self.view.operands[at][0]]
@@ -216,7 +227,7 @@ class _Tracer:
         reach = self._reach(gone)
         for bit, value in enumerate(gone):
             last = self.call[self.view.users[value][-1]]
-            for new in self.graph.outputs:
+            for new in reversed(self.graph.outputs):
                 if new in gone or not self.floating[new] or not reach[new] >> bit & 1 or not self._same(value, new):
                     continue
                 if self._call_of(new) == last and (new not in self.chain or self._kind_of(new) == "replaced"):
@@ -262,6 +273,13 @@ class _Tracer:
 
     def _leaves(self, value: int) -> bool:
         return self.view.storage[value] in self.outputs or self._used_later(value, self.view.maker[value])
+
+    def _stays(self, value: int) -> bool:
+        """Whether the value itself is there after its call, not only some of its memory."""
+        if value in self.held:
+            return True
+        call = self._call_of(value)
+        return any(self.call[at] > call for at in self.view.users[value][-1:])
 
     def _used_later(self, value: int, at: int) -> bool:
         uses = self.view.users[value]

@@ -1,10 +1,10 @@
 """What patterns are made of: a small declarative matcher, and what is worth knowing of a graph before matching."""
 
+from genie.graph.attention import Attention, attentions
 from genie.graph.calls import calls, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
-from genie.match.attention import Attention, attentions
 from genie.match.flow import Entry, Flow, flow
 from genie.match.pattern import ACTIVATION, LINEAR, Finder, Match, Op, Rule, Table, activation, linear, op
 

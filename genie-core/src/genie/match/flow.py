@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from genie.graph import Graph
-from genie.graph.calls import calls, weights
+from genie.graph.calls import LOOKUPS, calls, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
@@ -14,7 +14,6 @@ from genie.graph.structure import Structure, structure
 Way = Literal["ids", "rows", "image", "frames", "signal", "features"]
 CONVOLUTIONS = frozenset("convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution".split())
 _BY_RANK: dict[int, Way] = {1: "signal", 2: "image", 3: "frames"}
-_LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only".split())
 
 
 class Entry(NamedTuple):
@@ -37,6 +36,8 @@ class Flow(NamedTuple):
 
     entries: tuple[Entry, ...]
     bits: list[int]
+    past: list[int]  # the same of values of earlier calls it is computed from
+    carried: bytearray  # whether it is computed from anything that was there before its call
 
 
 @once
@@ -51,6 +52,11 @@ def flow(graph: Graph) -> Flow:
         data[entry.value] = not weight[entry.value]
     states = lineage(graph)
     bits = [0] * len(graph.values)
+    past = [0] * len(graph.values)
+    carried = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        floats = graph.values[entry.value].dtype.startswith(("float", "bfloat"))
+        carried[entry.value] = floats and not weight[entry.value] and (entry.origin == "state" or bool(entry.lineage))
     made_in = [-1] * len(graph.values)
     entries: list[Entry] = []
     numbers: dict[tuple[int, int, str], int] = {}  # (data, table, way) → entry; the same table is one entry in a call
@@ -58,14 +64,19 @@ def flow(graph: Graph) -> Flow:
     for at, node in enumerate(view.steps):
         operands = view.operands[at]
         now = call[at]
-        mask, given = 0, False
+        mask, before, given, kept = 0, 0, False, False
         for value in operands:
-            if bits[value] and made_in[value] == now:
+            if made_in[value] == now:
                 mask |= bits[value]
+                before |= past[value]
+            else:
+                before |= bits[value] | past[value]
+                kept = kept or bool(bits[value] | past[value])
+            kept = kept or bool(carried[value])
             if data[value]:
                 given = True
         name = names[at]
-        if given and (not mask or name in _LOOKUPS):
+        if given and (not mask or name in LOOKUPS):
             found = _entry(view, at, name, weight, data)
             if found is not None and not (found[0] == "features" and _carried(view, call, found[1], now, states)):
                 way, value, table = found
@@ -78,21 +89,22 @@ def flow(graph: Graph) -> Flow:
         if mask or given:
             for value in node.outputs:
                 if value >= 0:
-                    bits[value], made_in[value] = mask, now
+                    bits[value], past[value], made_in[value], carried[value] = mask, before, now, kept
                     data[value] = given
             for value in node.mutates:
                 root = storage[value]
-                bits[root] |= mask
+                bits[root] = mask | (bits[root] if made_in[root] == now else 0)
+                past[root] |= before
                 made_in[root] = now
                 data[root] = data[value] = 1
-                bits[value], made_in[value] = bits[root], now
+                bits[value], past[value], made_in[value] = bits[root], past[root], now
         if node.aliases:
             for output, operand in node.aliases:
                 root = storage[operand]
                 if made_in[root] == now and bits[root]:
                     bits[output] |= bits[root]
                     made_in[output] = now
-    return Flow(tuple(entries), bits)
+    return Flow(tuple(entries), bits, past, carried)
 
 
 def _carried(view: Structure, call: list[int], value: int, now: int, states: Container[int]) -> bool:
@@ -104,12 +116,14 @@ def _carried(view: Structure, call: list[int], value: int, now: int, states: Con
 
 def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearray) -> tuple[Way, int, int] | None:
     operands = view.operands[at]
-    if name in _LOOKUPS:
-        if len(operands) < 2 or not data[operands[1]] or not weight[view.storage[operands[0]]]:
+    if name in LOOKUPS:
+        if len(operands) < 2 or not weight[view.storage[operands[0]]]:
             return None
-        index = view.shape(operands[1])
-        way: Way = "ids" if name == "embedding" and len(index) >= 2 else "rows"
-        return way, operands[1], operands[0]
+        given = operands[-1 if name.startswith("index") else 1]
+        if not data[given] or not view.dtype(given).startswith(("int", "uint")):
+            return None
+        way: Way = "ids" if "bag" not in name and len(view.shape(given)) >= 2 else "rows"
+        return way, given, operands[0]
     if len(operands) < 2 or not weight[view.storage[operands[1]]]:
         if name in ("addmm", "_addmm_activation") and len(operands) == 3 and weight[view.storage[operands[2]]]:
             return "features", operands[1], operands[2]

@@ -205,19 +205,20 @@ _COMPARES = frozenset("le ge lt gt tril triu".split())
 
 
 def is_causal(view: Structure, mask: int) -> bool:
-    """Whether a mask is made by comparing positions."""
-    front, seen = [mask], {mask}
-    for _ in range(24):
+    """Whether a mask is made by comparing positions, and not by their distance: a window looks both ways."""
+    front, seen, compares = [mask], {mask}, False
+    for _ in range(32):
         if not front:
-            return False
+            break
         value = front.pop()
         maker = view.maker[value]
         if maker < 0:
             continue
-        if view.names[maker] in _COMPARES and len(view.shape(value)) >= 2:
-            return True
+        if view.names[maker] == "abs":
+            return False
+        compares = compares or (view.names[maker] in _COMPARES and len(view.shape(value)) >= 2)
         for operand in view.operands[maker]:
             if operand not in seen:
                 seen.add(operand)
                 front.append(operand)
-    return False
+    return compares
