@@ -177,6 +177,7 @@ def _told(graph: Graph, view: Structure) -> dict[int, Denoiser]:
     for each in timesteps(graph):
         mine = bits_of(view, currents.bits, each.product)
         times[call[each.product]] = times.get(call[each.product], 0) | mine
+    words = sum(1 << number for number, entry in enumerate(currents.entries) if entry.way == "ids")
     products = _products_of(graph, view)
     given: dict[int, dict[tuple[int, ...], int]] = {}  # call → shape → entries it is computed from
     first: dict[int, int] = {}
@@ -198,7 +199,7 @@ def _told(graph: Graph, view: Structure) -> dict[int, Denoiser]:
             if fits is not None and (not known[fits] or known[fits] & ~times[now]):
                 size = "×".join(map(str, shape))
                 reason = f"told a time by sines and cosines, it gives {size} for what it was given"
-                entries = times[now] | known[fits]
+                entries = (times[now] | known[fits]) & ~words
                 found[now] = Denoiser(entries, first[now], _until(products, at, len(view.steps)), reason, 0.95)
     for each in timesteps(graph):
         its = found.get(call[each.product])

@@ -182,9 +182,9 @@ def _tails(graph: Graph, view: Structure, found: list[Stage], waiting: list[list
     other |= {entry.call for entry in flow(graph).entries if entry.way == "ids"}
     for stage, rest in zip(found, waiting, strict=True):
         for at in rest:
-            outputs = view.steps[at].outputs
-            shape = view.shape(outputs[0]) if outputs and outputs[0] >= 0 else stage.size
-            if stage.call not in other or shape[-len(stage.size) :] == stage.size:
+            node = view.steps[at]
+            made = next((value for value in node.outputs if value >= 0), node.mutates[0] if node.mutates else -1)
+            if stage.call not in other or (made >= 0 and view.shape(made)[2:] == stage.size):
                 stage.members.append(at)
     for stage in found:
         members = set(stage.members)
