@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence
-from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, flow, lineage, weights
+from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, calls, flow, lineage, weights
 
 _LINEAR = frozenset(LINEAR.split())
 _APPENDS = frozenset("cat index_copy index_put slice_scatter copy scatter".split())
@@ -24,7 +24,7 @@ class AttentionRoles(Finder):
 
     def find(self, view: Structure) -> Iterator[Match]:
         heavy = weights(view.graph)
-        chains = lineage(view.graph)
+        chains, call_of = lineage(view.graph), calls(view.graph)
         taken: set[int] = set()
         kinds: dict[str, dict[str, object]] = {}
 
@@ -46,7 +46,7 @@ class AttentionRoles(Finder):
                 yield Match((view.steps[apply],), labelled(role, kind))
                 yield Match([view.steps[at] for at in between], labelled("attention_scores", kind))
             for operand, role in ((each.query, "query"), (each.key, "key"), (each.value, "value")):
-                for at in _behind(view, operand):
+                for at in _behind(view, operand, call_of[each.nodes[0]]):
                     if at in taken:
                         continue
                     taken.add(at)
@@ -81,11 +81,10 @@ def describe(view: Structure, attention: Attention) -> str:
 
 def crosses(view: Structure, attention: Attention) -> bool:
     """Whether keys come from elsewhere than queries."""
-    chains = lineage(view.graph)
-    kept = chains.get(attention.key) or chains.get(view.source[attention.key])
-    if kept is not None and kept.kind == "kept":
+    if is_kept(view, attention):
         return True
-    query, key = _product_of(view, attention.query), _product_of(view, attention.key)
+    call = calls(view.graph)[attention.nodes[0]]
+    query, key = _product_of(view, attention.query, call), _product_of(view, attention.key, call)
     if query < 0 or key < 0 or query == key:
         return False
     mine, its = view.operands[query], view.operands[key]
@@ -96,17 +95,40 @@ def crosses(view: Structure, attention: Attention) -> bool:
     return view.part[mine[first]] != view.part[its[other]] and elsewhere
 
 
-def _product_of(view: Structure, value: int) -> int:
-    return next((at for at in _behind(view, value) if view.names[at] in _LINEAR), -1)
+def is_kept(view: Structure, attention: Attention) -> bool:
+    """Whether keys are a cache to which this call adds nothing."""
+    chains, call = lineage(view.graph), calls(view.graph)
+    root, now = view.source[attention.key], call[attention.nodes[0]]
+    if root not in chains and view.storage[root] not in chains:
+        return False
+    maker = view.maker[root]
+    if maker >= 0 and call[maker] == now:
+        return False
+    return not any(call[at] == now for at in view.writes.get(view.storage[root], ()))
 
 
-def _behind(view: Structure, value: int) -> Iterator[int]:
-    """Nodes on the way up from an operand of attention to the product that makes it, nearest first."""
+def behind(view: Structure, attention: Attention) -> list[int]:
+    """Nodes that make the keys and values of an attention, down to the products they come from."""
+    call = calls(view.graph)[attention.nodes[0]]
+    return [at for operand in (attention.key, attention.value) for at in _behind(view, operand, call)]
+
+
+def _product_of(view: Structure, value: int, call: int) -> int:
+    return next((at for at in _behind(view, value, call) if view.names[at] in _LINEAR), -1)
+
+
+def _behind(view: Structure, value: int, call: int) -> Iterator[int]:
+    """Nodes on the way up from an operand of attention to the product that makes it, nearest first. Of a cache written
+    in place, from what the call writes."""
+    call_of = calls(view.graph)
     front = [value]
     for _ in range(_FARTHEST):
         following: list[int] = []
         for each in front:
             at = view.maker[view.source[each]]
+            for writer in view.writes.get(view.storage[view.source[each]], ()):
+                if call_of[writer] == call and view.names[writer] in _APPENDS:
+                    following += view.operands[writer][-1:]
             if at < 0:
                 continue
             yield at

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
 from genie.match import Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage
+from genie_patterns_llm.attention import behind, crosses
 from genie_patterns_llm.sampling import choosing, vocabulary_heads
 
 _MOST_SPECULATED = 16  # positions checked at once by speculative decoding
@@ -59,8 +60,13 @@ class Phases(Finder):
             found = reader.read(call, by_call.get(call, []))
             members = nodes_of.get(call, [])
             for part in found:
+                if part.phase in ("prefill", "decode"):
+                    # What an encoder gave becomes keys and values in the decoder's call.
+                    crossed = {at for each in by_call.get(call, []) if crosses(view, each) for at in behind(view, each)}
+                else:
+                    crossed = set()
                 labels = {"phase": part.phase, "evidence": (_why(part),)}
-                nodes = [at for at in members if _belongs(bits[at], past[at], part)]
+                nodes = [at for at in members if at in crossed or _belongs(bits[at], past[at], part)]
                 if nodes:
                     yield Match([view.steps[at] for at in nodes], labels)
 
@@ -100,10 +106,16 @@ class _Reader:
                 ids |= 1 << number
         cached: list[tuple[Attention, _Step]] = []
         causal: list[Attention] = []
-        encoding = 0
+        encoding, filled = 0, False
         for each in found:
             step = self._step(each)
-            if step is not None:
+            computed = self._computed_from_cache(each, call)
+            if computed is not None:
+                cached.append((each, computed))
+            elif crosses(self.view, each):
+                # Filled in the decoder's first call, and only read from then on.
+                filled = filled or (step is not None)
+            elif step is not None:
                 cached.append((each, step))
             elif each.causal:
                 causal.append(each)
@@ -111,7 +123,7 @@ class _Reader:
                 encoding |= self.flow.bits[each.output]
         if cached:
             mine = self._own([each for each, _ in cached], ids)
-            answer = [self._cached(cached, mine)]
+            answer = [self._cached(cached, mine, filled)]
             rest = encoding & ids & ~mine
             return [*answer, *([_encode(rest)] if rest else [])]
         if causal and call in self.headed:
@@ -166,10 +178,32 @@ class _Reader:
             if chain is not None and chain.kind == "written":
                 new = self._written(value, chain.axis, call)
                 if new >= 0:
-                    return _Step(self._positions(call) or new, -1)
+                    made = view.maker[value] >= 0 and self.call_of[view.maker[value]] == call
+                    return _Step(self._positions(call) or new, 0 if made else -1)  # made here, it was empty
         if attention.key in self.outputs or view.source[attention.key] in self.outputs:
             # Keys of an encoder may be looked at, too.
             return _Step(attention.queries, 0) if self._self(attention) and call in self.headed else None
+        return None
+
+    def _computed_from_cache(self, attention: Attention, call: int) -> _Step | None:
+        """Keys that are computed from a cache in every call: of compressed caches."""
+        view = self.view
+        if attention.queries >= attention.keys or view.made_by(view.source[attention.key]) == "cat":
+            return None
+        front, seen = [attention.key], {attention.key}
+        for _ in range(96):
+            if not front:
+                return None
+            value = front.pop(0)
+            at = view.maker[value]
+            writers = [each for each in view.writes.get(view.storage[value], ()) if self.call_of[each] == call]
+            if at >= 0 and view.names[at] == "cat" and (step := self._appended(at)) is not None:
+                return step
+            for each in (at, *writers):
+                for operand in view.operands[each] if each >= 0 else ():
+                    if operand not in seen and view.dtype(operand).startswith(("float", "bfloat")):
+                        seen.add(operand)
+                        front.append(operand)
         return None
 
     def _positions(self, call: int) -> int:
@@ -209,13 +243,15 @@ class _Reader:
             return shape[-2] if len(shape) >= 2 else 1
         return -1
 
-    def _cached(self, found: list[tuple[Attention, _Step]], mine: int) -> _Call:
+    def _cached(self, found: list[tuple[Attention, _Step]], mine: int, filled: bool) -> _Call:
         new = max(step.new for _, step in found)
         before = max(step.before for _, step in found)
         if before > 0:
             few = new == 1 or (new <= _MOST_SPECULATED and 2 * new <= before)
             phase = "decode" if few else "prefill"
             return _Call(phase, f"{_positions(new)} against a cache of {before}", mine, "lineage", 1.0)
+        if filled:
+            return _Call("prefill", "keys of an encoder's output are cached", mine, "lineage", 0.95)
         if before == 0:
             return _Call("prefill", f"{_positions(new)} into an empty cache", mine, "lineage", 1.0)
         earlier = self.call_of[found[0][0].nodes[0]] > 0

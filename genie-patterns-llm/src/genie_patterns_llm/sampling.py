@@ -9,14 +9,7 @@ from genie.match import LINEAR, Finder, Match, Structure, calls, flow, once, str
 
 _LINEAR = frozenset(LINEAR.split())
 _CHOOSES = frozenset("argmax multinomial topk sort max exponential".split())
-# What may become of scores for them to be scores of words: nothing that mixes them with others.
-_KEEPS = (
-    frozenset(
-        """div mul tanh log_softmax _log_softmax softmax _softmax slice select index masked_fill where add sub
-    nll_loss_forward nll_loss cross_entropy_loss float""".split()
-    )
-    | _CHOOSES
-)
+_MIXES = _LINEAR | {"bmm", "einsum", "convolution", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"}
 
 
 class Sampling(Finder):
@@ -71,24 +64,22 @@ def _heads(graph: Graph) -> dict[int, int]:
     return found
 
 
-def _last(view: Structure, value: int) -> bool:
-    front = [value]
-    for _ in range(5):
+def _last(view: Structure, scores: int) -> bool:
+    """Whether scores stay scores of words, until they are chosen from or summed up: nothing multiplies them further."""
+    words = view.shape(scores)[-1]
+    front = [scores]
+    for _ in range(6):
         following: list[int] = []
-        for each in front:
-            for at in view.users[each]:
+        for value in front:
+            for at in view.users[value]:
                 node = view.steps[at]
-                if node.semantics is not None and node.semantics.phase == "backward":
+                if node.semantics is not None and node.semantics.phase in ("backward", "optimizer"):
                     continue
+                if view.names[at] in _MIXES:
+                    return False
                 made = node.outputs[0] if node.outputs else -1
-                if made < 0:
-                    continue
-                if view.source[made] != view.source[each] and view.part[made] != view.part[each]:
-                    if view.names[at] not in _KEEPS:
-                        return False
-                    if view.names[at] in _CHOOSES:
-                        continue
-                following.append(made)
+                if made >= 0 and words in view.shape(made):
+                    following.append(made)
         front = following[:16]
     return True
 

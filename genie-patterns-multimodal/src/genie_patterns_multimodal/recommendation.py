@@ -10,6 +10,8 @@ from genie_patterns_multimodal.entries import kinds
 
 _LINEAR = frozenset(LINEAR.split())
 _PRODUCTS = frozenset("bmm matmul mul dot".split())
+_JOINS = frozenset(("cat", "stack"))
+_ARITHMETIC = frozenset("mul pow square sub sum".split())  # of factorisation machines, on rows as they are
 _COLD = 1 << 20  # rows from which a table is taken to be too large to keep near
 
 
@@ -39,6 +41,7 @@ class Recommendation(Finder):
             if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
         }
         lookups = {"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"}
+        dense = bytearray(len(view.maker))  # computed with weights
         tower: list[int] = []
         meeting: list[int] = []
         for at, name in enumerate(view.names):
@@ -63,12 +66,14 @@ class Recommendation(Finder):
             bits = self._bits(currents.bits, view, at)
             if not bits:
                 continue
-            if name in _LINEAR and any(view.storage[value] in heavy for value in operands):
-                tower.append(at)
-            elif name in _PRODUCTS and bin(bits).count("1") > 1 or name in ("cat", "stack"):
-                meeting.append(at)
-            else:
-                tower.append(at)
+            layered = name in _LINEAR and any(view.storage[value] in heavy for value in operands)
+            if layered or any(dense[value] for value in operands):
+                for value in view.steps[at].outputs:
+                    if value >= 0:
+                        dense[value] = 1
+            rows_as_they_are = name in _ARITHMETIC and not any(dense[value] for value in operands)
+            meets = rows_as_they_are or name in _JOINS or (name in _PRODUCTS and bits & (bits - 1))
+            (meeting if meets and not layered else tower).append(at)
         tower = [at for at in tower if call_of[at] not in trained]
         meeting = [at for at in meeting if call_of[at] not in trained]
         yield Match([view.steps[at] for at in tower], _labels("dense_tower", "layers of a recommendation model"))

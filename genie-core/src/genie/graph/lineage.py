@@ -22,6 +22,7 @@ from genie.graph.structure import Structure, structure
 Kind = Literal["grown", "written", "replaced", "kept"]
 
 _WRITES_PART = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
+_PROJECTS = frozenset("linear addmm mm matmul bmm convolution".split())
 _WRITES_ALL = frozenset(("copy", "add", "mul", "lerp", "sub", "addcmul"))
 _RESERVES = frozenset(("zeros", "empty", "full", "new_zeros", "new_empty", "zeros_like", "empty_like"))
 # The same as the first, where the result is a new value.
@@ -251,7 +252,9 @@ class _Tracer:
     def _successor(self, old: int) -> None:
         """The one output that is of an input's shape and computed from it."""
         reach = self._reach({old: old})
-        for new in self.graph.outputs:
+        for new in reversed(self.graph.outputs):
+            if self.view.made_by(self.view.source[new]) in _PROJECTS:
+                continue  # an estimate, from which the program makes the next version
             if new not in self.chain and self.floating[new] and reach[new] and self._same(old, new):
                 self._link(old, new, "replaced", -1)
                 return

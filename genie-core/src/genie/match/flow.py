@@ -107,6 +107,26 @@ def flow(graph: Graph) -> Flow:
     return Flow(tuple(entries), bits, past, carried)
 
 
+def counted(view: Structure, value: int) -> bool:
+    """Whether numbers are positions: made by counting, and arithmetic on what is counted."""
+    front, seen = [value], {value}
+    for _ in range(24):
+        if not front:
+            return False
+        at = view.maker[front.pop()]
+        if at < 0:
+            continue
+        if view.names[at] in ("arange", "cumsum"):
+            return True
+        if view.names[at] in ("cat", "argmax", "multinomial", "topk", "embedding"):
+            continue
+        for operand in view.operands[at]:
+            if operand not in seen and view.dtype(operand).startswith(("int", "uint", "bool")):
+                seen.add(operand)
+                front.append(operand)
+    return False
+
+
 def _carried(view: Structure, call: list[int], value: int, now: int, states: Container[int]) -> bool:
     """Whether a value comes from an earlier call: then it is no data given to this one."""
     root = view.part[value]
@@ -120,7 +140,7 @@ def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearr
         if len(operands) < 2 or not weight[view.storage[operands[0]]]:
             return None
         given = operands[-1 if name.startswith("index") else 1]
-        if not data[given] or not view.dtype(given).startswith(("int", "uint")):
+        if not data[given] or not view.dtype(given).startswith(("int", "uint")) or counted(view, given):
             return None
         way: Way = "ids" if "bag" not in name and len(view.shape(given)) >= 2 else "rows"
         return way, given, operands[0]
