@@ -293,6 +293,27 @@ def test_experts():
     assert roles["moe_router"] >= 2
 
 
+def test_experts_that_are_looked_up_are_no_words():
+    """Weights of the chosen experts by index: the choice is computed, and a few experts are no vocabulary."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.gate, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 4), nn.Linear(WIDTH, WORDS)
+            self.experts = nn.Parameter(torch.randn(4, WIDTH, WIDTH))
+
+        def forward(self, words: Tensor) -> Tensor:
+            x = self.words(words)
+            best, which = self.gate(x).softmax(-1).topk(1, -1)
+            y = torch.einsum("blw,blwv->blv", x, self.experts[which[..., 0]])
+            return self.head(x + y * best)
+
+    graph = forward(Chosen(), ids(1, 7))
+    assert [node.module_path for node in having(graph, "lm_head")] == ["head"]
+    assert {node.module_path for node in having(graph, "moe_router")} >= {"gate"}
+    assert "sampling" not in labelled(graph, "phase")
+
+
 def test_state_of_a_state_space():
     graph = generated(built("MambaForCausalLM", "MambaConfig", state_size=4, conv_kernel=3))
     assert phases(graph) == GENERATION

@@ -89,6 +89,8 @@ def test_look_ups_and_towers_by_their_modules():
     assert said(in_module(graph, "top"), "phase") == {"dense_tower"}
     [met] = [node for node in graph.nodes() if node.operation == "aten::bmm"]
     assert met.semantics.phase == "interaction"
+    views = [node for node in graph.nodes() if node.operation == "aten::transpose" and node.inputs == met.inputs[:1]]
+    assert said(views, "phase") == {"interaction"}
 
 
 def test_tables_may_be_placed_alone():

@@ -153,6 +153,12 @@ def test_gradients_belong_to_no_stage():
     assert {node.semantics.colocation_group for node in graph.steps[-3:]} == {None}
 
 
+@pytest.mark.parametrize("vision", [False, True])
+def test_updates_are_no_residuals(vision):
+    graph = genie.annotate(training(vision))
+    assert {node.semantics.role for node in graph.steps if node.semantics.phase == "optimizer"} == {None}
+
+
 def test_a_denoiser_in_training_is_no_phase_denoise():
     from patterns.test_vision import Noisy
 

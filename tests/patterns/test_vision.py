@@ -89,7 +89,7 @@ def test_kinds_of_convolutions(residual):
     roles = labelled(residual)
     assert roles["norm"] == 9
     assert roles["pool"] == 2
-    assert [node.operation for node in having(residual, "residual")] == ["aten::add_"] * 4
+    assert [node.operation for node in having(residual, "residual")] == ["aten::add_"] * 4  # one of a projection
 
 
 def test_stages_by_resolution(residual):
@@ -348,6 +348,7 @@ def test_one_call_of_a_denoiser(twice, batch):
     assert {"aten::sin", "aten::cos", "aten::cat"} <= {node.operation for node in having(graph, "timestep_embedding")}
     assert having(graph, "segmentation_head") == []
     assert said(in_module(graph, "out"), "phase") == {"denoise"}
+    assert labelled(graph, "modality").keys() == {"vision"}  # a time is none
 
 
 def test_a_time_without_data():

@@ -17,6 +17,7 @@ from genie_patterns_vision.pictures import (
     is_weight,
 )
 
+_LONGEST = 10  # operators of a residual block's branch
 _Is = Callable[[Convolution], bool]
 
 # The first that holds. Each costs little: they read shapes that are known already.
@@ -113,17 +114,29 @@ def _scales_channels(view: Structure, at: int) -> bool:
 
 
 def _two_maps(view: Structure, at: int) -> bool:
-    """Two maps of one shape, of which one is used elsewhere, too: by the branch that the other comes from."""
+    """Two maps of one shape, one of which is the other's beginning, or both of which come from one map."""
     operands = view.operands[at]
     if len(operands) != 2 or operands[0] == operands[1]:
         return False
-    shape = view.shape(operands[0])
-    return (
-        len(shape) in (4, 5)
-        and shape == view.shape(operands[1])
-        and any(len(view.users[value]) > 1 for value in operands)
-        and not any(is_weight(view, value) for value in operands)
-    )
+    one, other = operands
+    shape = view.shape(one)
+    if len(shape) not in (4, 5) or shape != view.shape(other) or is_weight(view, one) or is_weight(view, other):
+        return False
+    if len(view.users[one]) > 1 or len(view.users[other]) > 1:
+        return True
+    return not _way(view, one).isdisjoint(_way(view, other))
+
+
+def _way(view: Structure, value: int) -> set[int]:
+    """The maps a map is computed from, as far back as a block may reach."""
+    found: set[int] = set()
+    for _ in range(_LONGEST):
+        maker = view.maker[value]
+        if maker < 0 or not view.operands[maker]:
+            break
+        value = view.operands[maker][0]
+        found.add(value)
+    return found
 
 
 def _merged(view: Structure, at: int) -> bool:
