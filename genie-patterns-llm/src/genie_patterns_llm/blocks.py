@@ -32,6 +32,7 @@ def _rejoins(view: Structure, at: int) -> bool:
         and any(len(view.users[value]) > 1 for value in operands)
         and view.shape(operands[0]) == view.shape(operands[1])
         and view.dtype(operands[0]).startswith(("float", "bfloat"))
+        and not _weighted(view, at)  # an update
     )
 
 

@@ -31,9 +31,7 @@ def kinds(view: Structure) -> Mapping[int, Kind]:
     found: dict[int, Kind] = {}
     for number, entry in enumerate(entries):
         kind = _kind(view, entry, entry.call in sparse, entry.call in attending)
-        if kind is not None and kind.modality == "text" and _is_number(view, entry, by_call[entry.call]):
-            continue
-        if kind is not None:
+        if kind is not None and not _is_number(view, entry, kind, by_call[entry.call]):
             found[number] = kind
     return found
 
@@ -59,10 +57,26 @@ def _sparse(view: Structure, entries: list[Entry], attends: bool) -> bool:
     return maker >= 0 and view.names[maker] == "add" and len(view.shape(value)) == 2
 
 
-def _is_number(view: Structure, entry: Entry, others: list[Entry]) -> bool:
-    """One number beside each picture or sound: its class, or its time; no text."""
-    one = entry.way == "rows" and len(view.shape(entry.value)) == 1 and view.names[entry.at] == "embedding"
-    return one and any(other.way in ("image", "frames", "signal") for other in others)
+def _is_number(view: Structure, entry: Entry, kind: Kind, others: list[Entry]) -> bool:
+    """One number beside each picture or sound: its class, or its time; no text, and no column."""
+    if not any(other.way in ("image", "frames", "signal") for other in others):
+        return False
+    if kind.modality == "text":
+        return entry.way == "rows" and len(view.shape(entry.value)) == 1 and view.names[entry.at] == "embedding"
+    return kind.modality == "tabular" and entry.way == "features" and _by_sines(view, entry.value)
+
+
+def _by_sines(view: Structure, value: int) -> bool:
+    for _ in range(8):
+        maker = view.maker[view.source[value]]
+        if maker < 0 or not view.operands[maker]:
+            return False
+        if view.names[maker] in ("sin", "cos"):
+            return True
+        if view.names[maker] not in ("cat", "stack", "slice", "select", "mul", "constant_pad_nd"):
+            return False
+        value = view.operands[maker][0]
+    return False
 
 
 def _kind(view: Structure, entry: Entry, sparse: bool, attends: bool) -> Kind | None:

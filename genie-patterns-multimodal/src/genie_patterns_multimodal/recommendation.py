@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence
+from genie.graph.structure import SAME
 from genie.match import LINEAR, Finder, Match, Structure, calls, flow, weights
 from genie_patterns_multimodal.entries import kinds
 
@@ -42,6 +43,7 @@ class Recommendation(Finder):
         }
         lookups = {"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"}
         dense = bytearray(len(view.maker))  # computed with weights
+        met = bytearray(len(view.maker))
         tower: list[int] = []
         meeting: list[int] = []
         for at, name in enumerate(view.names):
@@ -73,7 +75,15 @@ class Recommendation(Finder):
                         dense[value] = 1
             rows_as_they_are = name in _ARITHMETIC and not any(dense[value] for value in operands)
             meets = rows_as_they_are or name in _JOINS or (name in _PRODUCTS and bits & (bits - 1))
-            (meeting if meets and not layered else tower).append(at)
+            if name in SAME and operands and met[operands[0]]:
+                meets = True
+            if meets and not layered:
+                meeting.append(at)
+                for value in view.steps[at].outputs:
+                    if value >= 0:
+                        met[value] = 1
+            else:
+                tower.append(at)
         tower = [at for at in tower if call_of[at] not in trained]
         meeting = [at for at in meeting if call_of[at] not in trained]
         yield Match([view.steps[at] for at in tower], _labels("dense_tower", "layers of a recommendation model"))
