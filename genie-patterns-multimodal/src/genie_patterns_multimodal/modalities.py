@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from genie.graph import Evidence
 from genie.match import Finder, Match, Structure, calls, flow
 from genie_patterns_multimodal.entries import Kind, kinds
 
 _ENCODES = {"text": "text_encode", "vision": "vision_encode", "audio": "audio_encode"}
+
+_Modalities = frozenset[str]
 
 
 class Modalities(Finder):
@@ -19,92 +22,86 @@ class Modalities(Finder):
     specificity = 10
 
     def find(self, view: Structure) -> Iterator[Match]:
-        graph = view.graph
         known = kinds(view)
         if not known:
             return
-        call_of, currents = calls(graph), flow(graph)
-        trained = {
-            call_of[at]
-            for at, node in enumerate(view.steps)
-            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
-        }
-        calls_own: dict[int, int] = {}  # bits of the entries of each call
-        for number, entry in enumerate(currents.entries):
-            calls_own[entry.call] = calls_own.get(entry.call, 0) | 1 << number
-        sets: dict[int, frozenset[str]] = {}
-        groups: dict[tuple[frozenset[str], bool], list[int]] = {}
+        trained = _trained(view)
+        groups: dict[tuple[_Modalities, bool], list[int]] = {}
         meets: list[int] = []
-        for at, node in enumerate(view.steps):
-            value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
-            bits = currents.bits[value] if value >= 0 else 0
-            if not bits and value >= 0 and currents.carried[value]:
-                # What an earlier call left is used together with what enters this one.
-                given = calls_own.get(call_of[at], 0)
-                bits = currents.past[value] | given
-                mine = frozenset(k.modality for i, k in known.items() if bits >> i & 1)
-                if mine:
-                    groups.setdefault((mine, True), []).append(at)
-                continue
-            if not bits:
-                continue
-            mine = sets.get(bits)
-            if mine is None:
-                mine = sets[bits] = frozenset(k.modality for i, k in known.items() if bits >> i & 1)
-            if not mine:
-                continue
-            groups.setdefault((mine, call_of[at] in trained), []).append(at)
-            if len(mine) > 1 and "tabular" not in mine and self._first(view, at, bits, currents.bits, sets):
-                meets.append(at)
-        for (mine, training), nodes in groups.items():
-            yield Match([view.steps[at] for at in nodes], self._labels(mine, known, training))
-        if meets:
-            said = {
-                "role": "fusion",
-                "phase": "fusion",
-                "evidence": _because("modalities meet here for the first time"),
-            }
-            yield from self._fusion(view, meets, trained, call_of, said)
-
-    def _first(
-        self, view: Structure, at: int, bits: int, all_bits: list[int], sets: Mapping[int, frozenset[str]]
-    ) -> bool:
-        mine = sets[bits]
-        return not any(sets.get(all_bits[value], frozenset()) == mine for value in view.operands[at])
-
-    def _fusion(
-        self,
-        view: Structure,
-        meets: list[int],
-        trained: set[int],
-        call_of: list[int],
-        said: Mapping[str, object],
-    ) -> Iterator[Match]:
-        role_only = {"role": said["role"], "evidence": said["evidence"]}
-        for at in meets:
-            yield Match((view.steps[at],), role_only if call_of[at] in trained else said)
-
-    def _labels(self, mine: frozenset[str], known: Mapping[int, Kind], training: bool) -> Mapping[str, object]:
-        if len(mine) > 1:
-            only_table = mine <= {"tabular", "text"}
-            modality = "tabular" if only_table and "tabular" in mine else "multimodal"
-            why = Evidence("modality", "structure", f"computed from {' and '.join(sorted(mine))}", 0.9)
-            labels: dict[str, object] = {"modality": modality}
-            phase = "fusion" if modality == "multimodal" else None
-        else:
-            (modality,) = mine
-            kind = next(k for k in known.values() if k.modality == modality)
-            why = Evidence("modality", "structure", kind.reason, kind.confidence)
-            labels = {"modality": modality}
-            phase = _ENCODES.get(modality)
-        evidence = [why]
-        if phase is not None and not training:
-            labels["phase"] = phase
-            alone = "" if len(mine) > 1 else " alone"
-            evidence.append(Evidence("phase", "structure", f"computed from {' and '.join(sorted(mine))}{alone}", 0.8))
-        labels["evidence"] = tuple(evidence)
-        return labels
+        for each in _followed(view, known):
+            # What an earlier call left has its modality, and no phase of this one's encoders.
+            plain = each.carried or each.call in trained
+            groups.setdefault((each.modalities, plain), []).append(each.at)
+            if each.first and each.call not in trained:
+                meets.append(each.at)
+        for (modalities, plain), nodes in groups.items():
+            yield Match([view.steps[at] for at in nodes], _labels(modalities, known, plain))
+        yield Match([view.steps[at] for at in meets], _MEETS)
 
 
-def _because(reason: str) -> tuple[Evidence, ...]:
-    return (Evidence("role", "structure", reason, 0.9), Evidence("phase", "structure", reason, 0.9))
+class _Node(NamedTuple):
+    at: int
+    call: int
+    modalities: _Modalities
+    carried: bool  # known of what an earlier call left alone
+    first: bool  # none of its operands has all of its modalities
+
+
+def _followed(view: Structure, known: Mapping[int, Kind]) -> Iterator[_Node]:
+    call_of, currents = calls(view.graph), flow(view.graph)
+    given: dict[int, int] = {}  # bits of the entries of each call
+    for number, entry in enumerate(currents.entries):
+        given[entry.call] = given.get(entry.call, 0) | 1 << number
+    sets: dict[int, _Modalities] = {}
+
+    def of(bits: int) -> _Modalities:
+        if bits not in sets:
+            sets[bits] = frozenset(kind.modality for number, kind in known.items() if bits >> number & 1)
+        return sets[bits]
+
+    for at, node in enumerate(view.steps):
+        value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
+        if value < 0:
+            continue
+        bits, call = currents.bits[value], call_of[at]
+        carried = not bits and bool(currents.carried[value])
+        if carried:
+            bits = currents.past[value] | given.get(call, 0)
+        mine = of(bits)
+        if mine:
+            several = len(mine) > 1 and "tabular" not in mine and not carried
+            first = several and not any(of(currents.bits[operand]) == mine for operand in view.operands[at])
+            yield _Node(at, call, mine, carried, first)
+
+
+def _trained(view: Structure) -> set[int]:
+    call_of = calls(view.graph)
+    return {
+        call_of[at]
+        for at, node in enumerate(view.steps)
+        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+    }
+
+
+def _labels(modalities: _Modalities, known: Mapping[int, Kind], plain: bool) -> Mapping[str, object]:
+    named = " and ".join(sorted(modalities))
+    if len(modalities) > 1:
+        modality = "tabular" if modalities == {"tabular", "text"} else "multimodal"
+        why = Evidence("modality", "structure", f"computed from {named}", 0.9)
+        phase = "fusion" if modality == "multimodal" else None
+    else:
+        (modality,) = modalities
+        kind = next(kind for kind in known.values() if kind.modality == modality)
+        why = Evidence("modality", "structure", kind.reason, kind.confidence)
+        phase = _ENCODES.get(modality)
+    if phase is None or plain:
+        return {"modality": modality, "evidence": (why,)}
+    reason = f"computed from {named}" + (" alone" if len(modalities) == 1 else "")
+    return {"modality": modality, "phase": phase, "evidence": (why, Evidence("phase", "structure", reason, 0.8))}
+
+
+_FIRST = "modalities meet here for the first time"
+_MEETS: Mapping[str, object] = {
+    "role": "fusion",
+    "evidence": (Evidence("role", "structure", _FIRST, 0.9),),
+}

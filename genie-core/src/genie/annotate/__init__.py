@@ -136,8 +136,8 @@ def _defaults(graph: Graph, found: _Found) -> None:
     updates = reader.read(_UPDATES)
     gradient = bytearray(len(graph.values))  # made by the backward pass, or from what is
     counts = range(max(call, default=-1) + 1)
-    forward = [reader.read({**_FORWARD, "call": k, "evidence": (_COUNTED, *_FORWARD["evidence"])}) for k in counts]
-    other = [reader.read({"call": k, "evidence": (_COUNTED,)}) for k in counts]
+    other = [reader.read({"call": k, "evidence": (_COUNTED,)} if several else {}) for k in counts]
+    forward = [(*reader.read(_FORWARD), *each) for each in other]
     for at, node in enumerate(view.steps):
         phase = node.semantics.phase if node.semantics is not None else None
         if phase == "backward" or (phase is None and any(gradient[value] for value in view.operands[at])):

@@ -449,10 +449,21 @@ def _lines(graph: Graph) -> Iterator[str]:
         labels.pop("arithmetic_intensity", None)
         yield from _label_lines(labels)
         for value in node.outputs:
-            if value >= 0:
+            if value >= 0 and not _as_its_node(graph, value, node.semantics):
                 yield from _label_lines(_value_labels(graph, value), f"%{value} ")
     for value in graph.outputs:
         yield f"  output %{value}"
+
+
+def _as_its_node(graph: Graph, value: int, made: Semantics | None) -> bool:
+    """Whether nothing is known of a value but what is known of the node that makes it."""
+    known = graph.meanings[value] if graph.meanings else None
+    return (
+        known is not None
+        and made is not None
+        and all(getattr(known, field) == getattr(made, field) for field in ("residency", "modality", "memory_pattern"))
+        and known.colocation_group in (None, made.colocation_group)
+    )
 
 
 def _value_labels(graph: Graph, value: int) -> dict[str, Any]:
