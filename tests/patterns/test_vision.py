@@ -226,6 +226,23 @@ def test_a_vision_transformer(flat, batch):
     assert group_of(in_module(graph, "out")[-1]) is None
 
 
+def test_heads_of_attention_are_no_channels():
+    """What attention gives is of four dimensions, laid flat for a product, as patches are; its queries are counted."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asks, self.out = nn.Parameter(torch.randn(1, 3, 6, 8)), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.scaled_dot_product_attention(self.asks.expand(len(x), -1, -1, -1), x, x)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    graph = forward(Asks(), numbers(2, 3, 6, 8))
+    assert having(graph, "patch_embedding") == []
+    assert "vision" not in labelled(graph, "modality")
+
+
 # --- heads
 
 

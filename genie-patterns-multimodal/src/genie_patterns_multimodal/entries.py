@@ -28,8 +28,11 @@ def kinds(view: Structure) -> Mapping[int, Kind]:
     for entry in entries:
         by_call.setdefault(entry.call, []).append(entry)
     sparse = {call for call, found in by_call.items() if _sparse(view, found, call in attending)}
+    pictured = {entry.call for entry in entries if entry.way in ("image", "frames", "signal")}
     found: dict[int, Kind] = {}
     for number, entry in enumerate(entries):
+        if entry.way == "rows" and entry.call in pictured and entry.call not in sparse:
+            continue  # a class that a picture is made of, say: one id for all of it
         kind = _kind(view, entry, entry.call in sparse, entry.call in attending)
         if kind is not None and not _is_number(view, entry, kind, by_call[entry.call]):
             found[number] = kind
@@ -106,6 +109,7 @@ def _image(view: Structure, entry: Entry) -> Kind:
     return Kind("vision", f"a convolution over {view.shape(entry.value)[1]} channels", 0.95)
 
 
+_PREPARES = frozenset(("", "sub", "div", "mul", "add", "rsub", "clamp", "randn", "rand"))  # "": it is given
 _CUTS = SAME | frozenset("unfold im2col slice".split())
 
 
@@ -116,4 +120,5 @@ def _patches(view: Structure, entry: Entry) -> bool:
         if maker < 0 or view.names[maker] not in _CUTS or not view.operands[maker]:
             break
         value = view.operands[maker][0]
-    return len(view.shape(value)) in (4, 5) and view.shape(value)[1] in (1, 3) and value != entry.value
+    given = view.made_by(value) in _PREPARES and value != entry.value
+    return given and len(view.shape(value)) in (4, 5) and view.shape(value)[1] in (1, 3)

@@ -27,6 +27,8 @@ TRAINED = ("backward", "optimizer")
 _STRIDE_IS_FOURTH = frozenset("convolution _convolution conv1d conv2d conv3d".split())
 _CUTS = SAME | frozenset("unfold im2col slice".split())  # how a picture is cut into patches
 
+_PREPARES = frozenset(("", "sub", "div", "mul", "add", "rsub", "clamp", "randn", "rand"))  # "": it is given
+
 
 class Convolution(NamedTuple):
     """A convolution with a weight. ``ratio`` is how many positions of its input one of its output stands for, along
@@ -94,10 +96,12 @@ def is_patches(view: Structure, entry: Entry) -> bool:
         if maker < 0 or view.names[maker] not in _CUTS or not view.operands[maker]:
             break
         value = view.operands[maker][0]
+    if view.made_by(value) not in _PREPARES:
+        return False
     shape, flat = view.shape(value), view.shape(entry.value)
     channels = min(shape[1], shape[-1]) if len(shape) in (4, 5) else 0
     # A picture has few channels, and a patch all of them.
-    return 0 < channels <= 4 and len(flat) >= 2 and flat[-1] > channels and flat[-1] % channels == 0
+    return channels in (1, 3, 4) and len(flat) >= 2 and flat[-1] > channels and flat[-1] % channels == 0
 
 
 def bits_of(view: Structure, bits: list[int], at: int) -> int:
