@@ -84,15 +84,45 @@ def crosses(view: Structure, attention: Attention) -> bool:
     if is_kept(view, attention):
         return True
     call = calls(view.graph)[attention.nodes[0]]
+    if _writes_own(view, attention, call):
+        return False
     query, key = _product_of(view, attention.query, call), _product_of(view, attention.key, call)
     if query < 0 or key < 0 or query == key:
         return False
-    mine, its = view.operands[query], view.operands[key]
-    first = 1 if view.names[query] in ("addmm", "baddbmm") else 0
-    other = 1 if view.names[key] in ("addmm", "baddbmm") else 0
+    mine, its = _data_of(view, query), _data_of(view, key)
+    if _appends(view, its):
+        return False  # keys computed from a compressed cache
     bits = flow(view.graph).bits
     elsewhere = attention.queries != attention.keys or bits[attention.query] != bits[attention.key]
-    return view.part[mine[first]] != view.part[its[other]] and elsewhere
+    return view.part[mine] != view.part[its] and elsewhere
+
+
+def _writes_own(view: Structure, attention: Attention, call: int) -> bool:
+    """Whether what this call writes into the cache comes from where queries come from. Layers may share one cache: the
+    latest writes before the attention are its own."""
+    call_of, query = calls(view.graph), _product_of(view, attention.query, call)
+    if query < 0:
+        return False
+    root = view.storage[view.source[attention.key]]
+    before = [at for at in view.writes.get(root, ()) if call_of[at] == call and at < attention.nodes[0]]
+    products = [_product_of(view, view.operands[at][-1], call) for at in before[-2:] if view.names[at] in _APPENDS]
+    given = _data_of(view, query)
+    return any(at >= 0 and view.part[_data_of(view, at)] == view.part[given] for at in products)
+
+
+def _data_of(view: Structure, product: int) -> int:
+    """What a product multiplies with its matrix."""
+    return view.operands[product][1 if view.names[product] in ("addmm", "baddbmm") else 0]
+
+
+def _appends(view: Structure, value: int) -> bool:
+    """Whether a value is a cache that has just grown."""
+    at, chains = view.maker[view.source[value]], lineage(view.graph)
+    return (
+        at >= 0
+        and view.names[at] == "cat"
+        and any(each in chains or 0 in view.shape(each) for each in view.operands[at])
+    )
 
 
 def is_kept(view: Structure, attention: Attention) -> bool:

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
-from genie.match import Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage
+from genie.match import LINEAR, Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage, weights
 from genie_patterns_llm.attention import behind, crosses
 from genie_patterns_llm.sampling import choosing, vocabulary_heads
 
+_RECURS = frozenset("_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm gru rnn_tanh rnn_relu cumsum cumprod".split())
+_PRODUCTS = frozenset(LINEAR.split())
+_OFTEN = 3  # uses of one weight in a call that make a loop
 _MOST_SPECULATED = 16  # positions checked at once by speculative decoding
 
 
@@ -97,6 +100,7 @@ class _Reader:
         self.chains = lineage(graph)
         self.call_of = calls(graph)
         self.outputs = set(graph.outputs)
+        self.heavy = weights(graph)
         self.headed = {self.call_of[at] for at in heads}
 
     def read(self, call: int, found: list[Attention]) -> list[_Call]:
@@ -180,6 +184,9 @@ class _Reader:
                 if new >= 0:
                     made = view.maker[value] >= 0 and self.call_of[view.maker[value]] == call
                     return _Step(self._positions(call) or new, 0 if made else -1)  # made here, it was empty
+        moved = self.chains.get(root)
+        if moved is not None and moved.kind == "replaced" and (new := self._positions(call)):
+            return _Step(new, max(attention.keys - new, 0))  # a window kept in place: moved on, then written
         if attention.key in self.outputs or view.source[attention.key] in self.outputs:
             # Keys of an encoder may be looked at, too.
             return _Step(attention.queries, 0) if self._self(attention) and call in self.headed else None
@@ -220,7 +227,8 @@ class _Reader:
         view, node = self.view, self.view.steps[at]
         before, *rest = view.operands[at]
         kept = any(value in self.chains for value in (before, view.source[before], view.part[before]))
-        empty = 0 in view.shape(before)
+        # An empty cache is one if what becomes of it stays.
+        empty = 0 in view.shape(before) and node.outputs[0] in self.chains
         axis = node.args[1] if len(node.args) > 1 and type(node.args[1]) is int else 0
         rank = len(view.shape(node.outputs[0]))
         if not (kept or empty) or not rest or not rank or any(len(view.shape(each)) != rank for each in rest):
@@ -266,11 +274,34 @@ class _Reader:
         shape = self.view.shape(entry.value)
         positions = shape[-1] if shape else 1
         states = self._states_entering(call)
+        if not states and not self._recurs(call):
+            return []
         if positions == 1 and states:
             return [_Call("decode", f"one position, with state of {states} values", ids, "lineage", 0.9)]
         return [
             _Call("prefill", f"{_positions(positions)} at once, and a head over the vocabulary", ids, confidence=0.8)
         ]
+
+    def _recurs(self, call: int) -> bool:
+        """Whether a call goes along its positions one after the other: by cells, by sums so far, by the same weights
+        again and again, or by what it leaves for the next call."""
+        view = self.view
+        if any(self.call_of[at] == call for name in _RECURS & view.by_name.keys() for at in view.by_name[name]):
+            return True
+        if any(chain.kind != "kept" and self._made_in(value, call) for value, chain in self.chains.items()):
+            return True
+        uses: dict[int, int] = {}
+        for name in _PRODUCTS & view.by_name.keys():
+            for at in view.by_name[name]:
+                if self.call_of[at] == call:
+                    for value in view.operands[at]:
+                        if view.storage[value] in self.heavy:
+                            uses[view.storage[value]] = uses.get(view.storage[value], 0) + 1
+        return max(uses.values(), default=0) >= _OFTEN
+
+    def _made_in(self, value: int, call: int) -> bool:
+        maker = self.view.maker[value]
+        return maker >= 0 and self.call_of[maker] == call
 
     def _states_entering(self, call: int) -> int:
         view = self.view

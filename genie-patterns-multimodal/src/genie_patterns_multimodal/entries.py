@@ -103,7 +103,7 @@ def _kind(view: Structure, entry: Entry, sparse: bool, attends: bool) -> Kind | 
 
 def _image(view: Structure, entry: Entry) -> Kind:
     """Pictures come with channels; a spectrogram has none, and is given one for the convolution's sake."""
-    given = view.source[entry.value]
+    given = view.part[entry.value]
     if len(view.shape(given)) == 3 and view.shape(entry.value)[1] == 1:
         return Kind("audio", "a two-dimensional convolution over frames of features", 0.8)
     return Kind("vision", f"a convolution over {view.shape(entry.value)[1]} channels", 0.95)

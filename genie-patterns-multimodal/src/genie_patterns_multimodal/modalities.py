@@ -15,8 +15,7 @@ _Modalities = frozenset[str]
 
 
 class Modalities(Finder):
-    """Follows each entry's modality along the data. What is computed from several is multimodal; the first nodes that
-    are bring them together. Encoders are phases of inference alone: a training step keeps its own."""
+    """Follows each entry's modality along the data. What is computed from several is multimodal. Encoders are phases of inference alone: a training step keeps its own."""
 
     name = "modalities"
     specificity = 10
@@ -27,16 +26,26 @@ class Modalities(Finder):
             return
         trained = _trained(view)
         groups: dict[tuple[_Modalities, bool], list[int]] = {}
-        meets: list[int] = []
         for each in _followed(view, known):
             # What an earlier call left has its modality, and no phase of this one's encoders.
             plain = each.carried or each.call in trained
             groups.setdefault((each.modalities, plain), []).append(each.at)
-            if each.first and each.call not in trained:
-                meets.append(each.at)
         for (modalities, plain), nodes in groups.items():
             yield Match([view.steps[at] for at in nodes], _labels(modalities, known, plain))
-        yield Match([view.steps[at] for at in meets], _MEETS)
+
+
+class Fusion(Finder):
+    """The nodes at which modalities meet for the first time."""
+
+    name = "fusion"
+    specificity = 35
+
+    def find(self, view: Structure) -> Iterator[Match]:
+        known = kinds(view)
+        trained = _trained(view) if known else set()
+        for each in _followed(view, known) if len({kind.modality for kind in known.values()}) > 1 else ():
+            if each.first:
+                yield Match((view.steps[each.at],), _ROLE if each.call in trained else _MEETS)
 
 
 class _Node(NamedTuple):
@@ -101,7 +110,9 @@ def _labels(modalities: _Modalities, known: Mapping[int, Kind], plain: bool) -> 
 
 
 _FIRST = "modalities meet here for the first time"
+_ROLE: Mapping[str, object] = {"role": "fusion", "evidence": (Evidence("role", "structure", _FIRST, 0.9),)}
 _MEETS: Mapping[str, object] = {
     "role": "fusion",
-    "evidence": (Evidence("role", "structure", _FIRST, 0.9),),
+    "phase": "fusion",
+    "evidence": (Evidence("phase", "structure", _FIRST, 0.9), Evidence("role", "structure", _FIRST, 0.9)),
 }

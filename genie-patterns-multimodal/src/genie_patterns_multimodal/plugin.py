@@ -15,6 +15,12 @@ def _modalities(settings: Settings) -> Any:
     return Modalities()
 
 
+def _fusion(settings: Settings) -> Any:
+    from genie_patterns_multimodal.modalities import Fusion
+
+    return Fusion()
+
+
 def _recommendation(settings: Settings) -> Any:
     from genie_patterns_multimodal.recommendation import Recommendation
 
@@ -23,4 +29,4 @@ def _recommendation(settings: Settings) -> Any:
 
 @hookimpl
 def genie_patterns() -> Mapping[str, Callable[[Settings], Any]]:
-    return {"modalities": _modalities, "recommendation": _recommendation}
+    return {"modalities": _modalities, "fusion": _fusion, "recommendation": _recommendation}

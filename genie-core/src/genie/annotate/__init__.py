@@ -15,7 +15,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked
+from genie.annotate.inherit import inherit
+from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked, ordered
 from genie.annotate.residency import cache_groups, residencies
 from genie.annotate.standing import Standing, standings
 from genie.annotate.supervise import TooSlow, supervised
@@ -191,6 +192,7 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
             )
         )
     merger.report()
+    inherit(graph, steps)
     return relabelled(graph, tuple(steps), meanings(graph, steps, where))
 
 
@@ -208,7 +210,7 @@ def _semantics(merged: Merged, work: Work, standing: Standing, made: ValueSemant
     residency, pattern, group = get("residency"), get("memory_pattern"), get("colocation_group")
     if made is not None:
         if residency is None:
-            residency, evidence = made.residency, (*evidence, *made.evidence)
+            residency, evidence = made.residency, ordered(evidence, made.evidence)
         pattern, group = pattern or made.memory_pattern, group or made.colocation_group
     flops, read, written = get("flops"), get("bytes_read"), get("bytes_written")
     parallelizable, critical, related = get("parallelizable"), get("critical_path"), get("kv_cache_related")

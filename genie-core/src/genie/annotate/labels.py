@@ -165,6 +165,11 @@ def _as_labels(known: Semantics | None) -> Iterable[Label]:
             yield Label(field, value, strength, 1 << 30, "frontend", why)
 
 
+def ordered(*evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """Pieces of evidence in the order of what they are for."""
+    return tuple(sorted((why for each in evidence for why in each), key=lambda why: why.label))
+
+
 def marked(mark: Semantics) -> Bundle:
     """A mark of the graph as labels: the user's word."""
     return tuple(

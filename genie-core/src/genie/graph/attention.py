@@ -83,33 +83,10 @@ def _around(view: Structure, at: int) -> Attention | None:
     apply, carrier = _product_after(view, scores)
     if apply < 0:
         return None
-    between: list[int] = []
-    causal = False
-    value = view.operands[at][0]
-    product = -1
-    for _ in range(_FARTHEST):
-        value = view.source[value]
-        maker = view.maker[value]
-        if maker < 0:
-            return None
-        name = view.names[maker]
-        if name in PRODUCTS and len(view.operands[maker]) >= 2:
-            product = maker
-            break
-        if name not in _BETWEEN:
-            return None
-        between.append(maker)
-        operands = view.operands[maker]
-        if name in ("add", "where", "masked_fill", "mul", "maximum", "minimum", "sub"):
-            onward, sides = _main(view, operands, value)
-            causal = causal or any(is_causal(view, side) for side in sides)
-            value = onward
-        elif operands:
-            value = operands[0]
-        else:
-            return None
-    if product < 0:
+    found = _product_before(view, view.operands[at][0], _FARTHEST)
+    if found is None:
         return None
+    product, between, causal = found
     operands = view.operands[product]
     if view.names[product] == "baddbmm":
         operands = operands[1:]
@@ -121,11 +98,38 @@ def _around(view: Structure, at: int) -> Attention | None:
     return _attention(view, nodes, query, key, value, view.steps[apply].outputs[0], causal, scores)
 
 
-def _main(view: Structure, operands: tuple[int, ...], like: int) -> tuple[int, list[int]]:
-    """The operand that leads on to the product, and the others: the one of the result's size computed latest."""
-    shape = view.shape(like)
-    best = max(operands, key=lambda each: (view.shape(each) == shape, _float(view, each), view.maker[each]))
-    return best, [each for each in operands if each != best]
+def _product_before(view: Structure, value: int, steps: int) -> tuple[int, list[int], bool] | None:
+    """The product of queries and keys behind scale, bias and mask; what is in between; whether a mask is causal. Of two
+    ways the one to a product of no weight: the other is a bias."""
+    asked, value = value, view.source[value]
+    maker = view.maker[value]
+    if maker < 0 or steps == 0:
+        return None
+    name, operands = view.names[maker], view.operands[maker]
+    writers = {at for each in (asked, value) for at in view.writes.get(view.storage[each], ())}
+    causal = any(is_causal(view, each) for at in writers for each in view.operands[at][1:])
+    if name in PRODUCTS and len(operands) >= 2:
+        return maker, [], causal
+    if name not in _BETWEEN or not operands:
+        return None
+    shape = view.shape(value)
+    ways = [each for each in operands if view.shape(each) == shape and _float(view, each)] or [operands[0]]
+    best: tuple[int, list[int], bool] | None = None
+    for way in sorted(ways, key=lambda each: -view.maker[each]):
+        found = _product_before(view, way, steps - 1)
+        if found is None:
+            continue
+        sides = [each for each in operands if each != way]
+        mine = (found[0], [maker, *found[1]], causal or found[2] or any(is_causal(view, side) for side in sides))
+        if best is None or (_with_weight(view, best[0]) and not _with_weight(view, found[0])):
+            best = mine
+        if not _with_weight(view, found[0]):
+            break
+    return best
+
+
+def _with_weight(view: Structure, at: int) -> bool:
+    return any(view.maker[view.source[value]] < 0 for value in view.operands[at][:2])
 
 
 def _float(view: Structure, value: int) -> bool:
@@ -179,6 +183,8 @@ def _attention(
         queries, keys = view.shape(scores)[-2:]
     else:
         queries, keys = shape[-2], view.shape(key)[-2] if len(view.shape(key)) > 1 else 0
+    if scores >= 0 and len(view.shape(scores)) == 4:
+        shape = view.shape(scores)
     heads = shape[1] if len(shape) == 4 else 0
     return Attention(nodes, query, key, value, output, queries, keys, heads, _kv_heads(view, value, heads), causal)
 

@@ -138,7 +138,7 @@ def calls(graph: Graph) -> list[int]:
     last = [-1] * len(graph.values)  # the last call whose weights a value depends on
     fixed = bytearray(len(view.steps))
     current = 0
-    used: set[tuple[int, str]] = set()
+    used: dict[tuple[int, str], int] = {}  # by table: the ids looked up
     first: tuple[int, str] | None = None
     for at, node in enumerate(view.steps):
         deepest = -1
@@ -154,12 +154,13 @@ def calls(graph: Graph) -> list[int]:
             assert key is not None
             lookup = names[at] in LOOKUPS
             if not lookup or _index_is_data(view, at, data):
-                if key == first or (lookup and key in used):
+                given = view.source[view.operands[at][-1]] if lookup else -1
+                if key == first or (lookup and used.get(key, given) != given):
                     current += 1
                     used.clear()
                     first = None
                 first = first or key
-                used.add(key)
+                used[key] = given
             fixed[at] = 1
             deepest = current
         elif backward:

@@ -29,6 +29,9 @@ _RESERVES = frozenset(("zeros", "empty", "full", "new_zeros", "new_empty", "zero
 _COPIES_WITH = frozenset(("index_copy", "index_put", "slice_scatter", "select_scatter", "scatter"))
 
 
+_Slot = tuple[str, int, int, int]  # operator, how many before it, operand, weight
+
+
 class Lineage(NamedTuple):
     """What happens to a value from call to call. ``axis`` is the dimension it grows along or is written at, or -1."""
 
@@ -67,7 +70,7 @@ class _Tracer:
         self.view: Structure = structure(graph)
         self.call = call
         heavy = weights(graph)
-        weight = {self.view.storage[value] for value in heavy.known | heavy.told}
+        self.weight = weight = {self.view.storage[value] for value in heavy}
         self.floating = [
             spec.dtype.startswith(("float", "bfloat", "complex")) and self.view.storage[value] not in weight
             for value, spec in enumerate(graph.values)
@@ -163,12 +166,26 @@ class _Tracer:
             return
         name = view.names[at]
         partly = name in _WRITES_PART or _count(view.shape(value)) < _count(view.shape(root))
+        if partly and view.maker[root] >= 0 and not self._old(root, at) and not self._is_read(root):
+            return  # a result, put together piece by piece
         if partly:
             self._link(root, root, "written", self._axis(at, value, root))
         elif name in _WRITES_ALL and root not in self.chain:
             reserved = name == "copy" and view.made_by(root) in _RESERVES  # memory made first and filled then
             if root in self.state or self._used_later(root, at) or reserved:
                 self._link(root, root, "replaced", -1)
+
+    def _is_read(self, root: int) -> bool:
+        """Whether an operator that computes reads a value, or a view of it."""
+        front = [root]
+        while front:
+            for at in self.view.users[front.pop()]:
+                node = self.view.steps[at]
+                views = [output for output, _ in node.aliases]
+                if not views and not node.mutates:
+                    return True
+                front += views
+        return False
 
     def _copied(self, at: int) -> None:
         out, old = self.view.steps[at].outputs[0], self.view.source[self.view.operands[at][0]]
@@ -177,7 +194,7 @@ class _Tracer:
 
     def _replaced(self) -> None:
         """A value made in one call that is used in the next where another was used in the call before."""
-        by_slot: dict[tuple[str, int, int], dict[int, int]] = {}
+        by_slot: dict[_Slot, dict[int, int]] = {}
         for call, slot, value in self._slots():
             by_slot.setdefault(slot, {})[call] = value
         followers: dict[int, int] = {}
@@ -339,14 +356,22 @@ class _Tracer:
             counts[key] = ordinal = counts.get(key, -1) + 1
             yield ordinal
 
-    def _slots(self) -> Iterator[tuple[int, tuple[str, int, int], int]]:
-        """(call, where in the call, value) for every use of a floating-point value made in another call or given."""
+    def _slots(self) -> Iterator[tuple[int, _Slot, int]]:
+        """(call, where in the call, value) for every use of a floating-point value made in another call or given. A
+        place is told by the weight used there; without one, only among calls of the same operators."""
+        sequences: dict[int, list[str]] = {}
+        for at, name in enumerate(self.view.names):
+            sequences.setdefault(self.call[at], []).append(name)
+        alike = {call: hash(tuple(names)) for call, names in sequences.items()}
         for at, ordinal in enumerate(self._ordinals()):
-            for position, value in enumerate(self.view.operands[at]):
-                if self.floating[value] and self._call_of(value) < self.call[at]:
-                    yield self.call[at], (self.view.names[at], ordinal, position), value
-                elif self.floating[value] and self.call[at] == 0 and self.view.maker[value] >= 0:
-                    yield 0, (self.view.names[at], ordinal, position), value
+            operands = self.view.operands[at]
+            call = self.call[at]
+            weight = next((self.view.storage[each] for each in operands if self.view.storage[each] in self.weight), -1)
+            for position, value in enumerate(operands):
+                if not self.floating[value]:
+                    continue
+                if self._call_of(value) < call or (call == 0 and self.view.maker[value] >= 0):
+                    yield call, (self.view.names[at], ordinal, position, weight if weight >= 0 else alike[call]), value
 
     def _reach(self, values: dict[int, int]) -> list[int]:
         """By value: bits of those of ``values`` it is computed from."""

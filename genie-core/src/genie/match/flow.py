@@ -78,6 +78,8 @@ def flow(graph: Graph) -> Flow:
         name = names[at]
         if given and (not mask or name in LOOKUPS):
             found = _entry(view, at, name, weight, data)
+            if found is not None and found[0] in ("ids", "rows") and bits[found[1]] and made_in[found[1]] == now:
+                found = None  # a choice of the model's own: of experts, say
             if found is not None and not (found[0] == "features" and _carried(view, call, found[1], now, states)):
                 way, value, table = found
                 key = (now, storage[table], way)

@@ -78,10 +78,17 @@ class Op:
             if at < 0 or names[at] not in wanted.names:  # a view may be what is asked for
                 at = maker[view.source[value]]
                 if at < 0 or names[at] not in wanted.names:
-                    return False
+                    at = wanted._written_by(view, value)
+                    if at < 0:
+                        return False
             if not wanted.match(view, at, bound, all_):
                 return False
         return True
+
+    def _written_by(self, view: Structure, value: int) -> int:
+        """The latest node that writes to a value in place, if it is one that is asked for."""
+        writers = view.writes.get(view.storage[value], ())
+        return writers[-1] if writers and view.names[writers[-1]] in self.names else -1
 
 
 def op(names: str, *operands: Op | None, as_: str = "", where: Where | None = None) -> Op:
