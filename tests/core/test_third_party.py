@@ -53,7 +53,30 @@ def test_it_is_listed_beside_ours(third_party: Path) -> None:
 
 
 def test_its_backend_and_its_pattern_are_used(third_party: Path) -> None:
-    assert python(third_party, "-c", PROGRAM, GENIE_BACKEND="abacus").strip() == "abacus:0 residual [-1.0, 4.0]"
+    assert python(third_party, "-c", PROGRAM, GENIE_BACKEND="abacus").strip() == "abacus:0 shortcut [-1.0, 4.0]"
+
+
+ROLE = """
+import genie
+from genie.graph import Graph, Input, Node, Ref, TensorSpec
+
+wide = TensorSpec((2, 8, 16), "float32")
+weight = TensorSpec((16, 16), "float32")
+steps = (
+    Node(0, "aten::linear", "", (Ref(0), Ref(1), None), (2,)),
+    Node(1, "aten::add", "Tensor", (Ref(2), Ref(0), 1), (3,)),
+)
+inputs = (Input(0, "x", "input"), Input(1, "w", "parameter"))
+node = genie.annotate(Graph((wide, weight, wide, wide), inputs, steps, (3,))).get_node(1)
+(why,) = [why for why in node.semantics.evidence if why.label == "role"]
+print(node.metadata["semantic_role"], "by", why.reason)
+"""
+
+
+def test_its_pattern_wins_over_a_built_in_one_by_its_specificity(third_party: Path, tmp_path: Path) -> None:
+    assert python(third_party, "-c", ROLE).strip() == "shortcut by residual"
+    # Without the plugin it is what the built-in pattern says.
+    assert python(tmp_path, "-c", ROLE).startswith("residual by ")
 
 
 class TestConformance(BackendSuite):

@@ -13,7 +13,6 @@ from genie.graph import Graph
 # The kinds of work, and what each is.
 WORKLOADS: Mapping[str, str] = MappingProxyType(
     {
-        "training": "gradients are computed",
         "diffusion": "an iterative denoiser",
         "recommendation": "rows of tables of sparse features, brought together",
         "multimodal": "several modalities, brought together",

@@ -58,4 +58,30 @@ MEMORY_PATTERNS: Mapping[str, str] = MappingProxyType(
 # The higher is served first. A priority may also be any other integer.
 PRIORITIES: Mapping[str, int] = MappingProxyType({"batch": 0, "interactive": 100, "realtime": 200})
 
-ROLES: Mapping[str, str] = MappingProxyType({})
+ROLES: Mapping[str, str] = MappingProxyType(
+    {
+        "attention": "queries meet keys and values (of its parts: attention_scores, attention_softmax)",
+        "causal_attention": "the same, where a position sees none after it",
+        "cross_attention": "the same, with keys of another sequence",
+        "attention_query": "makes queries; attention_key and attention_value make the others",
+        "attention_projection": "takes what attention gives",
+        "kv_append": "puts new keys or values into a cache",
+        "rotary": "turns queries and keys by their position",
+        "embedding": "rows of words; position_embedding: of positions",
+        "norm": "normalisation",
+        "mlp_up": "into the hidden layer of an MLP; mlp_gate its gate, mlp_activation between, mlp_down out of it",
+        "moe_router": "chooses experts; moe_expert: what they compute",
+        "residual": "a sum of a layer's result with what it was given",
+        "lm_head": "a score for each word",
+        "sampling": "from scores to a choice",
+        "conv": "a convolution; conv_stem the first, depthwise_conv and pointwise_conv by their shape",
+        "patch_embedding": "a picture in patches becomes a sequence",
+        "downsample": "fewer positions; upsample: more; pool: a summary of them",
+        "squeeze_excite": "channels weighed by a summary of all positions",
+        "skip": "an encoder's map meets a decoder's",
+        "classifier_head": "classes; detection_head: boxes and classes; segmentation_head: classes by pixel",
+        "timestep_embedding": "the time of a denoising step",
+        "embedding_hot": "rows of a table of categories, small enough to keep near; embedding_cold: of a large one",
+        "fusion": "modalities meet for the first time",
+    }
+)

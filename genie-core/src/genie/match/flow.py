@@ -88,6 +88,10 @@ def flow(graph: Graph) -> Flow:
                     number = numbers[key] = len(entries)
                     entries.append(Entry(at, way, value, table, now))
                 mask = 1 << number
+        if not given and any(weight[storage[value]] for value in operands):
+            for value in node.outputs:  # normalised, merged or dequantised, a weight is still one
+                if value >= 0:
+                    weight[value] = 1
         if mask or given:
             for value in node.outputs:
                 if value >= 0:

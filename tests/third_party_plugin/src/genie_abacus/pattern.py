@@ -1,9 +1,10 @@
-"""A pattern: an addition of something to what it was computed from."""
+"""A pattern: an addition of something to what it was computed from. It knows better than the patterns Genie comes with,
+and says so by its specificity."""
 
 
 class Residual:
     name = "residual"
-    specificity = 10
+    specificity = 100
 
     def match(self, graph):
         makers = {value: node for node in graph.nodes() for value in node.outputs}
@@ -16,4 +17,4 @@ class Residual:
                 yield [node]
 
     def annotate(self, nodes):
-        return {node.id: {"semantic_role": "residual"} for node in nodes}
+        return {node.id: {"semantic_role": "shortcut"} for node in nodes}
