@@ -53,6 +53,17 @@ def test_small_and_bulk_end_to_end(end_to_end: Any) -> None:
     assert all(row["equal"] and row["up GB/s"] > 0 and row["down GB/s"] > 0 for row in end_to_end["bulk"])
 
 
+@pytest.mark.models
+def test_semantics() -> None:
+    [row] = run(
+        "import json, genie, bench_semantics as bench; genie.init(backend='local');"
+        "print(json.dumps([bench.measure(1, 2, 2)]))"
+    )
+    assert row["patterns"] >= 10
+    assert row["with_phase"] > 0.5
+    assert 0 < row["facts_ms"] < row["annotate_ms"]
+
+
 def test_capture() -> None:
     result = run("import json, bench_capture as bench; print(json.dumps(bench.run(blocks=3)))")
     assert result["equal"] is True

@@ -6,7 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
-from genie.match import LINEAR, Attention, Finder, Flow, Match, Structure, attentions, calls, flow, lineage, weights
+from genie.match import (
+    LINEAR,
+    Attention,
+    Entry,
+    Finder,
+    Flow,
+    Match,
+    Structure,
+    attentions,
+    calls,
+    flow,
+    lineage,
+    weights,
+)
 from genie_patterns_llm.attention import behind, crosses
 from genie_patterns_llm.sampling import choosing, vocabulary_heads
 
@@ -101,12 +114,13 @@ class _Reader:
         self.call_of = calls(graph)
         self.outputs = set(graph.outputs)
         self.heavy = weights(graph)
+        self.words = set(heads.values())
         self.headed = {self.call_of[at] for at in heads}
 
     def read(self, call: int, found: list[Attention]) -> list[_Call]:
         ids = 0
         for number, entry in enumerate(self.flow.entries):
-            if entry.call == call and entry.way == "ids":
+            if entry.call == call and self._is_text(entry):
                 ids |= 1 << number
         cached: list[tuple[Attention, _Step]] = []
         causal: list[Attention] = []
@@ -216,11 +230,15 @@ class _Reader:
     def _positions(self, call: int) -> int:
         """Positions of the ids that enter a call; 0: none do."""
         lengths = [
-            self.view.shape(entry.value)[-1]
+            self.view.shape(entry.value)[-1] if entry.way == "ids" else 1
             for entry in self.flow.entries
-            if entry.call == call and entry.way == "ids" and self.view.shape(entry.value)
+            if entry.call == call and self._is_text(entry)
         ]
         return max(lengths, default=0)
+
+    def _is_text(self, entry: Entry) -> bool:
+        """Ids of words; one by one, where the model also scores so many words."""
+        return entry.way == "ids" or (entry.way == "rows" and self.view.shape(entry.table)[0] in self.words)
 
     def _appended(self, at: int) -> _Step | None:
         """What a concatenation adds to a cache."""
@@ -270,9 +288,7 @@ class _Reader:
     def _recurrent(self, call: int, ids: int) -> list[_Call]:
         if not ids or call not in self.headed:
             return []
-        entry = next(entry for entry in self.flow.entries if entry.call == call and entry.way == "ids")
-        shape = self.view.shape(entry.value)
-        positions = shape[-1] if shape else 1
+        positions = self._positions(call)
         states = self._states_entering(call)
         if not states and not self._recurs(call):
             return []

@@ -49,7 +49,12 @@ def vocabulary_heads(view: Structure) -> dict[int, int]:
 @once
 def _heads(graph: Graph) -> dict[int, int]:
     view, heavy = structure(graph), weights(graph)
-    words = {view.shape(entry.table)[0] for entry in flow(graph).entries if entry.way == "ids"}
+    # Ids of one position may come without a dimension for it.
+    words = {
+        view.shape(each.table)[0]
+        for each in flow(graph).entries
+        if "bag" not in view.names[each.at] and each.way in ("ids", "rows")
+    }
     found: dict[int, int] = {}
     for name in _LINEAR & view.by_name.keys() if words else ():
         for at in view.by_name[name]:

@@ -96,7 +96,8 @@ def _kind(view: Structure, entry: Entry, sparse: bool, attends: bool) -> Kind | 
         return Kind("audio", "a convolution over time", 0.85)
     if entry.way == "features" and _patches(view, entry):
         return Kind("vision", "patches of a picture, flattened", 0.8)
-    if not attends and len(shape) == 2 or sparse:
+    given = view.maker[view.part[entry.value]] < 0
+    if len(shape) == 2 and (given or not attends) or sparse:
         return Kind("tabular", "columns of numbers", 0.8)
     return None
 

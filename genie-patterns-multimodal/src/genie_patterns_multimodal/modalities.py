@@ -15,7 +15,8 @@ _Modalities = frozenset[str]
 
 
 class Modalities(Finder):
-    """Follows each entry's modality along the data. What is computed from several is multimodal. Encoders are phases of inference alone: a training step keeps its own."""
+    """Follows each entry's modality along the data. What is computed from several is multimodal. Encoders are phases of
+    inference alone: a training step keeps its own."""
 
     name = "modalities"
     specificity = 10
@@ -78,7 +79,7 @@ def _followed(view: Structure, known: Mapping[int, Kind]) -> Iterator[_Node]:
             bits = currents.past[value] | given.get(call, 0)
         mine = of(bits)
         if mine:
-            several = len(mine) > 1 and "tabular" not in mine and not carried
+            several = len(mine) > 1 and not carried
             first = several and not any(of(currents.bits[operand]) == mine for operand in view.operands[at])
             yield _Node(at, call, mine, carried, first)
 
@@ -94,10 +95,11 @@ def _trained(view: Structure) -> set[int]:
 
 def _labels(modalities: _Modalities, known: Mapping[int, Kind], plain: bool) -> Mapping[str, object]:
     named = " and ".join(sorted(modalities))
+    phase: str | None
     if len(modalities) > 1:
-        modality = "tabular" if modalities == {"tabular", "text"} else "multimodal"
+        modality = "multimodal"
         why = Evidence("modality", "structure", f"computed from {named}", 0.9)
-        phase = "fusion" if modality == "multimodal" else None
+        phase = "fusion"
     else:
         (modality,) = modalities
         kind = next(kind for kind in known.values() if kind.modality == modality)

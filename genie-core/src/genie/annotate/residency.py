@@ -129,7 +129,7 @@ def _ends_of_cells(view: Structure) -> list[int]:
             for value in view.steps[at].outputs[:2]:
                 if value < 0:
                     continue
-                if not view.users[value]:
+                if not any(view.names[user] in _CELLS for user in view.users[value]):
                     found.append(value)
                 for user in view.users[value]:
                     if view.names[user] in ("stack", "cat", "unsqueeze"):

@@ -181,8 +181,9 @@ class _Tracer:
         while front:
             for at in self.view.users[front.pop()]:
                 node = self.view.steps[at]
-                views = [output for output, _ in node.aliases]
-                if not views and not node.mutates:
+                views = [output for output, operand in node.aliases]
+                written = [self.view.storage[value] for value in node.mutates]
+                if not views and root not in written:
                     return True
                 front += views
         return False
@@ -245,7 +246,7 @@ class _Tracer:
         reach = self._reach(gone)
         for bit, value in enumerate(gone):
             last = self.call[self.view.users[value][-1]]
-            for new in reversed(self.graph.outputs):
+            for new in self._results():
                 if new in gone or not self.floating[new] or not reach[new] >> bit & 1 or not self._same(value, new):
                     continue
                 if self._call_of(new) == last and (new not in self.chain or self._kind_of(new) == "replaced"):
@@ -269,12 +270,15 @@ class _Tracer:
     def _successor(self, old: int) -> None:
         """The one output that is of an input's shape and computed from it."""
         reach = self._reach({old: old})
-        for new in reversed(self.graph.outputs):
-            if self.view.made_by(self.view.source[new]) in _PROJECTS:
-                continue  # an estimate, from which the program makes the next version
+        for new in self._results():
             if new not in self.chain and self.floating[new] and reach[new] and self._same(old, new):
                 self._link(old, new, "replaced", -1)
                 return
+
+    def _results(self) -> list[int]:
+        """What the graph leaves, in the order it is made; no estimates, from which a program makes the next version."""
+        found = [each for each in self.graph.outputs if self.view.made_by(self.view.source[each]) not in _PROJECTS]
+        return sorted(found, key=lambda each: self.view.maker[each])
 
     # --- questions
 
