@@ -92,7 +92,8 @@ _RULES: tuple[tuple[str, Callable[[_Seen], bool]], ...] = (
     ("vision", lambda seen: bool(seen.modalities["vision"])),
     ("audio", lambda seen: bool(seen.modalities["audio"])),
     ("text_encoder", lambda seen: bool(seen.modalities["text"] or seen.phases["text_encode"])),
-    ("recurrent", lambda seen: seen.states > 0 or bool(seen.roles["recurrent"])),
+    # What an optimizer keeps is state, too, and says nothing of the model.
+    ("recurrent", lambda seen: (seen.states > 0 and not seen.phases["optimizer"]) or bool(seen.roles["recurrent"])),
     ("tabular", lambda seen: bool(seen.modalities["tabular"])),
 )
 

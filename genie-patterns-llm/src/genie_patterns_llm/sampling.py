@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence, Graph
-from genie.match import LINEAR, Finder, Match, Structure, calls, flow, once, structure, weights
+from genie.match import LINEAR, Finder, Match, Structure, attentions, calls, flow, once, structure, weights
 
 _LINEAR = frozenset(LINEAR.split())
 _CHOOSES = frozenset("argmax multinomial topk sort max exponential".split())
@@ -55,6 +55,7 @@ def _heads(graph: Graph) -> dict[int, int]:
         for each in flow(graph).entries
         if "bag" not in view.names[each.at] and each.way in ("ids", "rows")
     }
+    read = {view.part[value] for each in attentions(graph) for value in (each.query, each.key, each.value)}
     found: dict[int, int] = {}
     for name in _LINEAR & view.by_name.keys() if words else ():
         for at in view.by_name[name]:
@@ -64,6 +65,8 @@ def _heads(graph: Graph) -> dict[int, int]:
                 continue
             held = (value for value in view.operands[at] if view.storage[value] in heavy)
             matrix = next((value for value in held if len(view.shape(value)) == 2), -1)
+            if outputs[0] in read:
+                continue  # queries, keys and values in one product
             if matrix >= 0 and shape[-1] in view.shape(matrix) and _last(view, outputs[0]):
                 found[at] = shape[-1]
     return found

@@ -10,7 +10,7 @@ from genie.match import LINEAR, Finder, Match, Structure, calls, flow, weights
 from genie_patterns_multimodal.entries import kinds
 
 _LINEAR = frozenset(LINEAR.split())
-_PRODUCTS = frozenset("bmm matmul mul dot".split())
+_PRODUCTS = frozenset("bmm matmul mul dot baddbmm einsum mv bilinear _trilinear scaled_dot_product_attention".split())
 _JOINS = frozenset(("cat", "stack"))
 _ARITHMETIC = frozenset("mul pow square sub sum".split())  # of factorisation machines, on rows as they are
 _COLD = 1 << 20  # rows from which a table is taken to be too large to keep near

@@ -69,6 +69,7 @@ _USED = Evidence("residency", "structure", "used only as weights are", 0.9)
 _ENTERS = Evidence("residency", "structure", "enters the graph and is no weight or state")
 _COMPUTED = Evidence("residency", "structure", "computed from what enters")
 _SCRATCH = Evidence("residency", "structure", "computed from constants and weights alone")
+_TOGETHER = Evidence("residency", "structure", "keys or values of attentions, put together", 0.85)
 _BECOMES = {
     "grown": "grows along one axis from call to call",
     "written": "written in place, a part at a time",
@@ -107,6 +108,20 @@ def _states(graph: Graph, view: Structure) -> dict[int, State]:
             group = groups.setdefault(-1 - value, f"recurrent_state:{len(groups)}")
             why = Evidence("residency", "structure", "the state a recurrent cell ends with, used by nothing else", 0.8)
             found[value] = State("recurrent_state", group, why)
+    for value in graph.outputs:
+        if value in found or view.maker[value] < 0:
+            continue
+        # A part or another order of a cache's last version; or caches put together.
+        chain = chains.get(view.part[value])
+        inner = found.get(view.part[value])
+        if chain is not None and inner is not None and len(view.shape(value)) == len(view.shape(view.part[value])):
+            found[value] = inner
+        elif view.made_by(value) in ("stack", "cat"):
+            parts_of = view.operands[view.maker[value]]
+            if parts_of and all(each in first or view.source[each] in first for each in parts_of):
+                position = first.get(parts_of[0], first.get(view.source[parts_of[0]], 0))
+                group = groups.setdefault(position, f"kv_cache:{len(groups)}")
+                found[value] = State("kv_cache", group, _TOGETHER)
     widths = {(view.part[value], view.shape(value)[-1:]): position for value, position in first.items()}
     for value in graph.outputs:
         # Some of the keys of an attention, if no more: a window keeps the latest.

@@ -45,16 +45,16 @@ _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "ma
 
 class Weights:
     """Values that are weights. ``known``: the frontend says they are parameters or buffers. ``told``: they are used as
-    weights are."""
+    weights are. What is computed from weights alone (cast, normalised, merged) is among them, too, and not listed."""
 
-    __slots__ = ("_all", "known", "told")
+    __slots__ = ("_all", "_derived", "known", "told")
 
-    def __init__(self, known: frozenset[int], told: frozenset[int]) -> None:
+    def __init__(self, known: frozenset[int], told: frozenset[int], derived: frozenset[int] = frozenset()) -> None:
         self.known, self.told = known, told
-        self._all = known | told
+        self._all, self._derived = known | told, derived
 
     def __contains__(self, value: int) -> bool:
-        return value in self._all
+        return value in self._all or value in self._derived
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._all)
@@ -75,12 +75,24 @@ def weights(graph: Graph) -> Weights:
             continue
         if _used_as_weight(view, value, len(spec.shape)):
             told.add(value)
-    return Weights(known, frozenset(told))
+    return Weights(known, frozenset(told), _derived(view, known | told))
 
 
 def _wider(view: Structure, at: int, value: int) -> bool:
     """Whether a value is spread over another, with more dimensions."""
     return any(len(view.shape(each)) > len(view.shape(value)) for each in view.operands[at] if each != value)
+
+
+def _derived(view: Structure, roots: frozenset[int]) -> frozenset[int]:
+    """Values computed from weights alone; rows looked up in one are none any more."""
+    found: set[int] = set()
+    for at, node in enumerate(view.steps):
+        operands = view.operands[at]
+        if not operands or node.mutates or view.names[at] in LOOKUPS:
+            continue
+        if all(value in found or view.storage[value] in roots for value in operands):
+            found.update(value for value in node.outputs if value >= 0)
+    return frozenset(found)
 
 
 def _filled(view: Structure, value: int) -> bool:

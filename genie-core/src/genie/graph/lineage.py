@@ -5,7 +5,8 @@
 * ``replaced``: a value computed from it takes its place in the next call;
 * ``kept``: it comes from an earlier call and is used again as it is.
 
-Only floating-point values that are no weights have a lineage: token ids and masks grow, too, and mean nothing by it.
+Only floating-point and 8-bit (quantised) values that are no weights have a lineage: token ids and masks grow, too, and
+mean nothing by it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class _Tracer:
         heavy = weights(graph)
         self.weight = weight = {self.view.storage[value] for value in heavy}
         self.floating = [
-            spec.dtype.startswith(("float", "bfloat", "complex")) and self.view.storage[value] not in weight
+            spec.dtype.startswith(("float", "bfloat", "complex", "int8", "uint8"))
+            and self.view.storage[value] not in weight
             for value, spec in enumerate(graph.values)
         ]
         self.state = {e.value for e in graph.inputs if e.origin in ("", "state", "input") and self.floating[e.value]}

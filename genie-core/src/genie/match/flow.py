@@ -45,8 +45,8 @@ def flow(graph: Graph) -> Flow:
     """How data enters and where it goes."""
     view, heavy, call = structure(graph), weights(graph), calls(graph)
     weight = bytearray(len(graph.values))
-    for value in heavy:
-        weight[value] = 1
+    for value in range(len(weight)):
+        weight[value] = value in heavy
     data = bytearray(len(graph.values))
     for entry in graph.inputs:
         data[entry.value] = not weight[entry.value]
@@ -88,10 +88,6 @@ def flow(graph: Graph) -> Flow:
                     number = numbers[key] = len(entries)
                     entries.append(Entry(at, way, value, table, now))
                 mask = 1 << number
-        if not given and any(weight[storage[value]] for value in operands):
-            for value in node.outputs:  # normalised, merged or dequantised, a weight is still one
-                if value >= 0:
-                    weight[value] = 1
         if mask or given:
             for value in node.outputs:
                 if value >= 0:
