@@ -196,8 +196,7 @@ class _Reader:
             if chain is not None and chain.kind == "written":
                 new = self._written(value, chain.axis, call)
                 if new >= 0:
-                    made = view.maker[value] >= 0 and self.call_of[view.maker[value]] == call
-                    return _Step(self._positions(call) or new, 0 if made else -1)  # made here, it was empty
+                    return self._room(attention, value, chain.axis, self._positions(call) or new)
         moved = self.chains.get(root)
         if moved is not None and moved.kind == "replaced" and (new := self._positions(call)):
             return _Step(new, max(attention.keys - new, 0))  # a window kept in place: moved on, then written
@@ -239,6 +238,17 @@ class _Reader:
     def _is_text(self, entry: Entry) -> bool:
         """Ids of words; one by one, where the model also scores so many words."""
         return entry.way == "ids" or (entry.way == "rows" and self.view.shape(entry.table)[0] in self.words)
+
+    def _room(self, attention: Attention, root: int, axis: int, new: int) -> _Step:
+        """Of a preallocated cache, what was there before: nothing, if it is made in this call; what is read besides the
+        new positions, if that is not all the room there is; else unknown."""
+        view, call = self.view, self.call_of[attention.nodes[0]]
+        if self._made_in(root, call):
+            return _Step(new, 0)
+        room = view.shape(root)
+        if len(room) > axis >= 0 and room[axis] != attention.keys >= new:
+            return _Step(new, attention.keys - new)
+        return _Step(new, -1)
 
     def _appended(self, at: int) -> _Step | None:
         """What a concatenation adds to a cache."""

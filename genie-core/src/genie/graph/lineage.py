@@ -30,7 +30,7 @@ _RESERVES = frozenset(("zeros", "empty", "full", "new_zeros", "new_empty", "zero
 _COPIES_WITH = frozenset(("index_copy", "index_put", "slice_scatter", "select_scatter", "scatter"))
 
 
-_Slot = tuple[str, int, int, int]  # operator, how many before it, operand, weight
+_Slot = tuple[str, int, int, int]  # operator, how many before it, weight, operand
 
 
 class Lineage(NamedTuple):
@@ -50,7 +50,7 @@ def lineage(graph: Graph) -> dict[int, Lineage]:
 def lineage_since(graph: Graph, begins: int) -> dict[int, Lineage]:
     """The same, where at position ``begins`` a call is known to begin, whatever the weights say: a frontend knows where
     its program looked at results."""
-    return _Tracer(graph, _split(calls(graph), begins)).lineages()
+    return _Tracer(graph, _split(graph, begins) if begins else calls(graph)).lineages()
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -58,8 +58,14 @@ def _count(shape: tuple[int, ...]) -> int:
     return prod(shape)
 
 
-def _split(call: list[int], begins: int) -> list[int]:
-    """The calls, with one more that begins at a position; numbered in order again."""
+def _split(graph: Graph, begins: int) -> list[int]:
+    """The calls, one of which begins at a position; numbered in order again."""
+    call, view, heavy = calls(graph), structure(graph), weights(graph)
+    before = call[begins - 1]
+    rest = [at for at in range(begins, len(call)) if call[at] == before]
+    if not any(view.storage[value] in heavy for at in rest for value in view.operands[at]):
+        # What is left of the call before only prepares the next.
+        return [before + 1 if at >= begins and number == before else number for at, number in enumerate(call)]
     marked = [(number, at >= begins) for at, number in enumerate(call)]
     numbers = {key: number for number, key in enumerate(sorted(set(marked), key=lambda key: (key[1], key[0])))}
     return [numbers[key] for key in marked]
@@ -364,20 +370,19 @@ class _Tracer:
 
     def _slots(self) -> Iterator[tuple[int, _Slot, int]]:
         """(call, where in the call, value) for every use of a floating-point value made in another call or given. A
-        place is told by the weight used there; without one, only among calls of the same operators."""
-        sequences: dict[int, list[str]] = {}
+        place is told by the weight used there; without one, only among calls with as many nodes of that operator."""
+        many: dict[tuple[int, str], int] = {}
         for at, name in enumerate(self.view.names):
-            sequences.setdefault(self.call[at], []).append(name)
-        alike = {call: hash(tuple(names)) for call, names in sequences.items()}
+            many[self.call[at], name] = many.get((self.call[at], name), 0) + 1
         for at, ordinal in enumerate(self._ordinals()):
-            operands = self.view.operands[at]
-            call = self.call[at]
+            operands, call, name = self.view.operands[at], self.call[at], self.view.names[at]
             weight = next((self.view.storage[each] for each in operands if self.view.storage[each] in self.weight), -1)
+            place = (name, ordinal, weight if weight >= 0 else -1 - many[call, name])
             for position, value in enumerate(operands):
                 if not self.floating[value]:
                     continue
                 if self._call_of(value) < call or (call == 0 and self.view.maker[value] >= 0):
-                    yield call, (self.view.names[at], ordinal, position, weight if weight >= 0 else alike[call]), value
+                    yield call, (*place, position), value
 
     def _reach(self, values: dict[int, int]) -> list[int]:
         """By value: bits of those of ``values`` it is computed from."""
