@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from genie.annotate.inherit import inherit
 from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked, ordered
@@ -171,11 +171,15 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
     where = residencies(graph)
     caches = cache_groups(graph, where)
     merger = Merger(graph.name)
+    known: dict[tuple[int, int, Standing, str], _Shared] = {}
     steps: list[Node] = []
     for at, node in enumerate(graph.steps):
         merged = merger.merge(node.id, node.semantics, found.get(node.id, ()))
         made = _made(node, where)
-        cached = caches[at]
+        key = (id(merged), id(made), standing[at], caches[at])  # both live as long as this does
+        shared = known.get(key)
+        if shared is None:
+            shared = known[key] = _shared(merged, standing[at], made, caches[at])
         steps.append(
             Node(
                 node.id,
@@ -187,7 +191,7 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
                 node.aliases,
                 node.module,
                 node.source,
-                _semantics(merged, works[at], standing[at], made, cached),
+                _semantics(shared, works[at]),
                 node.mark,
             )
         )
@@ -204,7 +208,15 @@ def _made(node: Node, where: Sequence[ValueSemantics | None]) -> ValueSemantics 
     return where[node.mutates[0]] if node.mutates else None
 
 
-def _semantics(merged: Merged, work: Work, standing: Standing, made: ValueSemantics | None, cached: str) -> Semantics:
+class _Shared(NamedTuple):
+    """The labels of many nodes that differ in their work alone: those before and after it, as in Semantics."""
+
+    before: tuple[Any, ...]
+    known: tuple[int | None, int | None, int | None]  # work that somebody said: FLOPs, bytes read, bytes written
+    after: tuple[Any, ...]
+
+
+def _shared(merged: Merged, standing: Standing, made: ValueSemantics | None, cached: str) -> _Shared:
     fields, evidence = merged
     get = fields.get
     residency, pattern, group = get("residency"), get("memory_pattern"), get("colocation_group")
@@ -212,24 +224,30 @@ def _semantics(merged: Merged, work: Work, standing: Standing, made: ValueSemant
         if residency is None:
             residency, evidence = made.residency, ordered(evidence, made.evidence)
         pattern, group = pattern or made.memory_pattern, group or made.colocation_group
-    flops, read, written = get("flops"), get("bytes_read"), get("bytes_written")
     parallelizable, critical, related = get("parallelizable"), get("critical_path"), get("kv_cache_related")
+    return _Shared(
+        (get("role"), get("phase"), get("modality"), residency, pattern),
+        (get("flops"), get("bytes_read"), get("bytes_written")),
+        (
+            standing.parallelizable if parallelizable is None else parallelizable,
+            standing.critical if critical is None else critical,
+            get("priority"),
+            group or cached or None,
+            (True if cached else None) if related is None else related,
+            get("call"),
+            evidence,
+        ),
+    )
+
+
+def _semantics(shared: _Shared, work: Work) -> Semantics:
+    before, (flops, read, written), after = shared
     return Semantics(
-        get("role"),
-        get("phase"),
-        get("modality"),
-        residency,
-        pattern,
+        *before,
         work.flops if flops is None else flops,
         work.read if read is None else read,
         work.written if written is None else written,
-        standing.parallelizable if parallelizable is None else parallelizable,
-        standing.critical if critical is None else critical,
-        get("priority"),
-        group or cached or None,
-        (True if cached else None) if related is None else related,
-        get("call"),
-        evidence,
+        *after,
     )
 
 
