@@ -377,3 +377,18 @@ def test_names_are_no_evidence():
     assert phases(one) == phases(other)
     assert labelled(one) == labelled(other)
     assert kept(one, "kv_cache") == kept(other, "kv_cache")
+
+
+def test_an_mlp_with_its_gelu_written_out_as_gpt2_does() -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a1, self.b2 = nn.Linear(WIDTH, 64), nn.Linear(64, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a1(x)
+            g = 0.5 * h * (1.0 + torch.tanh(0.7978845608 * (h + 0.044715 * torch.pow(h, 3.0))))
+            return x + self.b2(g)
+
+    roles = labelled(forward(Mlp(), torch.randn(1, 8, WIDTH)))
+    assert (roles["mlp_up"], roles["mlp_down"], roles["mlp_activation"], roles["residual"]) == (1, 1, 8, 1)

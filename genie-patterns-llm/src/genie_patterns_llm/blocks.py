@@ -82,7 +82,8 @@ _GATED = {**_MLP, "gate": {"role": "mlp_gate"}, "": {"role": "mlp_activation"}}
 _NORM = {"": {"role": "norm"}, "norm": {"role": "norm"}}
 _ROTARY = {"": {"role": "rotary"}, "rotary": {"role": "rotary"}}
 _mean_square = op("mean", op("pow square mul"))
-_variance = op("add", op("mean var", None), None)
+_variance = op("add", op("mean var"))
+_cubic = op("mul", op("add", None, op("mul", op("pow"))))  # x + 0.044715 x³, scaled
 
 BLOCKS = Table(
     "llm-blocks",
@@ -144,7 +145,7 @@ BLOCKS = Table(
             "MLP, GELU by tanh written out",
             op(
                 LINEAR,
-                op("mul", op("mul", linear(as_="up", where=_weighted), None), op("add", op("tanh"), None)),
+                op("mul", op("mul", linear(as_="up", where=_weighted)), op("add", op("tanh", _cubic))),
                 as_="down",
                 where=_weighted,
             ),
