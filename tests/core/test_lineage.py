@@ -33,7 +33,13 @@ def test_structure_follows_views_copies_and_parts():
 
 @pytest.mark.parametrize(
     ("name", "is_"),
-    [("aten::add_", "add"), ("aten::mm", "mm"), ("mine::__and__", "__and__"), ("aten::_softmax", "_softmax")],
+    [
+        ("aten::add_", "add"),
+        ("aten::mm", "mm"),
+        ("mine::add", "mine::add"),
+        ("aten::__and__", "__and__"),
+        ("aten::_softmax", "_softmax"),
+    ],
 )
 def test_short_names(name, is_):
     assert short(name) == is_

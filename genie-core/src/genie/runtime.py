@@ -16,6 +16,7 @@ from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginErro
 from genie.execute import Executor
 from genie.graph import Graph
 from genie.graph import verify as verify_graph
+from genie.graph.once import forget
 from genie.interfaces import Backend, Frontend, PatternMatcher, Session
 from genie.plan import verify as verify_plan
 from genie.plugins import Registry, registry
@@ -44,6 +45,7 @@ class DeviceEngine:
         started = time.perf_counter_ns()
         verify_graph(graph)
         plan = self._scheduler.schedule(self._annotated(graph))
+        forget(graph)
         verify_plan(plan)
         number = self.session.load(plan)
         telemetry.counters.add("graphs")

@@ -66,7 +66,7 @@ class _Seen:
             if its.phase:
                 self.phases[its.phase] += 1
                 self.flops[its.phase] += its.flops or 0
-                if its.modality and its.phase.endswith("_encode"):
+                if its.modality and its.flops and its.phase.endswith("_encode"):
                     self.encodes.setdefault(its.modality, Counter())[its.phase] += 1
             if its.modality:
                 self.modalities[its.modality] += 1

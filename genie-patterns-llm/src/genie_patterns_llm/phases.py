@@ -26,7 +26,7 @@ from genie_patterns_llm.sampling import choosing, vocabulary_heads
 _RECURS = frozenset("_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm gru rnn_tanh rnn_relu cumsum cumprod".split())
 _PRODUCTS = frozenset(LINEAR.split())
 _OFTEN = 3  # uses of one weight in a call that make a loop
-_MOST_SPECULATED = 16  # positions checked at once by speculative decoding
+_MOST_SPECULATED = 8  # positions checked at once by speculative decoding
 
 
 class _Step(NamedTuple):

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from genie.annotate.inherit import inherit
-from genie.annotate.labels import Bundle, Garbage, Merged, Merger, Reader, log, marked, ordered
+from genie.annotate.labels import DEFAULT, Bundle, Garbage, Merged, Merger, Reader, log, marked, ordered
 from genie.annotate.residency import cache_groups, residencies
 from genie.annotate.standing import Standing, standings
 from genie.annotate.supervise import TooSlow, supervised
@@ -33,7 +33,8 @@ __all__ = ["annotate"]
 
 _MOST_MATCHES = 4  # per node of the graph, of one pattern
 _PATIENCE, _PATIENCE_PER_NODE = 2.0, 2e-4  # seconds for one pattern and one graph
-_too_slow: dict[int, PatternMatcher] = {}  # patterns that are asked no more in this process
+_too_slow: dict[int, tuple[PatternMatcher, int]] = {}  # patterns that did not come back, and how often
+_CHANCES = 2  # so many times, and a pattern is asked no more in this process
 _Found = dict[int, list[Bundle]]  # by node id
 
 
@@ -46,22 +47,29 @@ def annotate(
     word).
 
     Labels are named by the fields of ``Semantics`` or by the public keys of ``node.metadata``. A pattern that raises,
-    does not answer in time or answers with garbage is reported by name and left out; one that does not answer in time
-    is not asked again. Raises ``GraphError`` for a
+    does not answer in time or answers with garbage is reported by name and left out; one that did not answer in time
+    twice is not asked again. Raises ``GraphError`` for a
     graph that breaks a rule and for marks that do.
     """
     verify(graph)
     with _paused_gc(len(graph.steps)):
         found: _Found = {}
-        _defaults(graph, found)
-        _apply(patterns, graph, found)
-        _marks(graph, marks or {}, found)
-        return _with_facts(graph, found)
+        try:
+            _defaults(graph, found)
+            _apply(patterns, graph, found)
+            _marks(graph, marks or {}, found)
+            return _with_facts(graph, found)
+        except IndexError as error:
+            # The graph's rules know no schemas: an operator of a known name may lack an operand or a result.
+            raise GraphError(
+                f"an operator of the graph has fewer operands or results than any of its name: {error}",
+                hint="graphs that a frontend captured have what the operators' schemas say",
+            ) from error
 
 
 def _apply(patterns: Sequence[PatternMatcher], graph: Graph, found: _Found) -> None:
     """Each pattern's labels into ``found``: all of them, or none and a report."""
-    patterns = [pattern for pattern in patterns if id(pattern) not in _too_slow]
+    patterns = [pattern for pattern in patterns if _too_slow.get(id(pattern), (None, 0))[1] < _CHANCES]
     names = [str(getattr(pattern, "name", type(pattern).__name__)) for pattern in patterns]
     tasks = [partial(_labels_of, pattern, name, graph) for pattern, name in zip(patterns, names, strict=True)]
     patience = _PATIENCE + _PATIENCE_PER_NODE * len(graph.steps)
@@ -71,7 +79,7 @@ def _apply(patterns: Sequence[PatternMatcher], graph: Graph, found: _Found) -> N
             log.error("pattern left out", pattern=name, error=why, graph=graph.name)
             if isinstance(outcome.error, TooSlow):
                 # Every plan would wait for it again. Kept, so that its id stays its own.
-                _too_slow[id(pattern)] = pattern
+                _too_slow[id(pattern)] = (pattern, _too_slow.get(id(pattern), (None, 0))[1] + 1)
             continue
         for node, bundle in outcome.result:
             bundles = found.get(node)
@@ -109,7 +117,7 @@ def _marks(graph: Graph, marks: Mapping[int, Mapping[str, Any]], found: _Found) 
         for node in graph.steps:
             if node.mark >= 0:
                 found.setdefault(node.id, []).append(bundles[node.mark])
-    reader = Reader("user mark", "user", 0)
+    reader = Reader("user mark", "user", 1 << 30)
     for id, labels in marks.items():
         graph.get_node(id)
         try:
@@ -128,7 +136,7 @@ _FORWARD: Mapping[str, Any] = {
 
 def _defaults(graph: Graph, found: _Found) -> None:
     """What holds of every model: which call a node is of, and that what weights do is a forward pass."""
-    reader = Reader("genie", "structure", -(1 << 30))
+    reader = Reader(DEFAULT, "structure", -(1 << 30))
     view, heavy, call = structure(graph), weights(graph), calls(graph)
     several = bool(call) and max(call) > 0
     deep = bytearray(len(graph.values))
@@ -196,7 +204,7 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
             )
         )
     merger.report()
-    inherit(graph, steps)
+    inherit(graph, steps, _FORWARD["evidence"][0])
     return relabelled(graph, tuple(steps), meanings(graph, steps, where))
 
 
@@ -242,7 +250,7 @@ def _shared(merged: Merged, standing: Standing, made: ValueSemantics | None, cac
 
 def _semantics(shared: _Shared, work: Work) -> Semantics:
     before, (flops, read, written), after = shared
-    return Semantics(
+    return Semantics(  # type: ignore[call-arg]
         *before,
         work.flops if flops is None else flops,
         work.read if read is None else read,

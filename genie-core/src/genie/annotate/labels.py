@@ -45,6 +45,7 @@ class Label(NamedTuple):
     evidence: Evidence | None
 
 
+DEFAULT = "genie"  # who says what holds of every model, unless anybody knows better
 Bundle = tuple[Label, ...]  # labels given together
 
 
@@ -53,13 +54,15 @@ class Reader:
 
     def __init__(self, by: str, source: str, specificity: int) -> None:
         self._by, self._source, self._specificity = by, source, specificity
-        self._known: dict[int, tuple[object, Bundle]] = {}
+        self._known: dict[int, tuple[object, object, Bundle]] = {}
 
     def read(self, labels: object) -> Bundle:
         known = self._known.get(id(labels))
-        if known is None:
-            known = self._known[id(labels)] = (labels, self._read(labels))  # kept, so that its id stays its own
-        return known[1]
+        if known is None or known[1] != labels:  # it may be filled anew for each node
+            copy = dict(labels) if isinstance(labels, Mapping) else labels
+            # Kept, so that its id stays its own.
+            known = self._known[id(labels)] = (labels, copy, self._read(labels))
+        return known[2]
 
     def _read(self, labels: object) -> Bundle:
         if not isinstance(labels, Mapping):
@@ -68,6 +71,8 @@ class Reader:
         for why in labels.get("evidence", ()):
             if not (isinstance(why, Evidence) and _sound(why)):
                 raise Garbage(f"{why!r} is no Evidence")
+            if why.source == "user" and self._source != "user":
+                raise Garbage(f"{why!r}: only the user speaks for the user")
             given[FIELDS.get(why.label, why.label)] = why
         read: list[Label] = []
         for key, value in labels.items():
@@ -78,7 +83,8 @@ class Reader:
                 raise Garbage(f"there is no label {key!r}; labels: {', '.join(sorted(FIELDS))}")
             check(field, value, key)
             why = given.get(field) or Evidence(field, self._source, self._by)  # type: ignore[arg-type]
-            read.append(Label(field, value, STRENGTH[why.source], self._specificity, self._by, why))
+            strength = STRENGTH["user" if self._source == "user" else why.source]
+            read.append(Label(field, value, strength, self._specificity, self._by, why))
         return tuple(read)
 
 
@@ -120,20 +126,29 @@ class Merger:
     def __init__(self, graph: str) -> None:
         self._graph = graph
         self._known: dict[tuple[int, ...], Merged] = {}
-        self._ties: dict[tuple[str, Any, str, Any, str], list[int]] = {}
+        self._nodes: dict[tuple[int, ...], int] = {}  # how many nodes have the same labels
+        # Labels that were overruled, by nodes that have the same ones; a tie is what specificity could not settle.
+        self._overruled: dict[tuple[str, Any, str, Any, str, bool], list[tuple[int, tuple[int, ...]]]] = {}
+        self._key: tuple[int, ...] = ()
 
     def merge(self, node: int, known: Semantics | None, bundles: Sequence[Bundle]) -> Merged:
         key = (id(known) if known is not None else 0, *map(id, bundles))
         merged = self._known.get(key)
+        self._nodes[key] = self._nodes.get(key, 0) + 1
         if merged is None:
+            self._key = key
             merged = self._known[key] = self._merge(node, known, bundles)
         return merged
 
     def report(self) -> None:
-        """What specificity could not settle, once per pair of patterns that disagree."""
-        for (label, kept, kept_by, dropped, by), nodes in self._ties.items():
+        """Once per pair of patterns that disagree: what one of them overruled, and, louder, what neither could."""
+        for (label, kept, kept_by, dropped, by, tie), where in self._overruled.items():
             report = {"label": label, "kept": kept, "kept_by": kept_by, "dropped": dropped, "by": by}
-            log.warning("patterns disagree", node=nodes[0], nodes=len(nodes), graph=self._graph, **report)
+            nodes = sum(self._nodes[key] for _, key in where)
+            if not tie:
+                log.debug("label overruled", node=where[0][0], nodes=nodes, graph=self._graph, **report)
+                continue
+            log.warning("patterns disagree", node=where[0][0], nodes=nodes, graph=self._graph, **report)
 
     def _merge(self, node: int, known: Semantics | None, bundles: Sequence[Bundle]) -> Merged:
         best = {label.field: label for label in _as_labels(known)}
@@ -147,8 +162,10 @@ class Merger:
     def _stronger(self, node: int, old: Label, new: Label) -> Label:
         mine, its = (new.strength, new.specificity), (old.strength, old.specificity)
         won, lost = (new, old) if mine > its or (mine == its and new.strength == STRENGTH["user"]) else (old, new)
-        if new.value != old.value and mine == its and new.strength < STRENGTH["user"]:
-            self._ties.setdefault((new.field, won.value, won.by, lost.value, lost.by), []).append(node)
+        if new.value != old.value and lost.by != DEFAULT:
+            tie = mine == its and new.strength < STRENGTH["user"]
+            pair = (new.field, won.value, won.by, lost.value, lost.by, tie)
+            self._overruled.setdefault(pair, []).append((node, self._key))
         return won
 
 

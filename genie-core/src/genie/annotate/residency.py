@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from genie.graph import Evidence, Graph, ValueSemantics
 from genie.graph.attention import attentions
-from genie.graph.calls import weights
+from genie.graph.calls import DRAWS, weights
 from genie.graph.lineage import Lineage, lineage
 from genie.graph.structure import Structure, structure
-
-_PERSISTENT = ("weight", "kv_cache", "recurrent_state")
 
 
 class State(NamedTuple):
@@ -43,12 +41,21 @@ def residencies(graph: Graph) -> list[ValueSemantics | None]:
             of_input[entry.value] = _SAID[entry.origin]
         elif entry.value in heavy.told:
             of_input[entry.value] = _USED
+    for value, number in graph.value_marks:
+        mark = graph.marks[number]
+        if mark.residency is not None:
+            # The user's word holds of the memory, whatever view of it an operator reads.
+            why = next((each for each in mark.evidence if each.label == "residency"), _MARKED)
+            group = mark.colocation_group or f"{mark.residency}:marked:{value}"
+            states[view.storage[value]] = State(mark.residency, group, why)
     found: list[ValueSemantics | None] = [None] * len(graph.values)
     for value in range(len(graph.values)):
         root = view.storage[value]
         weight = of_input.get(root)
         state = states.get(value) or states.get(root)
-        if weight is not None:
+        if state is not None and state.why.source == "user":
+            found[value] = meaning(state.residency, "persistent", state.why, state.group)
+        elif weight is not None:
             found[value] = meaning("weight", "persistent", weight)
         elif state is not None:
             found[value] = meaning(state.residency, "persistent", state.why, state.group)
@@ -66,6 +73,7 @@ _SAID = {
     "buffer": Evidence("residency", "framework", "a buffer of a module"),
 }
 _USED = Evidence("residency", "structure", "used only as weights are", 0.9)
+_MARKED = Evidence("residency", "user", "user mark")
 _ENTERS = Evidence("residency", "structure", "enters the graph and is no weight or state")
 _COMPUTED = Evidence("residency", "structure", "computed from what enters")
 _SCRATCH = Evidence("residency", "structure", "computed from constants and weights alone")
@@ -137,18 +145,27 @@ _CELLS = frozenset("_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cel
 
 
 def _ends_of_cells(view: Structure) -> list[int]:
-    """What recurrent cells give that the graph does not use: the state for the next call, layer by layer."""
+    """What recurrent cells leave for the next call: of each cell the last state, by itself or layer by layer. States of
+    one cell after another in time are its output."""
     found: list[int] = []
+    last: dict[tuple[int, ...], int] = {}  # by the cell's weights: its last step
+    weight_of: dict[int, tuple[int, ...]] = {}
     for name in _CELLS & view.by_name.keys():
         for at in view.by_name[name]:
-            for value in view.steps[at].outputs[:2]:
-                if value < 0:
+            weight = tuple(value for value in view.operands[at] if view.maker[value] < 0)
+            last[weight] = at
+            weight_of |= {value: weight for value in view.steps[at].outputs[:2] if value >= 0}
+    for at in last.values():
+        for value in view.steps[at].outputs[:2]:
+            if value < 0:
+                continue
+            found.append(value)
+            for user in view.users[value]:
+                if view.names[user] not in ("stack", "cat", "unsqueeze"):
                     continue
-                if not any(view.names[user] in _CELLS for user in view.users[value]):
-                    found.append(value)
-                for user in view.users[value]:
-                    if view.names[user] in ("stack", "cat", "unsqueeze"):
-                        found += [made for made in view.steps[user].outputs if made >= 0 and not view.users[made]]
+                together = [weight_of.get(each, ()) for each in view.operands[user]]
+                if len(set(together)) == len(together):
+                    found += [made for made in view.steps[user].outputs if made >= 0 and not view.users[made]]
     return found
 
 
@@ -159,8 +176,25 @@ def _kind(view: Structure, chain: Lineage, attended: bool) -> str | None:
     if chain.kind == "kept":
         return None
     if chain.kind == "grown":
-        return "kv_cache" if rank >= 3 else None
+        # Keys and values of an attention that is written in no way known; results that are collected are none.
+        return "kv_cache" if rank >= 3 and any(_multiplied(view, value) for value in chain.versions) else None
     return "recurrent_state"
+
+
+_PRODUCTS = frozenset("bmm baddbmm matmul einsum".split())
+
+
+def _multiplied(view: Structure, value: int) -> bool:
+    front = [value]
+    for _ in range(6):
+        following: list[int] = []
+        for each in front:
+            for at in view.users[each]:
+                if view.names[at] in _PRODUCTS:
+                    return True
+                following += [made for made in view.steps[at].outputs if made >= 0 and view.source[made] != made]
+        front = following[:8]
+    return False
 
 
 def _reads(view: Structure) -> list[int]:
@@ -185,14 +219,12 @@ def _from_data(graph: Graph, view: Structure, weight: set[int]) -> bytearray:
         if entry.value not in weight:
             data[entry.value] = 1
     for at, node in enumerate(view.steps):
-        for value in view.operands[at]:
-            if data[value]:
-                for made in node.outputs:
-                    if made >= 0:
-                        data[made] = 1
-                for written in node.mutates:
-                    data[view.storage[written]] = data[written] = 1
-                break
+        if view.names[at] in DRAWS or any(data[value] for value in view.operands[at]):
+            for made in node.outputs:
+                if made >= 0:
+                    data[made] = 1
+            for written in node.mutates:
+                data[view.storage[written]] = data[written] = 1
     return data
 
 

@@ -99,7 +99,7 @@ def _load(what: str) -> Graph | ExecutionPlan:
 
 def _labelled(shown: Graph | ExecutionPlan) -> Graph | ExecutionPlan:
     graph = shown.graph if isinstance(shown, ExecutionPlan) else shown
-    if graph.meanings or any(node.semantics is not None for node in graph.steps):
+    if graph.meanings:  # a frontend may know something of some nodes; annotation says something of every value
         return shown
     annotated = genie.annotate(graph)
     return msgspec.structs.replace(shown, graph=annotated) if isinstance(shown, ExecutionPlan) else annotated

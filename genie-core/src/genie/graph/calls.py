@@ -39,7 +39,12 @@ _SLOTS: dict[str, tuple[int, ...]] = {
 }
 # Rows of a table by number; ``table[ids]`` is one, too.
 LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forward_only index index_select".split())
+# Data that a program makes by itself.
+DRAWS = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like normal uniform random bernoulli".split()
+)
 _SCALES = frozenset(("add", "mul"))
+_VIEWS = frozenset("t transpose detach _to_copy permute view unsqueeze squeeze select slice unbind split".split())
 _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
 
 
@@ -73,14 +78,9 @@ def weights(graph: Graph) -> Weights:
             continue
         if not spec.dtype.startswith(("float", "bfloat")) or not 1 <= len(spec.shape) <= 5 or _filled(view, value):
             continue
-        if _used_as_weight(view, value, len(spec.shape)):
+        if _used_as_weight(view, value):
             told.add(value)
     return Weights(known, frozenset(told), _derived(view, known | told))
-
-
-def _wider(view: Structure, at: int, value: int) -> bool:
-    """Whether a value is spread over another, with more dimensions."""
-    return any(len(view.shape(each)) > len(view.shape(value)) for each in view.operands[at] if each != value)
 
 
 def _derived(view: Structure, roots: frozenset[int]) -> frozenset[int]:
@@ -103,38 +103,38 @@ def _filled(view: Structure, value: int) -> bool:
     )
 
 
-def _used_as_weight(view: Structure, value: int, rank: int) -> bool:
-    seen = False
-    for at in view.users[value]:
-        name = view.names[at]
-        node = view.steps[at]
-        if node.mutates and view.operands[at][0] == value:
-            continue  # an update
-        if name in ("t", "transpose", "detach", "_to_copy", "permute", "view"):
-            inner = node.outputs[0]
-            if inner < 0 or not (rank == 2 and _used_as_weight(view, inner, rank)):
+def _used_as_weight(view: Structure, value: int) -> bool:
+    """Whether a value, and every view of it, is used in the place of weights only."""
+    front, seen = [value], False
+    while front:
+        each = front.pop()
+        rank = len(view.shape(each))
+        for at in view.users[each]:
+            node, name = view.steps[at], view.names[at]
+            if node.mutates and view.operands[at][0] == each:
+                continue  # an update
+            if name in _VIEWS:
+                front += [made for made in node.outputs if made >= 0]
+            elif not (_in_slot(view, at, each, rank) or (name in _SCALES and _spread(view, at, each, rank))):
                 return False
-            seen = True
-        elif name == "slice" and rank == 2:
-            # The first rows of a table of positions.
-            inner = node.outputs[0]
-            if not all(view.names[user] == "add" and _wider(view, user, inner) for user in view.users[inner]):
-                return False
-            seen = True
-        elif name in _SCALES and rank == 1:
-            others = [each for each in view.operands[at] if each != value]
-            if not others or len(view.shape(others[0])) < 2:
-                return False
-            seen = True
-        else:
-            slots = _SLOTS.get(name, ())
-            held = [i for i, arg in enumerate(node.args) if isinstance(arg, Ref) and arg.value == value]
-            if not held or any(slot not in slots for slot in held):
-                return False
-            if name in ("mm", "matmul", "index", "index_select") and rank != 2:
-                return False
-            seen = True
+            else:
+                seen = True
     return seen
+
+
+def _in_slot(view: Structure, at: int, value: int, rank: int) -> bool:
+    slots = _SLOTS.get(view.names[at], ())
+    held = [i for i, arg in enumerate(view.steps[at].args) if isinstance(arg, Ref) and arg.value == value]
+    flat = rank == 2 or view.names[at] not in ("mm", "matmul", "index", "index_select")
+    return bool(held) and flat and all(slot in slots for slot in held)
+
+
+def _spread(view: Structure, at: int, value: int, rank: int) -> bool:
+    """Whether a vector scales or shifts something larger, or rows of positions are added to a batch."""
+    others = [each for each in view.operands[at] if each != value]
+    if not others or rank > 2 or (rank == 2 and view.names[at] != "add"):
+        return False
+    return len(view.shape(others[0])) > rank
 
 
 @once
@@ -152,6 +152,7 @@ def calls(graph: Graph) -> list[int]:
     current = 0
     used: dict[tuple[int, str], int] = {}  # by table: the ids looked up
     first: tuple[int, str] | None = None
+    worked = False  # whether the call has used a weight that is no table
     for at, node in enumerate(view.steps):
         deepest = -1
         key = None
@@ -167,11 +168,12 @@ def calls(graph: Graph) -> list[int]:
             lookup = names[at] in LOOKUPS
             if not lookup or _index_is_data(view, at, data):
                 given = view.source[view.operands[at][-1]] if lookup else -1
-                if key == first or (lookup and used.get(key, given) != given):
+                if key == first and (worked or not lookup) or (lookup and worked and used.get(key, given) != given):
                     current += 1
                     used.clear()
-                    first = None
+                    first, worked = None, False
                 first = first or key
+                worked = worked or not lookup
                 used[key] = given
             fixed[at] = 1
             deepest = current
@@ -207,18 +209,18 @@ def _pull(view: Structure, call: list[int], last: list[int], fixed: bytearray) -
 
 
 def _data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
-    """By value: whether it is given by the program, or computed from what is."""
+    """By value: whether it is given by the program (random numbers are, too), or computed from what is."""
     data = bytearray(len(graph.values))
     for entry in graph.inputs:
         if not weight[entry.value]:
             data[entry.value] = 1
     for at, node in enumerate(view.steps):
-        if any(data[value] for value in view.operands[at]):
+        if view.names[at] in DRAWS or any(data[value] for value in view.operands[at]):
             for value in node.outputs:
                 if value >= 0:
                     data[value] = 1
             for value in node.mutates:
-                data[view.storage[value]] = 1
+                data[view.storage[value]] = data[value] = 1
     return data
 
 

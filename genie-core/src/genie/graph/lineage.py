@@ -11,12 +11,12 @@ mean nothing by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Literal, NamedTuple
 
 from genie.graph.calls import calls, weights
-from genie.graph.model import Graph, Many, Ref
+from genie.graph.model import Graph, Many, Ref, TensorSpec
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
 
@@ -214,11 +214,11 @@ class _Tracer:
                     continue
                 if self._call_of(value) == call - 1:
                     followers.setdefault(old, value)
-        reaches = self._reach(followers)
-        for bit, (old, new) in enumerate(followers.items()):
+        reach = self._reach({(old, self._call_of(new)) for old, new in followers.items()})
+        for old, new in followers.items():
             known = self.chain.get(old)
             free = known is None or self.chains[known][0] == "replaced"
-            if free and new not in self.chain and reaches[new] >> bit & 1:
+            if free and new not in self.chain and reach(old, new):
                 self._link(old, new, "replaced", -1)
         self._last_versions()
 
@@ -250,16 +250,8 @@ class _Tracer:
                 made = self._call_of(value)
                 if made >= 0 and self.view.maker[value] >= 0 and self.call[uses[-1]] > made:
                     carried[value] = value
-        gone = {value: value for value in carried if value not in outputs}
-        reach = self._reach(gone)
-        for bit, value in enumerate(gone):
-            last = self.call[self.view.users[value][-1]]
-            for new in self._results():
-                if new in gone or not self.floating[new] or not reach[new] >> bit & 1 or not self._same(value, new):
-                    continue
-                if self._call_of(new) == last and (new not in self.chain or self._kind_of(new) == "replaced"):
-                    self._link(value, new, "replaced", -1)
-                    break
+        gone = {value: self.call[self.view.users[value][-1]] for value in carried if value not in outputs}
+        self._follow(gone)
         for value in carried:
             if value not in self.chain:
                 self._link(value, value, "kept", -1)
@@ -269,19 +261,33 @@ class _Tracer:
 
     def _seen_before(self) -> None:
         """What the frontend saw of inputs in executions before this graph."""
+        replaced: dict[int, int] = {}
         for value, (kind, axis) in self.seen.items():
             if value not in self.chain and self.floating[value]:
                 self._link(value, value, kind, axis)
-                if kind == "replaced":
-                    self._successor(value)
+                uses = self.view.users[value]
+                if kind == "replaced" and uses:
+                    replaced[value] = self.call[uses[-1]]
+        self._follow(replaced)
 
-    def _successor(self, old: int) -> None:
-        """The one output that is of an input's shape and computed from it."""
-        reach = self._reach({old: old})
+    def _follow(self, olds: dict[int, int]) -> None:
+        """Each value that is gone after a call is replaced by the first result of that call that is of its shape,
+        computed from it, and takes no other's place."""
+        by_kind: dict[tuple[int, TensorSpec], list[int]] = {}
         for new in self._results():
-            if new not in self.chain and self.floating[new] and reach[new] and self._same(old, new):
-                self._link(old, new, "replaced", -1)
-                return
+            if self.floating[new] and new not in olds:
+                by_kind.setdefault((self._call_of(new), self._spec(new)), []).append(new)
+        reach = self._reach(set(olds.items()))
+        for old, call in olds.items():
+            for new in by_kind.get((call, self._spec(old)), ()):
+                free = new not in self.chain or (old not in self.chain and self._kind_of(new) == "replaced")
+                if free and reach(old, new):
+                    self._link(old, new, "replaced", -1)
+                    break
+
+    def _spec(self, value: int) -> TensorSpec:
+        spec = self.graph.values[value]
+        return TensorSpec(spec.shape, spec.dtype)
 
     def _results(self) -> list[int]:
         """What the graph leaves, in the order it is made; no estimates, from which a program makes the next version."""
@@ -384,21 +390,30 @@ class _Tracer:
                 if self._call_of(value) < call or (call == 0 and self.view.maker[value] >= 0):
                     yield call, (*place, position), value
 
-    def _reach(self, values: dict[int, int]) -> list[int]:
-        """By value: bits of those of ``values`` it is computed from."""
-        reach = [0] * len(self.graph.values)
-        for bit, value in enumerate(values):
-            reach[value] |= 1 << bit
-        if not values:
-            return reach
-        for at, node in enumerate(self.view.steps):
-            bits = 0
-            for value in self.view.operands[at]:
-                bits |= reach[value]
-            if bits:
-                for value in node.outputs:
-                    if value >= 0:
-                        reach[value] |= bits
-                for value in node.mutates:
-                    reach[value] |= bits
-        return reach
+    def _reach(self, olds: set[tuple[int, int]]) -> Callable[[int, int], bool]:
+        """Whether the second value is computed from the first, within the call that is told with it. Bits are counted
+        anew in every call, so that time and memory grow with the nodes alone."""
+        bit: dict[tuple[int, int], int] = {}
+        counts: dict[int, int] = {}
+        for old, call in sorted(olds):
+            bit[old, call] = 1 << counts.get(call, 0)
+            counts[call] = counts.get(call, 0) + 1
+        reach: dict[int, int] = {}  # of values made or written in their call
+        if bit:
+            for at, node in enumerate(self.view.steps):
+                call, bits = self.call[at], 0
+                if call not in counts:
+                    continue
+                for value in self.view.operands[at]:
+                    bits |= bit.get((value, call), 0)
+                    if self._call_of(value) == call:
+                        bits |= reach.get(value, 0)
+                if bits:
+                    for value in (*node.outputs, *node.mutates):
+                        if value >= 0:
+                            reach[value] = reach.get(value, 0) | bits
+
+        def computed(old: int, new: int) -> bool:
+            return bool(bit.get((old, self._call_of(new)), 0) & reach.get(new, 0))
+
+        return computed

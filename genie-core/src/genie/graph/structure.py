@@ -19,8 +19,10 @@ PARTS = frozenset("slice select split split_with_sizes unsafe_split chunk unbind
 
 
 def short(operation: str) -> str:
-    """``aten::add_`` → ``add``: the name without its namespace, whether in place or not."""
-    name = operation.partition("::")[2]
+    """``aten::add_`` → ``add``: the name, whether in place or not; with its namespace if that is not PyTorch's."""
+    namespace, _, name = operation.partition("::")
+    if namespace not in ("aten", "prims"):
+        return operation  # another's add is no add
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from genie.graph import Graph
-from genie.graph.calls import LOOKUPS, calls, weights
+from genie.graph.calls import DRAWS, LOOKUPS, calls, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
@@ -75,6 +75,7 @@ def flow(graph: Graph) -> Flow:
             kept = kept or bool(carried[value])
             if data[value]:
                 given = True
+        given = given or names[at] in DRAWS
         name = names[at]
         if given and (not mask or name in LOOKUPS):
             found = _entry(view, at, name, weight, data)

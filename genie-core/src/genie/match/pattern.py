@@ -16,6 +16,7 @@ with its outermost operator.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -34,13 +35,16 @@ Labels: TypeAlias = Mapping[str, Any]
 class Op:
     """One of ``names``, whose first operands match ``operands`` (``None`` matches anything)."""
 
-    __slots__ = ("as_", "names", "operands", "where")
+    __slots__ = ("as_", "module", "names", "operands", "where")
 
-    def __init__(self, names: str, operands: Sequence[Op | None], as_: str, where: Where | None) -> None:
+    def __init__(
+        self, names: str, operands: Sequence[Op | None], as_: str, where: Where | None, module: str = ""
+    ) -> None:
         self.names = frozenset(names.split())
         self.operands = tuple(operands)
         self.as_ = as_
         self.where = where
+        self.module = re.compile(module) if module else None
 
     def match(self, view: Structure, at: int, bound: dict[str, int], all_: list[int]) -> bool:
         """Whether the node at ``at`` is the root of this pattern; ``bound`` and ``all_`` get the positions."""
@@ -51,10 +55,19 @@ class Op:
             return False
         if self.where is not None and not self.where(view, at):
             return False
+        if self.module is not None and not self._in_module(view, at):
+            return False
         all_.append(at)
         if self.as_:
             bound[self.as_] = at
         return True
+
+    def _in_module(self, view: Structure, at: int) -> bool:
+        node = view.steps[at]
+        if node.module < 0 or self.module is None:
+            return False
+        module = view.graph.modules[node.module]
+        return self.module.search(f"{module.path} ({module.type})") is not None
 
     def _operands(self, view: Structure, at: int, name: str, bound: dict[str, int], all_: list[int]) -> bool:
         given = view.operands[at]
@@ -91,14 +104,15 @@ class Op:
         return writers[-1] if writers and view.names[writers[-1]] in self.names else -1
 
 
-def op(names: str, *operands: Op | None, as_: str = "", where: Where | None = None) -> Op:
-    """A node of one of the operators named (without ``aten::``, in place or not), fed by ``operands``."""
-    return Op(names, operands, as_, where)
+def op(names: str, *operands: Op | None, as_: str = "", where: Where | None = None, module: str = "") -> Op:
+    """A node of one of the operators named (without ``aten::``, in place or not), fed by ``operands``. ``module`` is a
+    regular expression to be found in ``path (Class)`` of the node's module."""
+    return Op(names, operands, as_, where, module)
 
 
-def linear(*operands: Op | None, as_: str = "", where: Where | None = None) -> Op:
+def linear(*operands: Op | None, as_: str = "", where: Where | None = None, module: str = "") -> Op:
     """A product with a matrix, however it is written."""
-    return Op(LINEAR, operands, as_, where)
+    return Op(LINEAR, operands, as_, where, module)
 
 
 def activation(*operands: Op | None, as_: str = "") -> Op:
