@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from genie.annotate import annotate
 from genie.errors import GraphError
-from genie.graph import Evidence, Graph, Ref
+from genie.graph import Evidence, Graph, Module, Ref
 from genie.match import Finder, Match, Rule, Structure, Table, activation, linear, op, structure
 
 
@@ -188,3 +188,18 @@ def test_a_label_nobody_knows_drops_the_table_and_no_other():
         assert roles(gated(), bad, TABLE) == ["gate", "rest", "up", "rest", "down"]
     with pytest.raises(GraphError, match="zork"):
         annotate(gated(), (), {0: {"phase": "zork"}})
+
+
+def test_a_rule_may_ask_for_a_module():
+    p = Program()
+    x = p.input((2, 4))
+    y = p.op("relu", Ref(x), shape=(2, 4))
+    p.op("relu", Ref(y), shape=(2, 4))
+    bare = p.graph()
+    inside = type(bare.steps[0])(1, "aten::relu", "", (Ref(y),), bare.steps[1].outputs, module=0)
+    modules = (Module("layers.3.act", "Squash"),)
+    graph = Graph(bare.values, bare.inputs, (bare.steps[0], inside), (), modules)
+    table = Table(
+        "t", [Rule("squash", op("relu", as_="it", module=r"layers\.\d+\.act \(Squash\)"), {"it": {"role": "x"}})]
+    )
+    assert [node.metadata.get("semantic_role") for node in annotate(graph, [table]).nodes()] == [None, "x"]
