@@ -245,8 +245,8 @@ class _Reader:
         view, call = self.view, self.call_of[attention.nodes[0]]
         if self._made_in(root, call):
             return _Step(new, 0)
-        room = view.shape(root)
-        if len(room) > axis >= 0 and room[axis] != attention.keys >= new:
+        # Where several axes are indexed at once, which of them has the positions is told by what is read.
+        if axis >= 0 and attention.keys not in view.shape(root) and attention.keys >= new:
             return _Step(new, attention.keys - new)
         return _Step(new, -1)
 

@@ -181,7 +181,7 @@ def _kind(view: Structure, chain: Lineage, attended: bool) -> str | None:
     return "recurrent_state"
 
 
-_PRODUCTS = frozenset("bmm baddbmm matmul einsum".split())
+_PRODUCTS = frozenset("bmm baddbmm matmul einsum linear mm addmm".split())
 
 
 def _multiplied(view: Structure, value: int) -> bool:
