@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import structlog
 from core.programs import Program, decoder, recurrent
 from structlog.testing import capture_logs
 
@@ -206,7 +207,10 @@ def test_a_summary_of_a_graph_without_labels_knows_nothing():
     assert [call.phase for call in found.calls] == [None]
 
 
-def test_what_a_label_overrules_is_told_and_how_often():
+def test_what_a_label_overrules_is_told_and_how_often(monkeypatch):
+    # At any level: what other tests configured must not matter.
+    loud = structlog.wrap_logger(None, wrapper_class=structlog.BoundLogger)
+    monkeypatch.setattr(sys.modules["genie.annotate.labels"], "log", loud)
     weak = _Pattern("weak", lambda graph: graph.steps[:3])
     strong = _Pattern("strong", lambda graph: graph.steps[:3])
     strong.specificity = 5

@@ -177,23 +177,20 @@ def _kind(view: Structure, chain: Lineage, attended: bool) -> str | None:
         return None
     if chain.kind == "grown":
         # Keys and values of an attention that is written in no way known; results that are collected are none.
-        return "kv_cache" if rank >= 3 and any(_multiplied(view, value) for value in chain.versions) else None
+        read = sum(_is_read(view, value) for value in chain.versions)
+        return "kv_cache" if rank >= 3 and read >= min(2, len(chain.versions) - 1) > 0 else None
     return "recurrent_state"
 
 
-_PRODUCTS = frozenset("bmm baddbmm matmul einsum linear mm addmm".split())
-
-
-def _multiplied(view: Structure, value: int) -> bool:
+def _is_read(view: Structure, value: int) -> bool:
+    """Whether anything is made of a value but a longer one."""
     front = [value]
-    for _ in range(6):
-        following: list[int] = []
-        for each in front:
-            for at in view.users[each]:
-                if view.names[at] in _PRODUCTS:
-                    return True
-                following += [made for made in view.steps[at].outputs if made >= 0 and view.source[made] != made]
-        front = following[:8]
+    while front:
+        for at in view.users[front.pop()]:
+            views = [output for output, _ in view.steps[at].aliases]
+            if not views and view.names[at] != "cat":
+                return True
+            front += views
     return False
 
 
