@@ -178,7 +178,7 @@ def _kind(view: Structure, chain: Lineage, attended: bool) -> str | None:
     if chain.kind == "grown":
         # Keys and values of an attention that is written in no way known; results that are collected are none.
         read = sum(_is_read(view, value) for value in chain.versions)
-        return "kv_cache" if rank >= 3 and read >= min(2, len(chain.versions) - 1) > 0 else None
+        return "kv_cache" if rank >= 3 and read >= max(1, min(2, len(chain.versions) - 1)) else None
     return "recurrent_state"
 
 
