@@ -87,6 +87,8 @@ def stamp(name: str, key: str) -> None:
 def pip(what: str, constraints: Path, *arguments: str) -> None:
     print(f"— {what}", flush=True)
     environment = {**os.environ, "PIP_CONSTRAINT": str(constraints), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    # A build imports torch, which would load the recorder as it was built last, beside Python that is newer.
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     environment.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
     environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", environment["MAX_JOBS"])
     done = subprocess.run(

@@ -84,7 +84,7 @@ _RULES: tuple[tuple[str, Callable[[_Seen], bool]], ...] = (
     ("diffusion", lambda seen: bool(seen.phases["denoise"])),
     ("recommendation", lambda seen: bool(seen.phases["embedding_lookup"])),
     ("encoder_decoder", lambda seen: seen.generates() and bool(seen.phases["audio_encode"])),
-    ("multimodal", lambda seen: len(seen.kinds()) > 1),
+    ("multimodal", lambda seen: len(seen.kinds()) > 1 or bool(seen.modalities["multimodal"])),
     ("encoder_decoder", lambda seen: seen.generates() and bool(seen.flops["text_encode"])),
     ("encoder_decoder", lambda seen: seen.generates() and bool(seen.roles["cross_attention"])),
     ("language_model", lambda seen: seen.generates()),

@@ -254,7 +254,9 @@ class _Reader:
         """What a concatenation adds to a cache."""
         view, node = self.view, self.view.steps[at]
         before, *rest = view.operands[at]
-        kept = any(value in self.chains for value in (before, view.source[before], view.part[before]))
+        roots = (before, view.source[before], view.part[before])
+        call = self.call_of[at]
+        kept = any(value in self.chains for value in roots) and not self._made_in(roots[1], call)
         # An empty cache is one if what becomes of it stays.
         empty = 0 in view.shape(before) and node.outputs[0] in self.chains
         axis = node.args[1] if len(node.args) > 1 and type(node.args[1]) is int else 0

@@ -68,8 +68,12 @@ class Cuts(Finder):
                 reason = f"the last at {size}: {size_in_bytes} bytes go on to another stage"
                 yield Match((view.steps[at],), _group(group, reason))
         staged = {each.call for each in found}
+        taken: set[int] = set()
         for number, members in _blocks(view, staged):
-            yield Match([view.steps[at] for at in members], _group(f"block:{number}", "a block of a transformer"))
+            # Where blocks cross, a node is of the first.
+            own = [at for at in members if at not in taken]
+            taken.update(own)
+            yield Match([view.steps[at] for at in own], _group(f"block:{number}", "a block of a transformer"))
 
 
 def _group(group: str, reason: str) -> dict[str, object]:

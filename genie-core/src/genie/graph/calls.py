@@ -43,6 +43,7 @@ LOOKUPS = frozenset("embedding embedding_bag _embedding_bag _embedding_bag_forwa
 DRAWS = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal uniform random bernoulli".split()
 )
+_CONSTANTS = frozenset("full ones zeros full_like ones_like zeros_like new_full new_ones new_zeros".split())
 _SCALES = frozenset(("add", "mul"))
 _VIEWS = frozenset("t transpose detach _to_copy permute view unsqueeze squeeze select slice unbind split".split())
 _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
@@ -145,7 +146,7 @@ def calls(graph: Graph) -> list[int]:
     for value in heavy:
         weight[value] = 1
     storage, names = view.storage, view.names
-    data = _data(graph, view, weight)
+    data = given_data(graph, view, weight)
     call = [0] * len(view.steps)
     last = [-1] * len(graph.values)  # the last call whose weights a value depends on
     fixed = bytearray(len(view.steps))
@@ -208,7 +209,7 @@ def _pull(view: Structure, call: list[int], last: list[int], fixed: bytearray) -
             call[at] = needed
 
 
-def _data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
+def given_data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
     """By value: whether it is given by the program (random numbers are, too), or computed from what is."""
     data = bytearray(len(graph.values))
     for entry in graph.inputs:
@@ -221,9 +222,29 @@ def _data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
                     data[value] = 1
             for value in node.mutates:
                 data[view.storage[value]] = data[value] = 1
+    _starts(view, data)
     return data
 
 
 def _index_is_data(view: Structure, at: int, data: bytearray) -> bool:
+    given = index_of(view, at)
+    return given >= 0 and bool(data[given])
+
+
+def index_of(view: Structure, at: int) -> int:
+    """The numbers of the rows that a look-up looks up; -1: there are none."""
     operands = view.operands[at]
-    return len(operands) > 1 and bool(data[operands[-1 if view.names[at].startswith("index") else 1]])
+    if len(operands) < 2:
+        return -1
+    return operands[-1 if view.names[at].startswith("index") else 1]
+
+
+def _starts(view: Structure, data: bytearray) -> None:
+    """A constant that looks up a table which data looks up, too, stands for data: a start token."""
+    lookups = [at for name in LOOKUPS & view.by_name.keys() for at in view.by_name[name] if index_of(view, at) >= 0]
+    spoken = {view.storage[view.operands[at][0]] for at in lookups if data[index_of(view, at)]}
+    for at in lookups:
+        given = index_of(view, at)
+        constant = view.made_by(view.source[given]) in _CONSTANTS
+        if constant and not data[given] and view.storage[view.operands[at][0]] in spoken:
+            data[given] = 1

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from genie.graph import Graph
-from genie.graph.calls import DRAWS, LOOKUPS, calls, weights
+from genie.graph.calls import DRAWS, LOOKUPS, calls, given_data, index_of, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
@@ -47,9 +47,7 @@ def flow(graph: Graph) -> Flow:
     weight = bytearray(len(graph.values))
     for value in range(len(weight)):
         weight[value] = value in heavy
-    data = bytearray(len(graph.values))
-    for entry in graph.inputs:
-        data[entry.value] = not weight[entry.value]
+    data = given_data(graph, view, weight)
     states = lineage(graph)
     bits = [0] * len(graph.values)
     past = [0] * len(graph.values)
@@ -142,7 +140,7 @@ def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearr
     if name in LOOKUPS:
         if len(operands) < 2 or not weight[view.storage[operands[0]]]:
             return None
-        given = operands[-1 if name.startswith("index") else 1]
+        given = index_of(view, at)
         if not data[given] or not view.dtype(given).startswith(("int", "uint")) or counted(view, given):
             return None
         way: Way = "ids" if "bag" not in name and len(view.shape(given)) >= 2 else "rows"
