@@ -72,7 +72,7 @@ def test_what_the_last_look_ended_is_remembered_and_not_shown() -> None:
         x.cpu()
         x = x + 1
         assert [node.operation for node in latest().nodes()] == ["aten::add"]
-        assert earlier() == before + 1
+        assert earlier() == min(before + 1, 512)
 
 
 def test_the_memory_is_bounded() -> None:

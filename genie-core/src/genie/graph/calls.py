@@ -44,6 +44,7 @@ DRAWS = frozenset(
     "rand randn randint randperm rand_like randn_like randint_like normal uniform random bernoulli".split()
 )
 _CONSTANTS = frozenset("full ones zeros full_like ones_like zeros_like new_full new_ones new_zeros".split())
+_FEW_ROWS = 16
 _SCALES = frozenset(("add", "mul"))
 _VIEWS = frozenset("t transpose detach _to_copy permute view unsqueeze squeeze select slice unbind split".split())
 _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
@@ -240,11 +241,13 @@ def index_of(view: Structure, at: int) -> int:
 
 
 def _starts(view: Structure, data: bytearray) -> None:
-    """A constant that looks up a table which data looks up, too, stands for data: a start token."""
+    """A constant that looks up a table which data looks up, too, stands for data: a start token. Small tables are of
+    kinds (of segments, of modalities), not of words."""
     lookups = [at for name in LOOKUPS & view.by_name.keys() for at in view.by_name[name] if index_of(view, at) >= 0]
     spoken = {view.storage[view.operands[at][0]] for at in lookups if data[index_of(view, at)]}
     for at in lookups:
         given = index_of(view, at)
         constant = view.made_by(view.source[given]) in _CONSTANTS
-        if constant and not data[given] and view.storage[view.operands[at][0]] in spoken:
+        table = view.storage[view.operands[at][0]]
+        if constant and not data[given] and table in spoken and view.shape(table)[0] > _FEW_ROWS:
             data[given] = 1

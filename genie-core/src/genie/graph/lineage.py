@@ -60,10 +60,12 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _split(graph: Graph, begins: int) -> list[int]:
     """The calls, one of which begins at a position; numbered in order again."""
-    call, view, heavy = calls(graph), structure(graph), weights(graph)
+    call, view = calls(graph), structure(graph)
     before = call[begins - 1]
+    if not any(call[at] == before and view.names[at] in _PROJECTS for at in range(begins)):
+        return call  # what came before only prepared this call
     rest = [at for at in range(begins, len(call)) if call[at] == before]
-    if not any(view.storage[value] in heavy for at in rest for value in view.operands[at]):
+    if call[-1] > before and not any(view.names[at] in _PROJECTS for at in rest):
         # What is left of the call before only prepares the next.
         return [before + 1 if at >= begins and number == before else number for at, number in enumerate(call)]
     marked = [(number, at >= begins) for at, number in enumerate(call)]
