@@ -379,13 +379,21 @@ class _Tracer:
     def _slots(self) -> Iterator[tuple[int, _Slot, int]]:
         """(call, where in the call, value) for every use of a floating-point value made in another call or given. A
         place is told by the weight used there; without one, only among calls with as many nodes of that operator."""
+        # Masks and positions are prepared by as many operators as it takes: only those on numbers are counted.
+        counted = [any(self.floating[value] for value in operands) for operands in self.view.operands]
         many: dict[tuple[int, str], int] = {}
+        ordinals: list[int] = []
         for at, name in enumerate(self.view.names):
-            many[self.call[at], name] = many.get((self.call[at], name), 0) + 1
-        for at, ordinal in enumerate(self._ordinals()):
-            operands, call, name = self.view.operands[at], self.call[at], self.view.names[at]
+            key = (self.call[at], name)
+            ordinals.append(many.get(key, 0))
+            if counted[at]:
+                many[key] = many.get(key, 0) + 1
+        for at, name in enumerate(self.view.names):
+            if not counted[at]:
+                continue
+            operands, call = self.view.operands[at], self.call[at]
             weight = next((self.view.storage[each] for each in operands if self.view.storage[each] in self.weight), -1)
-            place = (name, ordinal, weight if weight >= 0 else -1 - many[call, name])
+            place = (name, ordinals[at], weight if weight >= 0 else -1 - many[call, name])
             for position, value in enumerate(operands):
                 if not self.floating[value]:
                     continue
