@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from genie.graph import Evidence, Graph, ValueSemantics
 from genie.graph.attention import attentions
-from genie.graph.calls import DRAWS, weights
+from genie.graph.calls import given_data, weights
 from genie.graph.lineage import Lineage, lineage
 from genie.graph.structure import Structure, structure
 
@@ -26,7 +26,7 @@ def residencies(graph: Graph) -> list[ValueSemantics | None]:
     shared: dict[tuple[str, ...], ValueSemantics] = {}
     states = _states(graph, view)
     read = _reads(view)
-    data = _from_data(graph, view, set(heavy))
+    data = given_data(graph)
 
     def meaning(residency: str, pattern: str, why: Evidence, group: str | None = None) -> ValueSemantics:
         key = (residency, pattern, why.reason, group or "")
@@ -207,22 +207,6 @@ def _reads(view: Structure) -> list[int]:
             for value in dict.fromkeys(view.operands[at]):
                 reads[value] += 1
     return reads
-
-
-def _from_data(graph: Graph, view: Structure, weight: set[int]) -> bytearray:
-    """By value: whether it is computed from what the program gives or keeps, beyond weights and constants."""
-    data = bytearray(len(graph.values))
-    for entry in graph.inputs:
-        if entry.value not in weight:
-            data[entry.value] = 1
-    for at, node in enumerate(view.steps):
-        if view.names[at] in DRAWS or any(data[value] for value in view.operands[at]):
-            for made in node.outputs:
-                if made >= 0:
-                    data[made] = 1
-            for written in node.mutates:
-                data[view.storage[written]] = data[written] = 1
-    return data
 
 
 def cache_groups(graph: Graph, where: list[ValueSemantics | None]) -> list[str]:

@@ -66,6 +66,10 @@ class Weights:
     def __iter__(self) -> Iterator[int]:
         return iter(self._all)
 
+    def everything(self) -> frozenset[int]:
+        """What is listed, and what is computed from it."""
+        return self._all | self._derived
+
 
 @once
 def weights(graph: Graph) -> Weights:
@@ -147,7 +151,7 @@ def calls(graph: Graph) -> list[int]:
     for value in heavy:
         weight[value] = 1
     storage, names = view.storage, view.names
-    data = given_data(graph, view, weight)
+    data = given_data(graph)
     call = [0] * len(view.steps)
     last = [-1] * len(graph.values)  # the last call whose weights a value depends on
     fixed = bytearray(len(view.steps))
@@ -210,14 +214,21 @@ def _pull(view: Structure, call: list[int], last: list[int], fixed: bytearray) -
             call[at] = needed
 
 
-def given_data(graph: Graph, view: Structure, weight: bytearray) -> bytearray:
+@once
+def given_data(graph: Graph) -> bytearray:
     """By value: whether it is given by the program (random numbers are, too), or computed from what is."""
+    view, heavy = structure(graph), set(weights(graph))
     data = bytearray(len(graph.values))
     for entry in graph.inputs:
-        if not weight[entry.value]:
-            data[entry.value] = 1
+        data[entry.value] = entry.value not in heavy
+    names = view.names
     for at, node in enumerate(view.steps):
-        if view.names[at] in DRAWS or any(data[value] for value in view.operands[at]):
+        given = names[at] in DRAWS
+        for value in view.operands[at]:
+            if data[value]:
+                given = True
+                break
+        if given:
             for value in node.outputs:
                 if value >= 0:
                     data[value] = 1

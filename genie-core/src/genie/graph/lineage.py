@@ -205,6 +205,8 @@ class _Tracer:
 
     def _replaced(self) -> None:
         """A value made in one call that is used in the next where another was used in the call before."""
+        if not self.call or self.call[-1] == self.call[0] == max(self.call):
+            return
         by_slot: dict[_Slot, dict[int, int]] = {}
         for call, slot, value in self._slots():
             by_slot.setdefault(slot, {})[call] = value
@@ -226,6 +228,8 @@ class _Tracer:
 
     def _last_versions(self) -> None:
         """The last call's version has no next call to be used in: it is made as the one before was."""
+        if not any(kind == "replaced" and len(versions) > 1 for kind, _, versions in self.chains):
+            return
         made: dict[tuple[int, str, int, int], int] = {}
         keys: dict[int, tuple[str, int, int]] = {}
         for at, ordinal in enumerate(self._ordinals()):
@@ -397,7 +401,10 @@ class _Tracer:
             for position, value in enumerate(operands):
                 if not self.floating[value]:
                     continue
-                if self._call_of(value) < call or (call == 0 and self.view.maker[value] >= 0):
+                maker = self.view.maker[value]
+                made = self.call[maker] if maker >= 0 else -1
+                # A state's first version may be made in the first call, from nothing.
+                if made < call or (call == 0 and not self.view.operands[maker]):
                     yield call, (*place, position), value
 
     def _reach(self, olds: set[tuple[int, int]]) -> Callable[[int, int], bool]:

@@ -45,9 +45,9 @@ def flow(graph: Graph) -> Flow:
     """How data enters and where it goes."""
     view, heavy, call = structure(graph), weights(graph), calls(graph)
     weight = bytearray(len(graph.values))
-    for value in range(len(weight)):
-        weight[value] = value in heavy
-    data = given_data(graph, view, weight)
+    for value in heavy.everything():
+        weight[value] = 1
+    data = bytearray(given_data(graph))
     states = lineage(graph)
     bits = [0] * len(graph.values)
     past = [0] * len(graph.values)
