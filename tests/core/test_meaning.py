@@ -15,7 +15,7 @@ import genie
 from genie.annotate import annotate
 from genie.annotate.supervise import TooSlow, supervised
 from genie.errors import GraphError
-from genie.graph import Evidence, Ref, Semantics
+from genie.graph import Evidence, Module, Ref, Semantics
 
 
 def residency(graph, value):
@@ -270,3 +270,23 @@ def test_operators_of_other_namespaces_and_odd_arity():
     odd = (type(steps[0])(0, "aten::cat", "", (), ()),)
     with pytest.raises(GraphError, match="fewer operands or results"):
         annotate(genie.Graph(tuple(p.values), tuple(p.inputs), odd, ()))
+
+
+def test_names_of_classes_agree_and_decide_nothing():
+    p = Program()
+    x = p.input((2, 4), origin="input")
+    p.op("rsqrt", Ref(x), shape=(2, 4))
+    bare = p.graph()
+    inside = type(bare.steps[0])(0, "aten::rsqrt", "", (Ref(x),), bare.steps[0].outputs, module=0)
+
+    def labelled(kind, role):
+        graph = genie.Graph(bare.values, bare.inputs, (inside,), (), (Module("a.b", kind),))
+        finds = _Pattern("finds", lambda graph: graph.steps)
+        finds.annotate = lambda nodes: {0: {"role": role}}
+        [node] = annotate(graph, [finds] if role else []).steps
+        assert annotate(annotate(graph, [finds] if role else [])).steps == (node,)
+        return node.semantics.role, [why.reason for why in node.semantics.evidence if why.label == "role"]
+
+    assert labelled("LlamaRMSNorm", "norm") == ("norm", ["finds", "issued from a LlamaRMSNorm"])
+    assert labelled("Zork", "norm") == ("norm", ["finds"])
+    assert labelled("LlamaRMSNorm", None) == (None, [])

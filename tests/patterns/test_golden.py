@@ -50,7 +50,10 @@ def _nodes(graph: Graph) -> Iterator[str]:
         yield node_text(msgspec.structs.replace(node, source=-1), graph)
         its = node.semantics
         yield _labels(its, _SHOWN) + (" · critical" if its.critical_path else "")
-        why = {why.label: f"{why.reason} ({why.source}, {why.confidence:g})" for why in its.evidence}
+        why: dict[str, str] = {}
+        for each in its.evidence:
+            said = f"{each.reason} ({each.source}, {each.confidence:g})"
+            why[each.label] = f"{why[each.label]}; {said}" if each.label in why else said
         for label in _EXPLAINED:
             if label in why and before.get(label) != why[label]:  # what holds on is told once
                 yield f"        {label}: {why[label]}"

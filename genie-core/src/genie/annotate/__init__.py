@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from genie.annotate.inherit import inherit
 from genie.annotate.labels import DEFAULT, Bundle, Garbage, Merged, Merger, Reader, log, marked, ordered
+from genie.annotate.names import agreeing
 from genie.annotate.residency import cache_groups, residencies
 from genie.annotate.standing import Standing, standings
 from genie.annotate.supervise import TooSlow, supervised
@@ -179,15 +180,17 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
     where = residencies(graph)
     caches = cache_groups(graph, where)
     merger = Merger(graph.name)
-    known: dict[tuple[int, int, Standing, str], _Shared] = {}
+    known: dict[tuple[int, int, Standing, str, int], _Shared] = {}
     steps: list[Node] = []
     for at, node in enumerate(graph.steps):
         merged = merger.merge(node.id, node.semantics, found.get(node.id, ()))
         made = _made(node, where)
-        key = (id(merged), id(made), standing[at], caches[at])  # both live as long as this does
+        # Both that are told by their id live as long as this does.
+        key = (id(merged), id(made), standing[at], caches[at], node.module)
         shared = known.get(key)
         if shared is None:
-            shared = known[key] = _shared(merged, standing[at], made, caches[at])
+            kind = graph.modules[node.module].type if node.module >= 0 else ""
+            shared = known[key] = _shared(merged, standing[at], made, caches[at], kind)
         steps.append(
             Node(
                 node.id,
@@ -224,9 +227,12 @@ class _Shared(NamedTuple):
     after: tuple[Any, ...]
 
 
-def _shared(merged: Merged, standing: Standing, made: ValueSemantics | None, cached: str) -> _Shared:
+def _shared(merged: Merged, standing: Standing, made: ValueSemantics | None, cached: str, module: str) -> _Shared:
     fields, evidence = merged
     get = fields.get
+    agrees = agreeing(fields["role"], module) if module and "role" in fields else None
+    if agrees is not None and agrees not in evidence:
+        evidence = ordered(evidence, (agrees,))
     residency, pattern, group = get("residency"), get("memory_pattern"), get("colocation_group")
     if made is not None:
         if residency is None:

@@ -172,14 +172,16 @@ class Merger:
 def _as_labels(known: Semantics | None) -> Iterable[Label]:
     if known is None:
         return
-    evidence = {why.label: why for why in known.evidence}
+    evidence: dict[str, Evidence] = {}
+    for why in known.evidence:
+        evidence.setdefault(why.label, why)  # the first decides, others agree
     for field in FIELDS.values():
         value = getattr(known, field)
         if value is not None:
             # A frontend's label without evidence is what the framework said.
-            why = evidence.get(field)
-            strength = STRENGTH[why.source if why else "framework"]
-            yield Label(field, value, strength, 1 << 30, "frontend", why)
+            first = evidence.get(field)
+            strength = STRENGTH[first.source if first else "framework"]
+            yield Label(field, value, strength, 1 << 30, "frontend", first)
 
 
 def ordered(*evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
