@@ -18,6 +18,8 @@ from genie.match import (
     calls,
     flow,
     lineage,
+    result_of,
+    trained_calls,
     weights,
 )
 from genie_patterns_llm.attention import behind, crosses
@@ -53,11 +55,7 @@ class Phases(Finder):
     def find(self, view: Structure) -> Iterator[Match]:
         graph = view.graph
         call_of, currents = calls(graph), flow(graph)
-        trained = {
-            call_of[at]
-            for at, node in enumerate(view.steps)
-            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
-        }
+        trained = trained_calls(graph)
         by_call: dict[int, list[Attention]] = {}
         for each in attentions(graph):
             by_call.setdefault(call_of[each.nodes[0]], []).append(each)
@@ -100,8 +98,7 @@ def _belongs(bits: int, past: int, call: _Call) -> bool:
 
 
 def _bits(view: Structure, bits: Sequence[int], at: int) -> int:
-    node = view.steps[at]
-    value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
+    value = result_of(view, at)
     return bits[value] if value >= 0 else 0
 
 

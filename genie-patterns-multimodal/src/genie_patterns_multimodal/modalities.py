@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from genie.graph import Evidence
-from genie.match import Finder, Match, Structure, calls, flow
+from genie.match import Finder, Match, Structure, calls, flow, result_of, trained_calls
 from genie_patterns_multimodal.entries import Kind, kinds
 
 _ENCODES = {"text": "text_encode", "vision": "vision_encode", "audio": "audio_encode"}
@@ -25,7 +25,7 @@ class Modalities(Finder):
         known = kinds(view)
         if not known:
             return
-        trained = _trained(view)
+        trained = trained_calls(view.graph)
         groups: dict[tuple[_Modalities, bool], list[int]] = {}
         for each in _followed(view, known):
             # What an earlier call left has its modality, and no phase of this one's encoders.
@@ -43,7 +43,7 @@ class Fusion(Finder):
 
     def find(self, view: Structure) -> Iterator[Match]:
         known = kinds(view)
-        trained = _trained(view) if known else set()
+        trained = trained_calls(view.graph)
         for each in _followed(view, known) if len({kind.modality for kind in known.values()}) > 1 else ():
             if each.first:
                 yield Match((view.steps[each.at],), _ROLE if each.call in trained else _MEETS)
@@ -69,8 +69,8 @@ def _followed(view: Structure, known: Mapping[int, Kind]) -> Iterator[_Node]:
             sets[bits] = frozenset(kind.modality for number, kind in known.items() if bits >> number & 1)
         return sets[bits]
 
-    for at, node in enumerate(view.steps):
-        value = next((out for out in node.outputs if out >= 0), node.mutates[0] if node.mutates else -1)
+    for at in range(len(view.steps)):
+        value = result_of(view, at)
         if value < 0:
             continue
         bits, call = currents.bits[value], call_of[at]
@@ -82,15 +82,6 @@ def _followed(view: Structure, known: Mapping[int, Kind]) -> Iterator[_Node]:
             several = len(mine) > 1 and not carried
             first = several and not any(of(currents.bits[operand]) == mine for operand in view.operands[at])
             yield _Node(at, call, mine, carried, first)
-
-
-def _trained(view: Structure) -> set[int]:
-    call_of = calls(view.graph)
-    return {
-        call_of[at]
-        for at, node in enumerate(view.steps)
-        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
-    }
 
 
 def _labels(modalities: _Modalities, known: Mapping[int, Kind], plain: bool) -> Mapping[str, object]:

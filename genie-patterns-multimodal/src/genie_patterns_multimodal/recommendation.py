@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from genie.graph import Evidence
 from genie.graph.structure import SAME
-from genie.match import LINEAR, Finder, Match, Structure, calls, flow, weights
+from genie.match import LINEAR, Finder, Match, Structure, calls, flow, trained_calls, weights
 from genie_patterns_multimodal.entries import kinds
 
 _LINEAR = frozenset(LINEAR.split())
@@ -36,11 +36,7 @@ class Recommendation(Finder):
             return
         call_of, heavy = calls(graph), weights(graph)
         affected = {currents.entries[number].call for number in sparse}
-        trained = {
-            call_of[at]
-            for at, node in enumerate(view.steps)
-            if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
-        }
+        trained = trained_calls(graph)
         lookups = {"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"}
         dense = bytearray(len(view.maker))  # computed with weights
         met = bytearray(len(view.maker))

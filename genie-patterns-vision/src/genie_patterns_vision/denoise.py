@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from genie.graph import Evidence, Graph
 from genie.graph.structure import PARTS, SAME
-from genie.match import ACTIVATION, LINEAR, Finder, Match, Structure, calls, flow, once, structure
-from genie_patterns_vision.pictures import bits_of, convolutions, is_weight, trained_calls, weighted
+from genie.match import ACTIVATION, LINEAR, Finder, Match, Structure, calls, flow, once, structure, trained_calls
+from genie_patterns_vision.pictures import bits_of, convolutions, is_weight, weighted
 
 _LINEAR = frozenset(LINEAR.split())
 _ACTIVATION = frozenset(ACTIVATION.split())

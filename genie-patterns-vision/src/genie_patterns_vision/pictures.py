@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from genie.graph import Graph
 from genie.graph.structure import SAME
-from genie.match import Entry, Structure, calls, flow, once, structure, weights
+from genie.match import Entry, Structure, flow, once, result_of, structure, weights
 
 CONVOLUTIONS = frozenset(
     """convolution conv1d conv2d conv3d _convolution mkldnn_convolution cudnn_convolution
@@ -106,22 +106,8 @@ def is_patches(view: Structure, entry: Entry) -> bool:
 
 def bits_of(view: Structure, bits: list[int], at: int) -> int:
     """The entries that a node's result is computed from."""
-    node = view.steps[at]
-    for value in node.outputs:
-        if value >= 0:
-            return bits[value]
-    return bits[node.mutates[0]] if node.mutates else 0
-
-
-@once
-def trained_calls(graph: Graph) -> frozenset[int]:
-    """Calls that gradients are computed of."""
-    call = calls(graph)
-    return frozenset(
-        call[at]
-        for at, node in enumerate(graph.steps)
-        if node.semantics is not None and node.semantics.phase in TRAINED
-    )
+    value = result_of(view, at)
+    return bits[value] if value >= 0 else 0
 
 
 def is_weight(view: Structure, value: int) -> bool:

@@ -5,7 +5,7 @@ from genie.graph.calls import calls, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
-from genie.match.flow import Entry, Flow, flow
+from genie.match.flow import Entry, Flow, flow, result_of, trained_calls
 from genie.match.pattern import ACTIVATION, LINEAR, Finder, Match, Op, Rule, Table, activation, linear, op
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "linear",
     "once",
     "op",
+    "result_of",
     "structure",
+    "trained_calls",
     "weights",
 ]

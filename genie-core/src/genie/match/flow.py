@@ -108,6 +108,26 @@ def flow(graph: Graph) -> Flow:
     return Flow(tuple(entries), bits, past, carried)
 
 
+def result_of(view: Structure, at: int) -> int:
+    """The value that a node is about: the first that it makes, or what it writes to; -1: none."""
+    node = view.steps[at]
+    for value in node.outputs:
+        if value >= 0:
+            return value
+    return node.mutates[0] if node.mutates else -1
+
+
+@once
+def trained_calls(graph: Graph) -> frozenset[int]:
+    """Calls that gradients are computed of."""
+    call = calls(graph)
+    return frozenset(
+        call[at]
+        for at, node in enumerate(graph.steps)
+        if node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+    )
+
+
 def counted(view: Structure, value: int) -> bool:
     """Whether numbers are positions: made by counting, and arithmetic on what is counted."""
     front, seen = [value], {value}
