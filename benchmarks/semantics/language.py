@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from semantics.library import NEW_TOKENS, TEXT, Inputs, Settings, built, generating, of_cache, padded, tensors_of, text
+from semantics.ingredients import (
+    NEW_TOKENS,
+    TEXT,
+    Inputs,
+    Settings,
+    built,
+    generating,
+    of_cache,
+    padded,
+    tensors_of,
+    text,
+)
 from semantics.stages import Kept
 from semantics.truth import Model, Tower, Truth, generation
 

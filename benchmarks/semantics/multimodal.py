@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from semantics.library import (
+from semantics.ingredients import (
     BATCH,
     IMAGE,
     LENGTH,

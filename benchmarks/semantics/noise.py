@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semantics.library import TEXT, numbers, tokens
+from semantics.ingredients import TEXT, numbers, tokens
 from semantics.stages import Stage
 from semantics.truth import Call, Model, Program, Tower, Truth, calls
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semantics.library import VOCABULARY, tokens
+from semantics.ingredients import VOCABULARY, tokens
 from semantics.stages import Stage
 from semantics.truth import Model, Program, Tower, Truth, generation
 

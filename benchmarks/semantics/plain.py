@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semantics.library import VOCABULARY, numbers, tokens
+from semantics.ingredients import VOCABULARY, numbers, tokens
 from semantics.stages import Stage
 from semantics.truth import Call, Fusion, Model, Program, Tower, Truth, calls
 

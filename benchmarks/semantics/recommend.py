@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantics.library import numbers
+from semantics.ingredients import numbers
 from semantics.stages import Stage
 from semantics.truth import Call, Model, Program, Tower, Truth
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from semantics.library import VOCABULARY, numbers, tokens
+from semantics.ingredients import VOCABULARY, numbers, tokens
 from semantics.stages import Stage
 from semantics.truth import Model, Program, Tower, Truth, calls, generation
 

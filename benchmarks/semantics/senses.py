@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from semantics.library import BATCH, IMAGE, TEXT, Inputs, Settings, built, forwards, image, numbers
+from semantics.ingredients import BATCH, IMAGE, TEXT, Inputs, Settings, built, forwards, image, numbers
 from semantics.truth import Model, Tower, Truth, calls
 
 SEES = Truth("vision", calls("vision_encode", "vision_encode"), (Tower("", "vision"),))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from semantics.library import (
+from semantics.ingredients import (
     NEW_TOKENS,
     TEXT,
     VOCABULARY,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from semantics.library import TEXT, built, numbers, text
+from semantics.ingredients import TEXT, built, numbers, text
 from semantics.stages import Stage
 from semantics.truth import Model, Program, Tower, Truth, calls
 

@@ -191,21 +191,7 @@ def _with_facts(graph: Graph, found: _Found) -> Graph:
         if shared is None:
             kind = graph.modules[node.module].type if node.module >= 0 else ""
             shared = known[key] = _shared(merged, standing[at], made, caches[at], kind)
-        steps.append(
-            Node(
-                node.id,
-                node.operation,
-                node.overload,
-                node.args,
-                node.outputs,
-                node.mutates,
-                node.aliases,
-                node.module,
-                node.source,
-                _semantics(shared, works[at]),
-                node.mark,
-            )
-        )
+        steps.append(node.labelled(_semantics(shared, works[at]), node.mark))
     merger.report()
     inherit(graph, steps, _FORWARD["evidence"][0])
     return relabelled(graph, tuple(steps), meanings(graph, steps, where))

@@ -158,6 +158,22 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """What is known about the node, by public key; what is unknown is absent."""
         return MappingProxyType(_labels(self.semantics))
 
+    def labelled(self, semantics: Semantics | None, mark: int) -> Node:
+        """The node with other labels. Spelled out: graphs have many thousands of nodes."""
+        return Node(
+            self.id,
+            self.operation,
+            self.overload,
+            self.args,
+            self.outputs,
+            self.mutates,
+            self.aliases,
+            self.module,
+            self.source,
+            semantics,
+            mark,
+        )
+
     def operands(self) -> Iterator[int]:
         """The values the node takes, in the order of its arguments, repeats included."""
         return refs(self.args)

@@ -95,20 +95,7 @@ def bare(graph: Graph) -> Graph:
         key = (known.phase, known.priority) if known is not None else (None, None)
         if key not in said:
             said[key] = Semantics(phase=key[0], priority=key[1])
-        steps.append(
-            Node(
-                node.id,
-                node.operation,
-                node.overload,
-                node.args,
-                node.outputs,
-                node.mutates,
-                node.aliases,
-                node.module,
-                node.source,
-                said[key],
-            )
-        )
+        steps.append(node.labelled(said[key], -1))
     new = msgspec.structs.replace(graph, steps=tuple(steps), meanings=(), marks=(), value_marks=())
     new.__dict__["_verified"] = True
     return new
