@@ -333,9 +333,6 @@ class _Tracer:
         before, after = self.view.shape(old), self.view.shape(new)
         return all(a == b or i == axis for i, (a, b) in enumerate(zip(before, after, strict=True)))
 
-    def _same(self, old: int, new: int) -> bool:
-        return self.view.shape(old) == self.view.shape(new) and self.view.dtype(old) == self.view.dtype(new)
-
     def _axis(self, at: int, value: int, root: int) -> int:
         node = self.view.steps[at]
         name = self.view.names[at]
