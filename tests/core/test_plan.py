@@ -11,7 +11,7 @@ from hypothesis import given
 from genie.annotate import annotate
 from genie.errors import GraphError, PlanError
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
-from genie.plan import ExecutionPlan, Stage, Transfer, liveness, stages, verify
+from genie.plan import ExecutionPlan, Link, Stage, Transfer, liveness, verify
 from genie.schedule import Scheduler
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -62,7 +62,7 @@ def test_a_plan_says_where_and_how_long():
     assert dict(plan.placement) == {0: "gpu0", 1: "cpu0", 2: "gpu0"}
     assert plan.latency_ms == pytest.approx(plan.latency * 1e3)
     assert plan.latency > sum(move.seconds for move in plan.transfers)
-    assert plan.stages == (Stage(0, 0, 1), Stage(1, 1, 2), Stage(0, 2, 3))
+    assert plan.stages == (Stage(0, (0,)), Stage(1, (1,)), Stage(0, (2,)))
     assert [(move.value, move.source, move.target, move.before) for move in plan.transfers] == [
         (1, 0, 1, 1),
         (2, 1, 0, 2),
@@ -131,7 +131,9 @@ def rule(plan: ExecutionPlan, step: int, **fields) -> ExecutionPlan:
         (rule(split(), 1, rule=1), "node 1 (aten::relu): rule 1"),
         (rule(split(), 1, seconds=-1.0), "an estimate is no time"),
         (rule(split(), 1, elsewhere=(1.0,)), "estimates for 1 of 2 devices"),
-        (change(split(), stages=(Stage(0, 0, 3),)), "longest runs"),
+        (rule(split(), 1, error=-1.0), "is no share"),
+        (change(split(), links=(Link(0, 7, 0.0, 1e9),)), "a link names a device"),
+        (change(split(), links=(Link(0, 1, 0.0, 0.0),)), "no latency or speed"),
         (change(split(), releases=((), (), (0,))), "%0 is released after node 2, but it outlives"),
         (change(split(), releases=((), (), (3,))), "%3 is released after node 2, but it outlives"),
         (change(split(), releases=((), (1,), ())), "operand %1 was released before"),
@@ -165,7 +167,7 @@ def test_written_memory_stays_on_one_device():
     one = Scheduler([GPU, CPU]).schedule(annotate(graph))
     assert {made.device for made in one.decisions} == {1}
     moved = rule(one, 1, device=0)
-    moved = change(moved, stages=stages(moved.decisions), transfers=(Transfer(1, 1, 0, 1, 64, 0.1),))
+    moved = change(moved, transfers=(Transfer(1, 1, 0, 1, 64, 0.1),))
     with pytest.raises(PlanError, match="shares memory that is written to"):
         verify(moved)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
@@ -154,6 +154,22 @@ class CostModel(Protocol):
     def estimate_compute(self, node: Node, device: Device | None = None) -> float: ...
 
     def estimate_transfer(self, src: Device, dst: Device, bytes: int) -> float: ...
+
+
+class Estimate(NamedTuple):
+    """Seconds of one node on one device. ``source``, ``error`` and ``bound`` as in :class:`genie.plan.Decision`."""
+
+    seconds: float
+    source: str
+    error: float = 0.0
+    bound: str = ""
+
+
+@runtime_checkable
+class Appraising(Protocol):
+    """What a cost model may be besides: one that says where its estimates come from, for many nodes at once."""
+
+    def appraise(self, nodes: Sequence[Node], device: Device) -> Sequence[Estimate]: ...
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from genie.device import Device
 from genie.errors import ConfigError, SchedulingError
 from genie.graph import Graph, Node, verify
 from genie.interfaces import CostModel, PlacementStrategy, Policy
-from genie.plan import Decision, ExecutionPlan, Transfer, liveness, split_storage, stages
+from genie.plan import Decision, ExecutionPlan, Transfer, liveness, split_storage
 from genie.plan import verify as verify_plan
 from genie.schedule.cost import RooflineCostModel, Transfers
 from genie.schedule.evaluate import gib, makespan, memory, split_peaks, transfers
@@ -84,7 +84,6 @@ class Scheduler:
             devices=devices,
             decisions=decisions,
             releases=releases,
-            stages=stages(decisions),
             transfers=moves,
             rules=(rule,),
             policy=self.policy.name,

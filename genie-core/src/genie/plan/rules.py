@@ -1,0 +1,140 @@
+"""The rules every plan obeys, as code."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import msgspec
+
+from genie import graph as graphs
+from genie.errors import PlanError
+from genie.plan.lives import split_storage
+from genie.plan.model import ExecutionPlan
+from genie.plan.records import Transfer
+
+MAX_DEVICES = 1 << 10
+MAX_TEXT = 1 << 12
+
+
+def verify(plan: ExecutionPlan) -> None:
+    """Check every rule of a plan and of its graph; raises :class:`PlanError` or ``GraphError``.
+
+    * There is one decision and one list of releases per step.
+    * Devices have different ids; indexes are within the plan's tables; estimates are finite and not negative.
+    * A value is released once, at or after its last use; no output and no undonated input is.
+    * A value used on a device where it was not made is transferred there before, from where it is.
+    * Values that share memory with one that is written to stay on one device.
+    """
+    if "_verified" in plan.__dict__:
+        return
+    graphs.verify(plan.graph)
+    try:
+        _verify_tables(plan)
+        _verify_releases(plan)
+        _verify_transfers(plan)
+    except (TypeError, AttributeError) as error:
+        raise PlanError(f"the plan holds a value of a wrong type: {error}") from error
+    plan.__dict__["_verified"] = True
+
+
+def bare(plan: ExecutionPlan) -> ExecutionPlan:
+    """The verified plan as a node needs it: its graph without the evidence for labels, and most of the labels."""
+    verify(plan)
+    new = msgspec.structs.replace(plan, graph=graphs.bare(plan.graph))
+    new.__dict__["_verified"] = True
+    return new
+
+
+def _no_time(seconds: float) -> bool:
+    return not (isfinite(seconds) and seconds >= 0)
+
+
+def _verify_tables(plan: ExecutionPlan) -> None:
+    steps, devices, rules = len(plan.graph.steps), len(plan.devices), len(plan.rules)
+    if devices > MAX_DEVICES:
+        raise PlanError(f"{devices} devices are more than {MAX_DEVICES}")
+    if len({device.id for device in plan.devices}) != devices:
+        raise PlanError("two devices have one id")
+    if len(plan.decisions) != steps or len(plan.releases) != steps:
+        raise PlanError(f"{len(plan.decisions)} decisions and {len(plan.releases)} releases for {steps} steps")
+    if len(plan.links) > devices * devices:
+        raise PlanError(f"{len(plan.links)} links between {devices} devices")
+    if len(plan.peak_memory) not in (0, devices) or any(peak < 0 for peak in plan.peak_memory):
+        raise PlanError("peak_memory must be a number of bytes per device")
+    if _no_time(plan.latency):
+        raise PlanError(f"latency {plan.latency} is no time")
+    if rules > steps + 1 or any(len(rule) > MAX_TEXT for rule in plan.rules) or len(plan.policy) > MAX_TEXT:
+        raise PlanError("too many rules, or one too long")
+    for node, made in zip(plan.graph.steps, plan.decisions, strict=True):
+        if not 0 <= made.device < devices:
+            raise PlanError(f"node {node.id} ({node.target}): device {made.device} is not in the plan's table")
+        if not 0 <= made.rule < max(rules, 1):
+            raise PlanError(f"node {node.id} ({node.target}): rule {made.rule} is not in the plan's table")
+        if len(made.elsewhere) not in (0, devices):
+            raise PlanError(f"node {node.id} ({node.target}): estimates for {len(made.elsewhere)} of {devices} devices")
+        if _no_time(made.seconds) or (made.elsewhere and any(map(_no_time, made.elsewhere))):
+            raise PlanError(f"node {node.id} ({node.target}): an estimate is no time")
+        if len(made.source) > MAX_TEXT or len(made.bound) > MAX_TEXT:
+            raise PlanError(f"node {node.id} ({node.target}): the source of its estimate is too long")
+        if _no_time(made.error):
+            raise PlanError(f"node {node.id} ({node.target}): the error of its estimate is no share")
+    for link in plan.links:
+        if not (0 <= link.source < devices and 0 <= link.target < devices):
+            raise PlanError("a link names a device that is not in the plan's table")
+        if _no_time(link.latency) or not link.bytes_per_second > 0:
+            raise PlanError("a link has no latency or speed")
+
+
+def _verify_releases(plan: ExecutionPlan) -> None:
+    graph = plan.graph
+    never = {entry.value for entry in graph.inputs if not entry.donated}
+    never.update(graph.outputs)
+    made = bytearray(len(graph.values))
+    for entry in graph.inputs:
+        made[entry.value] = 1
+    for node, gone in zip(graph.steps, plan.releases, strict=True):
+        for value in node.operands():
+            if made[value] != 1:
+                raise PlanError(f"node {node.id} ({node.target}): operand %{value} was released before")
+        for value in node.outputs:
+            if value >= 0:
+                made[value] = 1
+        for value in gone:
+            if not 0 <= value < len(made) or made[value] != 1:
+                raise PlanError(f"%{value} is released after node {node.id}, where it does not live")
+            if value in never:
+                raise PlanError(f"%{value} is released after node {node.id}, but it outlives the plan")
+            made[value] = 2
+
+
+def _verify_transfers(plan: ExecutionPlan) -> None:
+    graph = plan.graph
+    places = {made.device for made in plan.decisions}
+    if len(places) <= 1:
+        if plan.transfers:
+            raise PlanError("transfers in a plan that runs on one device")
+        return
+    arrivals: dict[int, list[Transfer]] = {}
+    for move in plan.transfers:
+        if not (0 <= move.value < len(graph.values) and 0 <= move.before < len(graph.steps)):
+            raise PlanError(f"a transfer names value %{move.value} and step {move.before}, which are not in the graph")
+        if not (0 <= move.source < len(plan.devices) and 0 <= move.target < len(plan.devices)):
+            raise PlanError(f"the transfer of %{move.value} names a device that is not in the plan's table")
+        if move.bytes < 0 or _no_time(move.seconds):
+            raise PlanError(f"the transfer of %{move.value} has no size or time")
+        arrivals.setdefault(move.before, []).append(move)
+    present: dict[int, set[int]] = {}  # value → devices that hold it; inputs are brought to where they are used
+    for step, (node, made) in enumerate(zip(graph.steps, plan.decisions, strict=True)):
+        for move in arrivals.get(step, ()):
+            if move.source == move.target or move.source not in present.get(move.value, ()):
+                raise PlanError(f"%{move.value} is sent from a device that does not hold it, before node {node.id}")
+            present[move.value].add(move.target)
+        for value in node.operands():
+            if made.device not in present.setdefault(value, {made.device}):
+                raise PlanError(f"node {node.id} ({node.target}): operand %{value} is not on its device")
+        for value in node.outputs:
+            if value >= 0:
+                present[value] = {made.device}
+    crossing = split_storage(graph, [made.device for made in plan.decisions])
+    if crossing is not None:
+        raise PlanError(f"%{crossing} shares memory that is written to, and lives on two devices")
