@@ -208,6 +208,32 @@ void bind_session(py::module_& module) {
             session.commit(handle, allocation.host);
           })
       .def(
+          "poison",
+          [](Session& session,
+             int64_t handle,
+             std::string kind,
+             std::string message,
+             std::string op,
+             std::string source,
+             std::string device,
+             int64_t plan,
+             int64_t step) {
+            const NoGil no_gil;
+            session.poison(
+                handle,
+                Failure{
+                    std::move(kind), std::move(message), std::move(op), std::move(source), std::move(device), plan, step});
+          },
+          py::arg("handle"),
+          py::kw_only(),
+          py::arg("kind"),
+          py::arg("message"),
+          py::arg("op"),
+          py::arg("source"),
+          py::arg("device"),
+          py::arg("plan"),
+          py::arg("step"))
+      .def(
           "describe",
           [](Session& session, int64_t handle) {
             Spec spec;

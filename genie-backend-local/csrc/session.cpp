@@ -172,6 +172,13 @@ void Session::upload(int64_t handle, const Spec& spec, const void* data, size_t 
   commit(handle, host);
 }
 
+void Session::poison(int64_t handle, Failure failure) {
+  const Lock lock(lock_);
+  check_open();
+  check_new(handle);
+  values_[handle].failure = std::make_shared<const Failure>(std::move(failure));
+}
+
 Spec Session::describe(int64_t handle) {
   const Lock lock(lock_);
   const auto& tensor = look(handle);

@@ -17,6 +17,7 @@
 #include "memory.h"
 #include "plan.h"
 #include "random.h"
+#include "refused.h"
 
 namespace genie_local {
 
@@ -82,6 +83,9 @@ class Session {
   // Host memory for a value that is yet to come; `commit` makes it one.
   at::Tensor allocate(const Spec& spec);
   void commit(int64_t handle, const at::Tensor& host);
+
+  // A failure in place of a value: for whoever looks at it, and for what is made of it.
+  void poison(int64_t handle, Failure failure);
 
   Spec describe(int64_t handle);
   Bytes fetch(int64_t handle, Spec& spec);

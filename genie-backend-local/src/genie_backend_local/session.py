@@ -11,6 +11,7 @@ import structlog
 
 from genie import plan as plans
 from genie.device import Device
+from genie.errors import GenieError, RemoteOpError
 from genie.graph import TensorSpec, bare
 from genie.host import HostValue
 from genie.interfaces import Buffer
@@ -79,6 +80,20 @@ class LocalSession:
         Raises :class:`genie.errors.OutOfMemory` before allocating what the session may not have.
         """
         return Allocation(self._native, spec)
+
+    def poison(self, handle: int, error: GenieError) -> None:
+        """``handle`` stands for a value that failed to come: looking at it, or at what is made of it, raises."""
+        told = error if isinstance(error, RemoteOpError) else RemoteOpError(error.message, kind=type(error).__name__)
+        self._native.poison(
+            handle,
+            kind=told.kind,
+            message=told.message,
+            op=told.op,
+            source=told.source,
+            device=told.device or error.where,
+            plan=told.plan,
+            step=told.step,
+        )
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
         """See the protocol. Without ``out`` a contiguous CPU value is not copied: later in-place operators of the

@@ -69,6 +69,22 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class Linked(Protocol):
+    """What a session may be besides: one that sends values to others of its kind directly. An inlet of one session is
+    where values arrive that another, given it, sends; the order is kept. Errors arrive in place of values."""
+
+    def inlet(self, source: str) -> Any: ...
+
+    def outlet(self, inlet: Any) -> int: ...
+
+    def send(self, outlet: int, handle: int) -> None:
+        """What ``handle`` is at this point of the session's work goes on its way; the work goes on."""
+
+    def receive(self, inlet: Any, handle: int) -> None:
+        """The next value that arrives is ``handle``; what follows in the session waits for it."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """Executes plans. ``options`` come validated from :mod:`genie.config`."""
 

@@ -22,16 +22,16 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.graph import TensorSpec
-from genie.host import flat
+from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection, Session
+from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, frames, messages
+from genie.wire import Dialogue, Kind, Limits, channels, frames, messages
 
 log = structlog.get_logger("genie.node")
 
 _EXECUTE = int(Kind.EXECUTE)
-_FEW = 4096  # bytes that travel within a record
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -64,6 +64,13 @@ class Sharing(Protocol):
     def adopt(self, handle: int, value: object) -> None: ...
 
 
+@runtime_checkable
+class Poisoning(Protocol):
+    """A local session may take an error in place of a value: whoever looks at it, or needs it, gets that."""
+
+    def poison(self, handle: int, error: GenieError) -> None: ...
+
+
 class _Refused(Exception):
     """An upload has no place: the handle knows why."""
 
@@ -84,6 +91,7 @@ class NodeSession:
         store: ContentStore,
         limits: Limits,
         capacity: int,
+        channels: Channels,
     ) -> None:
         self.name = name
         self.device: Device = session.device
@@ -94,6 +102,7 @@ class NodeSession:
         self._store = store
         self._limits = limits
         self._capacity = capacity
+        self._channels = channels
         self._plans: list[int] = []
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
@@ -107,6 +116,9 @@ class NodeSession:
             Kind.SEED: self._seed,
             Kind.SET_GENERATOR_STATE: self._set_generator_state,
             Kind.UPLOAD_COMMIT: self._commit,
+            Kind.OUTLET: self._outlet,
+            Kind.SEND: self._send,
+            Kind.RECEIVE: self._receive,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -115,6 +127,7 @@ class NodeSession:
             Kind.GENERATOR_STATE: self._generator_state,
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
+            Kind.INLET: self._inlet,
         }
 
     def serve(self) -> None:
@@ -132,6 +145,7 @@ class NodeSession:
         finally:
             self._dialogue.close()
             self._connection.close()
+            self._channels.close()
             self._shared.clear()
             self._allocation = None
             self._store.release(self.name)
@@ -318,6 +332,41 @@ class NodeSession:
         except GenieError as error:
             self._defer(error)
 
+    # --- values from and to other nodes -------------------------------------------------------------
+
+    def _outlet(self, body: memoryview) -> None:
+        opened = channels.get_outlet(body)
+        self._channels.connect(opened.number, opened.target)
+
+    def _send(self, body: memoryview) -> None:
+        number, handle = channels.get_passage(body, "SEND")
+        self._channels.send(number, lambda: self._sent(handle))
+
+    def _sent(self, handle: int) -> HostValue:
+        try:
+            value = self._session.fetch(handle)
+        except GenieError as error:
+            # What it needed may be missing because of an earlier failure: that is the reason to tell.
+            raise self._failed.get(handle) or self._deferred or error from None
+        return HostValue(value.spec, memoryview(value.data))
+
+    def _receive(self, body: memoryview) -> None:
+        number, handle = channels.get_passage(body, "RECEIVE")
+        try:
+            value = self._channels.receive(number)
+            self._session.upload(handle, value.spec, value.data)
+        except (ProtocolError, LimitExceeded):
+            raise
+        except (GenieError, MemoryError) as error:
+            if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
+                self._session.poison(handle, error)
+            else:
+                self._fail(handle, error)
+
+    def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        opening = channels.get_opening(body)
+        return Kind.INLET_OPEN, channels.put(self._channels.open(opening.number, opening.source)), None
+
     def _defer(self, error: GenieError) -> None:
         if self._deferred is None:
             self._deferred = error
@@ -367,7 +416,7 @@ class NodeSession:
         spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
         if data.ndim != 1 or data.format != "B":
             data = flat(data)
-        if len(data) <= _FEW:
+        if len(data) <= FEW:
             return Kind.VALUE, messages.put_result(spec, data), None
         return Kind.VALUE, messages.put_result(spec), data
 
@@ -395,9 +444,11 @@ class NodeSession:
     def stop(self) -> None:
         """From any thread: no further message is read."""
         self._connection.close()
+        self._channels.interrupt()
 
     def abandon(self) -> None:
         """It was never served."""
+        self._channels.close()
         self._session.close()
 
     def _dismiss(self, error: GenieError) -> None:

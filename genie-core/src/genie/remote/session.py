@@ -10,6 +10,9 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
 
 from genie import codec
 from genie.device import Device
@@ -20,7 +23,7 @@ from genie.interfaces import Buffer, Connection
 from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
 from genie.remote.offers import Offers
-from genie.wire import Dialogue, Kind, Limits, messages
+from genie.wire import Dialogue, Kind, Limits, channels, messages
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -28,6 +31,13 @@ _PLANS_REMEMBERED = 512
 _SPECS_REMEMBERED = 256
 
 _EXECUTE = int(Kind.EXECUTE)
+
+
+class Inlet(NamedTuple):
+    """Where values from another session arrive."""
+
+    number: int
+    target: channels.Target
 
 
 class RemoteSession:
@@ -46,6 +56,8 @@ class RemoteSession:
         self._specs: dict[bytes, tuple[TensorSpec, int]] = {}
         self._plans_sent = 0
         self._executions = 0
+        self._inlets = 0
+        self._outlets = 0
 
     # --- work -------------------------------------------------------------------------------------
 
@@ -128,6 +140,36 @@ class RemoteSession:
         with self._lock:
             payload = messages.HANDLE.pack(generator) + bytes(state)
             self._conversation.queue(Kind.SET_GENERATOR_STATE, payload)
+
+    # --- values from and to other sessions ----------------------------------------------------------
+
+    def inlet(self, source: str) -> Inlet:
+        """Open one for a sender called ``source``: for :meth:`outlet` of the session that is to send."""
+        with self._lock:
+            self._settle()
+            number = self._inlets
+            self._inlets = number + 1
+            payload = channels.put(channels.Opening(number=number, source=source))
+            answer, _ = self._conversation.ask(Kind.INLET, payload, Kind.INLET_OPEN)
+            target = self._conversation.read(channels.get_target, answer)
+            return Inlet(number, msgspec.structs.replace(target, address=self._conversation.node))
+
+    def outlet(self, inlet: Inlet) -> int:
+        with self._lock:
+            number = self._outlets
+            self._outlets = number + 1
+            self._conversation.queue(Kind.OUTLET, channels.put(channels.Outlet(number=number, target=inlet.target)))
+            return number
+
+    def send(self, outlet: int, handle: int) -> None:
+        with self._lock:
+            self._settle()
+            self._conversation.queue(Kind.SEND, channels.put_passage(outlet, handle))
+            self._conversation.push()
+
+    def receive(self, inlet: Inlet, handle: int) -> None:
+        with self._lock:
+            self._conversation.queue(Kind.RECEIVE, channels.put_passage(inlet.number, handle))
 
     # --- looks ------------------------------------------------------------------------------------
 

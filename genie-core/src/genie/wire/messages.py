@@ -30,7 +30,8 @@ LARGEST_HANDLE: Final = (1 << 63) - 1
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """``device`` is the device's number on the node; -1 asks for the welcome alone."""
+    """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
+    values names the ``channel`` instead, by the token that the other gave out for it."""
 
     major: int
     minor: int
@@ -38,6 +39,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     device: int = -1
     host: str = ""
     client: str = ""
+    channel: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
