@@ -44,12 +44,12 @@ class View {
   Py_buffer view_{};
 };
 
-Spec to_spec(const std::vector<int64_t>& shape, const std::string& dtype) {
+Spec to_spec(const std::vector<int64_t>& shape, const std::string& dtype, std::vector<int64_t> stride = {}) {
   const auto type = dtype_named(dtype);
   if (!type) {
     throw Refused(Refusal::node, "no dtype is called '" + dtype + "'");
   }
-  return {shape, *type, {}};
+  return {shape, *type, std::move(stride)};
 }
 
 py::tuple to_tuple(const std::vector<int64_t>& numbers) {
@@ -188,12 +188,18 @@ void bind_session(py::module_& module) {
              int64_t handle,
              const std::vector<int64_t>& shape,
              const std::string& dtype,
-             const py::object& data) {
-            const auto spec = to_spec(shape, dtype);
+             const py::object& data,
+             std::vector<int64_t> stride) {
+            const auto spec = to_spec(shape, dtype, std::move(stride));
             const View view(data, false);
             const NoGil no_gil;
             session.upload(handle, spec, view.data(), view.size());
-          })
+          },
+          py::arg("handle"),
+          py::arg("shape"),
+          py::arg("dtype"),
+          py::arg("data"),
+          py::arg("stride") = std::vector<int64_t>())
       .def(
           "allocate",
           [](Session& session, const std::vector<int64_t>& shape, const std::string& dtype) {

@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -27,6 +28,39 @@ int64_t bytes_of(const Spec& spec) {
     }
   }
   return bytes;
+}
+
+// Elements from the first to the last of a value with strides; 0 if they overlap in a way that a copy can't have, or
+// there are none.
+int64_t extent_of(const Spec& spec) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  if (spec.stride.size() != spec.shape.size()) {
+    throw Refused(Refusal::node, "a value has another number of strides than of dimensions");
+  }
+  for (size_t dim = 0; dim < spec.shape.size(); ++dim) {
+    if (spec.stride[dim] < 0) {
+      throw Refused(Refusal::node, "a value has a negative stride");
+    }
+    if (spec.shape[dim] == 0) {
+      return 0;
+    }
+    if (spec.shape[dim] > 1 && spec.stride[dim] > 0) {
+      dims.emplace_back(spec.stride[dim], spec.shape[dim]);
+    }
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t extent = 1;
+  for (const auto& [stride, size] : dims) {
+    int64_t reach = 0;
+    if (stride < extent) {
+      return 0;
+    }
+    if (__builtin_mul_overflow(stride, size - 1, &reach) || __builtin_add_overflow(extent, reach, &extent) ||
+        extent > (int64_t{1} << 56)) {
+      throw Refused(Refusal::node, "the strides of a value do not fit 64 bits");
+    }
+  }
+  return extent;
 }
 
 Spec spec_of(const at::Tensor& tensor) {
@@ -157,7 +191,7 @@ void Session::commit(int64_t handle, const at::Tensor& host) {
   const auto bytes = static_cast<int64_t>(host.nbytes());
   memory_.admit(bytes, "an upload");
   const CleanState clean(device_, warnings_);
-  insert(handle, device_.is_cpu() ? host : translated([&] { return host.to(device_); }));
+  insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }));
   counters_.uploaded += bytes;
 }
 
@@ -167,9 +201,36 @@ void Session::upload(int64_t handle, const Spec& spec, const void* data, size_t 
         Refusal::node,
         std::to_string(size) + " bytes for a value of " + std::to_string(bytes_of(spec)) + " bytes");
   }
+  const auto extent = spec.stride.empty() ? 0 : extent_of(spec);
   const auto host = allocate(spec);
   std::memcpy(host.mutable_data_ptr(), data, size);
-  commit(handle, host);
+  if (extent > 0) {
+    commit(handle, lay_out(host, spec, extent));
+  } else {
+    commit(handle, host);
+  }
+}
+
+at::Tensor Session::lay_out(const at::Tensor& host, const Spec& spec, int64_t extent) {
+  const Lock lock(lock_);
+  check_open();
+  memory_.admit(extent * static_cast<int64_t>(host.itemsize()), "an upload");
+  const CleanState clean(device_, warnings_);
+  return translated([&] {
+    // Of a dimension that repeats its elements, one is kept.
+    auto kept = host;
+    auto sizes = spec.shape;
+    for (size_t dim = 0; dim < sizes.size(); ++dim) {
+      if (spec.stride[dim] == 0 && sizes[dim] > 1) {
+        sizes[dim] = 1;
+        kept = kept.narrow(static_cast<int64_t>(dim), 0, 1);
+      }
+    }
+    auto laid = at::empty_strided(sizes, spec.stride, host.options().device(device_));
+    laid.copy_(kept);
+    laid.unsafeGetTensorImpl()->set_sizes_and_strides(spec.shape, spec.stride);
+    return laid;
+  });
 }
 
 void Session::poison(int64_t handle, Failure failure) {

@@ -79,6 +79,7 @@ class Session {
   void load(int64_t id, std::shared_ptr<Plan> plan);
   void execute(int64_t id, const uint8_t* bindings, size_t size);
 
+  // `data` are the elements in C order; a spec with strides lays them out so in memory.
   void upload(int64_t handle, const Spec& spec, const void* data, size_t size);
   // Host memory for a value that is yet to come; `commit` makes it one.
   at::Tensor allocate(const Spec& spec);
@@ -110,6 +111,7 @@ class Session {
   void check_open() const;
   void check_new(int64_t handle) const;
   void insert(int64_t handle, at::Tensor tensor);
+  at::Tensor lay_out(const at::Tensor& host, const Spec& spec, int64_t extent);
   const at::Tensor& look(int64_t handle);
 
   const c10::Device device_;

@@ -72,7 +72,7 @@ class LocalSession:
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         # In one process there is nobody to have known the content before.
-        self._native.upload(handle, spec.shape, spec.dtype, data)
+        self._native.upload(handle, spec.shape, spec.dtype, data, spec.stride or ())
 
     def allocate(self, spec: TensorSpec) -> Allocation:
         """Memory for a contiguous value: the value's own on the CPU, on other devices copied there by ``commit``.

@@ -41,7 +41,8 @@ class Session(Protocol):
         the execution may wait for it, to travel in one message."""
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
-        """A new contiguous value from host bytes, which the callee has taken when the call returns.
+        """A new value from host bytes in C order, which the callee has taken when the call returns. It is laid out by
+        the spec's strides, where the device can; contiguous without.
         ``shared`` marks content likely to be known already (weights): it is offered by digest first."""
 
     def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, LimitExceeded, NodeError, ProtocolError
-from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -80,7 +79,7 @@ class Inlet:
         bytes_ = few if data is None else flat(data)  # type: ignore[arg-type]
         if messages.spec_bytes(spec, self._limits) != len(bytes_):
             raise ProtocolError("a value of another size than it says")
-        return HostValue(TensorSpec(tuple(spec.shape), spec.dtype), bytes_)
+        return HostValue(spec, bytes_)
 
     def _add(self, arrived: HostValue | GenieError) -> None:
         with self._changed:
@@ -221,12 +220,11 @@ def _send(connection: Connection, seq: int, value: HostValue | GenieError) -> No
     if isinstance(value, GenieError):
         connection.send(frames.one(seq, Kind.ERROR, messages.put_error(value)))
         return
-    spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
     data = flat(value.data)
     if len(data) <= FEW:
-        connection.send(frames.one(seq, Kind.VALUE, messages.put_result(spec, data)))
+        connection.send(frames.one(seq, Kind.VALUE, messages.put_result(value.spec, data)))
     else:
-        connection.send(frames.one(seq, Kind.VALUE, messages.put_result(spec), len(data)), (data,))
+        connection.send(frames.one(seq, Kind.VALUE, messages.put_result(value.spec), len(data)), (data,))
 
 
 class Channels:

@@ -220,7 +220,7 @@ class NodeSession:
         raise ProtocolError(f"record kind {kind} takes no bulk data")
 
     def _memory_of(self, spec: TensorSpec, size: int) -> memoryview:
-        if isinstance(self._session, Allocating):
+        if isinstance(self._session, Allocating) and spec.stride is None:
             self._allocation = self._session.allocate(spec)
             return self._allocation.data
         if size > self._capacity:
@@ -344,11 +344,11 @@ class NodeSession:
 
     def _sent(self, handle: int) -> HostValue:
         try:
-            value = self._session.fetch(handle)
+            spec = self._session.describe(handle)  # strides and all: what is computed there must be laid out as here
+            return HostValue(spec, memoryview(self._session.fetch(handle).data))
         except GenieError as error:
             # What it needed may be missing because of an earlier failure: that is the reason to tell.
             raise self._failed.get(handle) or self._deferred or error from None
-        return HostValue(value.spec, memoryview(value.data))
 
     def _receive(self, body: memoryview) -> None:
         number, handle = channels.get_passage(body, "RECEIVE")

@@ -105,12 +105,12 @@ class RemoteSession:
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         view = flat(data)
-        spec = TensorSpec(tuple(spec.shape), spec.dtype)
+        spec = TensorSpec(tuple(spec.shape), spec.dtype, spec.stride)
         size = messages.spec_bytes(spec, self._conversation.limits)
         if len(view) != size:
             raise LocalProtocolError(f"{len(view)} bytes for a value of {size} (shape {spec.shape}, {spec.dtype})")
         with self._lock:
-            if shared and size >= OFFERED:
+            if shared and size >= OFFERED and spec.stride is None:
                 self._offers.add(handle, spec, view)
             else:
                 self._upload(handle, spec, view)

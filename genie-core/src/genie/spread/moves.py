@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from genie.errors import RemoteOpError
-from genie.interfaces import Fetched, Linked, Session
+from genie.host import HostValue
+from genie.interfaces import Linked, Session
 
 
 @runtime_checkable
@@ -22,7 +23,7 @@ class Moves:
     def __init__(self, members: Sequence[Session]) -> None:
         self._members = members
         self._ways: dict[tuple[int, int], tuple[int, Any]] = {}  # (outlet there, inlet here)
-        self._carried: dict[tuple[int, int, int], Fetched | RemoteOpError] = {}
+        self._carried: dict[tuple[int, int, int], HostValue | RemoteOpError] = {}
         self.direct = 0  # values sent from node to node
         self.carried = 0  # … and through this process
 
@@ -36,7 +37,8 @@ class Moves:
             self.direct += 1
             return
         try:
-            self._carried[source, handle, target] = sender.fetch(handle)
+            value = HostValue(sender.describe(handle), memoryview(sender.fetch(handle).data))
+            self._carried[source, handle, target] = value
         except RemoteOpError as error:
             self._carried[source, handle, target] = error
         self.carried += 1

@@ -101,6 +101,10 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
         raise LimitExceeded(f"a tensor of rank {len(spec.shape)}; the limit is {limits.rank}")
     if any(not 0 <= size <= LARGEST_HANDLE for size in spec.shape):
         raise ProtocolError(f"a tensor with the impossible shape {spec.shape}")
+    if spec.stride is not None and not (
+        len(spec.stride) == len(spec.shape) and all(0 <= step <= LARGEST_HANDLE for step in spec.stride)
+    ):
+        raise ProtocolError(f"a tensor of shape {spec.shape} with the impossible strides {spec.stride}")
     size = math.prod(spec.shape) * item
     if size > limits.tensor:
         raise LimitExceeded(
