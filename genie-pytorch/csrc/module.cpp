@@ -100,6 +100,10 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("stats", &stats);
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
+  m.def(
+      "send_words",
+      [](int device, bool whole) { send_words(static_cast<int16_t>(device), whole); },
+      "Whether the device's session wants the words of a binding as they are.");
   m.def("source_named", &source_named);
   m.def(
       "set_origin",
