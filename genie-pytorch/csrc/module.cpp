@@ -101,9 +101,9 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
   m.def(
-      "send_words",
-      [](int device, bool whole) { send_words(static_cast<int16_t>(device), whole); },
-      "Whether the device's session wants the words of a binding as they are.");
+      "set_spread",
+      [](int device, bool spread) { set_spread(static_cast<int16_t>(device), spread); },
+      "Whether the device stands for several.");
   m.def("source_named", &source_named);
   m.def(
       "set_origin",

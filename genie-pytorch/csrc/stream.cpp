@@ -33,7 +33,7 @@ struct Uploads {
 };
 std::unordered_map<int16_t, Uploads> uploads;
 
-std::array<std::atomic<bool>, 128> sends_words{}; // by device: its session wants the words themselves
+std::array<std::atomic<bool>, 128> spread_devices{};
 
 std::deque<std::unique_ptr<Stream>> streams;
 std::vector<Stream*> idle; // of threads that ended; what they have pending is sent by whoever needs it
@@ -75,8 +75,12 @@ std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> 
 
 } // namespace
 
-void send_words(int16_t device, bool whole) {
-  sends_words[static_cast<size_t>(device)] = whole;
+void set_spread(int16_t device, bool spread) {
+  spread_devices[static_cast<size_t>(device)] = spread;
+}
+
+bool is_spread(int16_t device) {
+  return spread_devices[static_cast<size_t>(device)];
 }
 
 void check_made(const Value& value) {
@@ -119,7 +123,8 @@ c10::DeviceIndex current_device() {
 }
 
 void set_current_device(c10::DeviceIndex index) {
-  thread_device = index;
+  // PyTorch puts back what was: what the program did not say stays unsaid, for it changes with the cluster.
+  thread_device = index == default_device ? -1 : index;
 }
 
 uint64_t new_handle(int16_t device, bool held) {
@@ -407,7 +412,7 @@ void execute(
     Stream& stream, const Known& known, std::vector<uint64_t> words, bool look, std::vector<int64_t> reshaped) {
   send_forgotten(stream.device);
   const auto& plan = known.plan;
-  if (sends_words[static_cast<size_t>(stream.device)]) {
+  if (is_spread(stream.device)) {
     port::execute_words(stream.device, plan->id, words, look);
   } else {
     const auto bindings = plan->encode(words);

@@ -133,8 +133,10 @@ size_t stream_count();
 void order(Stream& stream, const at::Tensor& tensor);
 void check_made(const Value& value);
 
-// Whether a device's session wants an execution's words as they are, rather than encoded.
-void send_words(int16_t device, bool whole);
+// A device may stand for several. Its session wants an execution's words as they are, and operators over lists are
+// recorded tensor by tensor, for each is where it is.
+void set_spread(int16_t device, bool spread);
+bool is_spread(int16_t device);
 
 // A segment cut off its stream, with all that its execution needs.
 struct Closed {

@@ -107,7 +107,7 @@ class Port:
         _C.check_geometry(settings.debug_checks)
         engine.session.seed(0, self._seeds.setdefault(device, self._seed))
         _C.set_host_like(device, engine.device.type.lower() == "cpu")
-        _C.send_words(device, isinstance(engine.session, TakesWords))
+        _C.set_spread(device, isinstance(engine.session, TakesWords))
         return engine
 
     def graph(self, number: int) -> Graph:
