@@ -239,11 +239,14 @@ class SpreadSession:
         placing = self._placing(number, handle_of)
         split, members = placing.split, placing.members
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
+        # What is elsewhere sets out now, and is received by the part that needs it: it travels while others compute.
         for value, device in split.brought:
-            there[value, device] = self._bring(handle_of[value], members[device])
+            self._send(handle_of[value], members[device], wait=value not in split.scattered)
         made: dict[int, deque[int]] = {}  # output of the plan → what it is called
         for part, loaded in zip(split.parts, placing.loaded, strict=True):
             device, member = part.device, members[part.device]
+            for value in part.brings:
+                there[value, device] = self._bring(handle_of[value], member)
             for value in part.arrives:
                 source = split.home[value]
                 there[value, device] = self._take(1)
@@ -328,6 +331,17 @@ class SpreadSession:
         ]
         return fits[0] if fits else max(range(len(room)), key=room.__getitem__)
 
+    def _send(self, handle: int, member: int, wait: bool) -> None:
+        """Have the value set out for ``member``, if it lives elsewhere; :meth:`_bring` must follow. What is not
+        uploaded yet may ``wait`` until then, if no other member needs it."""
+        if handle in self._waiting:
+            if not wait:
+                self._let_go(handle, member)
+        elif self._directory.at(handle, member) is None:
+            home, there = self._directory.home(handle)
+            if not self._moves.under_way(home, there, member):
+                self._moves.send(home, there, member)
+
     def _bring(self, handle: int, member: int) -> int:
         """The value's handle on ``member``, which gets a copy if it lives elsewhere."""
         if handle in self._waiting:
@@ -336,8 +350,9 @@ class SpreadSession:
         found = self._directory.at(handle, member)
         if found is None:
             home, there = self._directory.home(handle)
+            if not self._moves.under_way(home, there, member):
+                self._moves.send(home, there, member)
             found = self._take(1)
-            self._moves.send(home, there, member)
             self._moves.receive(home, there, member, found)
             self._directory.add_copy(handle, member, found)
         return found
