@@ -17,7 +17,7 @@ from genie_pytorch.lift import can_lift, on_device
 from genie_pytorch.port import port
 
 _OF_TENSORS = frozenset(("residency", "modality", "colocation_group"))
-_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority"}
+_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority", "device"}
 
 
 class PyTorchFrontend:
