@@ -74,7 +74,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
         wanted = node.id if isinstance(node, Node) else node
         steps = self.graph.steps
         step = bisect_left(steps, wanted, key=lambda candidate: candidate.id)
-        if step == len(steps) or steps[step].id != wanted:
+        if step == len(steps) or steps[step].id != wanted or isinstance(wanted, bool):
             raise PlanError(f"the plan has no node {wanted!r}")
         return step
 

@@ -58,11 +58,12 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
         refuse(graph, [device.id for device in plan.devices], conflict(len(graph.steps), count, held))
     going = {groups.of[step] for step in pin.steps}
     places = [to if group in going else made.device for group, made in zip(groups.of, plan.decisions, strict=True)]
-    rules = (*plan.rules, pin.text)
-    decisions = tuple(
-        _there(made, place, len(rules) - 1) if group in going else made
+    rules = plan.rules if pin.text in plan.rules else (*plan.rules, pin.text)
+    decided = tuple(
+        _there(made, place, rules.index(pin.text)) if group in going else made
         for made, place, group in zip(plan.decisions, places, groups.of, strict=True)
     )
+    rules, decisions = _pruned(rules, decided)
     links = Links(plan.links)
     used = sorted(set(places) | set(homes.values()))
     missing = [(a, b) for a in used for b in used if (a, b) not in links]
@@ -121,6 +122,17 @@ def _there(made: Decision, place: int, rule: int) -> Decision:
             "the plan does not know what its nodes take on other devices", hint="schedule the graph anew, with pins="
         )
     return msgspec.structs.replace(made, device=place, seconds=made.elsewhere[place], rule=rule)
+
+
+def _pruned(rules: tuple[str, ...], decisions: Sequence[Decision]) -> tuple[tuple[str, ...], tuple[Decision, ...]]:
+    """Without the rules of pins that hold of no node any more."""
+    used = {made.rule for made in decisions}
+    kept = [number for number, text in enumerate(rules) if number in used or not text.startswith("plan.pin(")]
+    if len(kept) == len(rules):
+        return rules, tuple(decisions)
+    new = {old: number for number, old in enumerate(kept)}
+    renumbered = tuple(msgspec.structs.replace(made, rule=new[made.rule]) for made in decisions)
+    return tuple(rules[number] for number in kept), renumbered
 
 
 def _without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:

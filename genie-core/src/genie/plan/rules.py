@@ -70,7 +70,7 @@ def _verify_tables(plan: ExecutionPlan) -> None:
         raise PlanError("peak_memory must be a number of bytes per device")
     if _no_time(plan.latency):
         raise PlanError(f"latency {plan.latency} is no time")
-    if rules > steps + 1 or any(len(rule) > MAX_TEXT for rule in plan.rules) or len(plan.policy) > MAX_TEXT:
+    if rules > steps + 3 or any(len(rule) > MAX_TEXT for rule in plan.rules) or len(plan.policy) > MAX_TEXT:
         raise PlanError("too many rules, or one too long")
     if len(plan.constraints) > steps + MAX_DEVICES or any(len(held.text) > MAX_TEXT for held in plan.constraints):
         raise PlanError("too many constraints, or one too long")

@@ -143,7 +143,7 @@ class Scheduler:
         decisions = self._decisions(places, appraisals, rows)
         moves: tuple[Transfer, ...] = ()
         most = [0] * len(devices)
-        if len(set(places)) < 2 and not living:
+        if one or (len(set(places)) < 2 and not living):
             most[places[0] if places else 0] = need.peak
         else:
             moves = transfers(graph, places, Links(links), living, size)
