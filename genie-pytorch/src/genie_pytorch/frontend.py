@@ -19,7 +19,7 @@ from genie_pytorch.port import port
 _T = TypeVar("_T")
 
 _OF_TENSORS = frozenset(("residency", "modality", "colocation_group"))
-_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority"}
+_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority", "device"}
 
 
 class PyTorchFrontend:

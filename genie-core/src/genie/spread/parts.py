@@ -111,10 +111,10 @@ def split(plan: ExecutionPlan) -> Split:
         )
     if untouched:
         alone = tuple(value for value in graph.outputs if value in set(untouched))
-        parts.append(
-            Part(0, _alone(plan, 0, (), tuple(untouched), alone, set()), tuple(untouched), alone, (), (), (), ())
-        )
-    brought = dict.fromkeys((value, part.device) for part in parts for value in part.inputs if value in entered)
+        passing = tuple(untouched)
+        whole = _alone(plan, 0, (), passing, alone, set())
+        parts.append(Part(0, whole, passing, alone, (), passing, (), (), ()))
+        brought.update(((value, 0), None) for value in passing)
     root = _roots(graph)
     families = _families(graph, root)
     used_by: dict[int, set[int]] = {value: set() for value in entered}

@@ -29,8 +29,11 @@ class Residency(NamedTuple):
     """What a scheduler should know of the values there are. Devices by their ids."""
 
     homes: Mapping[int, str]  # input value of the graph → where it lives
+    movable: frozenset[int]  # those that can be moved: no other value shares their memory
     held: Mapping[str, int]  # bytes that other values take
 
+
+NOWHERE = Residency({}, frozenset(), {})
 
 Planner = Callable[[Graph, Residency], ExecutionPlan]
 
@@ -91,14 +94,17 @@ class SpreadSession:
             return self._residency({entry.value: each for entry, each in zip(graph.inputs, handles, strict=True)})
 
     def _residency(self, handle_of: Mapping[int, int]) -> Residency:
-        held, homes = list(self._held), {}
+        held, homes, movable = list(self._held), {}, set()
         for value, handle in handle_of.items():
             home = self._home_of(handle)
             if home is not None:
                 homes[value] = self.members[home].device.id
+                if self._directory.alone(handle):
+                    movable.add(value)
                 member, size = self._sizes.get(handle, (home, 0))
                 held[member] -= size
-        return Residency(homes, {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)})
+        others = {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)}
+        return Residency(homes, frozenset(movable), others)
 
     def _home_of(self, handle: int) -> int | None:
         return None if handle in self._waiting else self._directory.home(handle)[0]
