@@ -11,7 +11,7 @@ from genie import graph as graphs
 from genie.errors import PlanError
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
-from genie.plan.records import Transfer
+from genie.plan.records import Decision, Transfer
 
 if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
@@ -45,9 +45,20 @@ def verify(plan: ExecutionPlan) -> None:
 
 
 def bare(plan: ExecutionPlan) -> ExecutionPlan:
-    """The verified plan as a node needs it: its graph without the evidence for labels, and most of the labels."""
+    """The verified plan as those need it who run it: what runs where, and nothing of why. Plans that differ in
+    estimates alone are one."""
     verify(plan)
-    new = msgspec.structs.replace(plan, graph=graphs.bare(plan.graph), constraints=())
+    new = msgspec.structs.replace(
+        plan,
+        graph=graphs.bare(plan.graph),
+        decisions=tuple([Decision(made.device, 0.0, "") for made in plan.decisions]),
+        rules=(),
+        policy="",
+        latency=0.0,
+        peak_memory=(),
+        constraints=(),
+        capacities=(),
+    )
     new.__dict__["_verified"] = True
     return new
 
