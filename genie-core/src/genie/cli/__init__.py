@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import genie
+from genie import telemetry
 from genie.cli import artifacts, nodes, plugins, programs
 from genie.cli.printing import complain, options, out
 from genie.errors import GenieError
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
     ``genie diff`` ends as diff does: 0 when both are equal, 1 when they differ, 2 for any trouble.
     """
+    telemetry.configure()  # standard output is for answers; a runtime or a node sets its own level
     try:
         status = typer.main.get_command(app).main(args=argv, prog_name="genie", standalone_mode=False)
     except GenieError as error:
