@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "loop.h"
 #include "memory.h"
 #include "plan.h"
 #include "random.h"
@@ -78,6 +79,10 @@ class Session {
   void load(int64_t id, std::shared_ptr<Plan> plan);
   void execute(int64_t id, const uint8_t* bindings, size_t size);
 
+  // The plan repeated: `iterate` runs the next iteration and gives the bytes of what it emits; false: it is over.
+  std::shared_ptr<Loop> loop(int64_t id, const uint8_t* bindings, size_t size, LoopSpec spec, int64_t times);
+  bool iterate(Loop& loop, std::vector<Bytes>& emitted);
+
   void upload(int64_t handle, const Spec& spec, const void* data, size_t size);
   // Host memory for a value that is yet to come; `commit` makes it one.
   at::Tensor allocate(const Spec& spec);
@@ -107,6 +112,12 @@ class Session {
   void check_new(int64_t handle) const;
   void insert(int64_t handle, at::Tensor tensor);
   const at::Tensor& look(int64_t handle);
+  std::shared_ptr<Plan>& known_plan(int64_t id);
+  void run(Plan& plan, const std::vector<uint64_t>& words);
+  Bytes read(int64_t handle, Spec& spec);
+  void set_aside(Loop& loop);
+  void drop_aside(const Loop& loop);
+  bool is_set(int64_t handle);
 
   const c10::Device device_;
   const std::string name_;

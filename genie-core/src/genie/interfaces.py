@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
 
 Buffer = bytes | bytearray | memoryview
@@ -66,6 +67,21 @@ class Session(Protocol):
         """Counters: bytes_sent, bytes_received, round_trips, plans, memory_bytes, peak_memory_bytes …"""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Looping(Protocol):
+    """What a session may be besides: one that repeats a plan by itself, without being told each time."""
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """Run a loaded plan up to ``times`` times. ``bindings`` are the first iteration's, as for ``execute``, and
+        the memory of what was sent last stays with them.
+
+        The iterator gives, after each iteration and as soon as they are known, the elements of the outputs in
+        ``loop.emit``, and ends after the last; it raises what a step raised, and then the loop is over, too. From the
+        first iteration on the plan's output handles are the last iteration's. Whoever stops iterating ends the loop,
+        after a few more iterations perhaps; other calls may come between. Raises :class:`genie.errors.PlanError` for
+        a loop that does not fit the plan."""
 
 
 @runtime_checkable
