@@ -34,10 +34,14 @@ std::vector<at::Tensor> tensors_of(const py::list& list) {
   return tensors;
 }
 
+py::object to_object(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
 py::list to_list(const std::vector<at::Tensor>& tensors) {
   py::list list;
   for (const auto& tensor : tensors) {
-    list.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)));
+    list.append(to_object(tensor));
   }
   return list;
 }
@@ -104,7 +108,7 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     return end_rehearsal(static_cast<int16_t>(device), like);
   });
   m.def("stand_in", [](py::handle like, uint64_t handle, const std::vector<int64_t>& sizes) {
-    return to_list({stand_in(tensor_of(like), handle, sizes)})[0];
+    return to_object(stand_in(tensor_of(like), handle, sizes));
   });
   m.def("give_up", [](py::handle tensor) { give_up(tensor_of(tensor)); });
   py::class_<Repetition>(m, "Repetition", "A step's plan about to be repeated on the node.")
@@ -112,7 +116,7 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
       .def_property_readonly("bindings", [](const Repetition& its) { return py::bytes(its.bindings()); })
       .def("begun", &Repetition::begun)
       .def("output", [](const Repetition& its, size_t k, py::handle like, const std::vector<int64_t>& sizes) {
-        return to_list({its.output(k, tensor_of(like), sizes)})[0];
+        return to_object(its.output(k, tensor_of(like), sizes));
       });
   m.def("check_geometry", [](bool on) { check_geometry = on; }, "Debugging: compare every output with the node's.");
   m.def("register_device", &register_device, "Number of device indices PyTorch sees.");

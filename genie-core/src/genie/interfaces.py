@@ -150,6 +150,17 @@ class TakesMarks(Protocol):
 
 
 @runtime_checkable
+class Generating(Protocol):
+    """What a frontend may be besides: one whose language models generate with the loop on the device."""
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :func:`genie.generate`; ``options`` are its keyword arguments for the program's kind. An iterator of
+        tokens if ``stream``. ``offload`` says whether the device may run the loop by itself."""
+
+
+@runtime_checkable
 class PatternMatcher(Protocol):
     """Labels nodes. ``specificity`` decides between patterns that disagree: the higher wins."""
 
