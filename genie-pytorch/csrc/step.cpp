@@ -8,7 +8,11 @@ namespace {
 
 thread_local uint64_t segments_before = 0;
 
-Spec contiguous(const at::Tensor& like, const std::vector<int64_t>& sizes) {
+// Of the same size it is laid out alike, else contiguous.
+Spec resized(const at::Tensor& like, const std::vector<int64_t>& sizes) {
+  if (like.sizes() == c10::IntArrayRef(sizes)) {
+    return spec_of(like);
+  }
   Spec spec;
   spec.dtype = like.scalar_type();
   spec.sizes.assign(sizes.begin(), sizes.end());
@@ -90,7 +94,7 @@ at::Tensor stand_in(const at::Tensor& like, uint64_t handle, const std::vector<i
   auto value = c10::make_intrusive<Value>(static_cast<int16_t>(like.device().index()));
   value->handle = handle;
   value->released = true;
-  return make_tensor(contiguous(like, sizes), std::move(value));
+  return make_tensor(resized(like, sizes), std::move(value));
 }
 
 Repetition::Repetition(const Step& step, std::vector<uint64_t> words) : plan_(step.known().plan) {
@@ -116,7 +120,7 @@ void Repetition::begun() {
 
 at::Tensor Repetition::output(size_t k, const at::Tensor& like, const std::vector<int64_t>& sizes) const {
   Lock lock;
-  return make_tensor(contiguous(like, sizes), values_.at(k));
+  return make_tensor(resized(like, sizes), values_.at(k));
 }
 
 void give_up(const at::Tensor& tensor) {

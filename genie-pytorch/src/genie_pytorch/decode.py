@@ -13,6 +13,7 @@ from genie import telemetry
 from genie.api import settings
 from genie_pytorch.device import NAME
 from genie_pytorch.lift import on_device
+from genie_pytorch.masks import KnownMasks
 from genie_pytorch.repeat import Repeated, State
 
 Tensor = torch.Tensor
@@ -131,8 +132,9 @@ class Decoding:
             if not _is_theirs(processor, "transformers.generation.logits_process") or name in _PROCESSORS_WITH_STATE:
                 return f"{name} may keep something between steps"
         for module in model.modules():
-            if module._forward_hooks or module._forward_pre_hooks:
-                return f"{type(module).__name__} has hooks"
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                if not getattr(hook, "__module__", "").startswith("transformers."):
+                    return f"{type(module).__name__} has a hook, {getattr(hook, '__qualname__', hook)}"
         return ""
 
     def _as_it_is(self, streamer: Any) -> Any:
@@ -162,6 +164,7 @@ class Decoding:
             each for each in self._criteria if type(each).__name__ != "MaxLengthCriteria"
         )
         self._ends = any(hasattr(each, "eos_token_id") for each in self._criteria)
+        self._masks = self._known_masks()
         self._pad = config._pad_token_tensor
         self._pad = self._pad.to(device) if self._pad is not None else None
         most = max(1, min(limits, default=_MOST) - ids.shape[1])
@@ -185,10 +188,19 @@ class Decoding:
     @torch.no_grad()
     def _step(self, state: State) -> None:
         kwargs = state["kwargs"]
-        inputs = self._model.prepare_inputs_for_generation(
-            state["ids"], next_sequence_length=1 if kwargs["use_cache"] else None, **kwargs
-        )
-        self._choose(state, self._model(**inputs, return_dict=True))
+        with self._masks.told():
+            inputs = self._model.prepare_inputs_for_generation(
+                state["ids"], next_sequence_length=1 if kwargs["use_cache"] else None, **kwargs
+            )
+            self._choose(state, self._model(**inputs, return_dict=True))
+
+    def _known_masks(self) -> KnownMasks:
+        kwargs, model = self._kwargs, self._model
+        if model._update_model_kwargs_for_generation.__module__ != "transformers.generation.utils":
+            return KnownMasks(None, None)  # it has ways of its own
+        if model.config.is_encoder_decoder:
+            return KnownMasks(kwargs.get("decoder_attention_mask"), kwargs.get("attention_mask"))
+        return KnownMasks(kwargs.get("attention_mask"), None)
 
     def _choose(self, state: State, outputs: Any) -> None:
         """The next token from a forward pass, and what follows from it; as in ``GenerationMixin._sample``."""

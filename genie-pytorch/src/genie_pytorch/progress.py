@@ -51,7 +51,8 @@ class Seen:
 
     handle: int
     sizes: tuple[int, ...]
-    plain: bool  # contiguous, from the beginning of its memory
+    base: int  # the handle of the tensor it is a view of, which it keeps alive; or 0
+    layout: tuple[int, ...]  # strides and offset; nothing if it is contiguous, from the beginning of its memory
 
 
 @attrs.frozen
@@ -100,11 +101,35 @@ def rules(
     return moving
 
 
+def bases(notes: Sequence[Any], first: int) -> set[int]:
+    """Outputs that leaves are views of: kept alive by them, and by nobody else's leave."""
+    return {leaf.base - first for leaf in notes if isinstance(leaf, Seen) and leaf.base}
+
+
 def moved_on(found: Sequence[Place], moving: dict[int, Rule], steps: int, tensor: Callable[[Made, Tensor], Tensor]) -> None:
     """Write what the leaves are ``steps`` steps later to their places; ``tensor`` makes one like the one there."""
     for index, rule in moving.items():
         place = found[index]
         place.set(rule.number + steps * rule.growth if isinstance(rule, Counted) else tensor(rule, place.get()))
+
+
+def is_as(found: Sequence[Place], before: Sequence[Any], now: Sequence[Any], moving: dict[int, Rule], steps: int) -> str:
+    """Which leaf is not what it must be ``steps`` steps after ``before`` was noted, if any; by number and size."""
+    if len(found) != len(before) or len(now) != len(before):
+        return "something else is kept"
+    for index, (place, was, leaf) in enumerate(zip(found, before, now, strict=True)):
+        rule = moving.get(index)
+        if isinstance(rule, Counted):
+            right = leaf == rule.number + steps * rule.growth
+        elif isinstance(rule, Made):
+            right = isinstance(leaf, Seen) and list(leaf.sizes) == rule.after(steps) and leaf.layout == was.layout
+        elif isinstance(was, tuple):
+            right = isinstance(leaf, tuple) and leaf[0] is was[0] and leaf[1] == was[1]
+        else:
+            right = leaf is was or leaf == was
+        if not right:
+            return f"{place.path} is otherwise"
+    return ""
 
 
 def copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +160,7 @@ _OPAQUE = (
 
 def _has_attributes(value: Any) -> bool:
     return any(
-        kind.__name__ in ("Cache", "CacheLayerMixin", "EncoderDecoderCache")
+        kind.__name__ in ("Cache", "CacheLayerMixin", "LinearAttentionCacheLayerMixin", "EncoderDecoderCache")
         and kind.__module__ == "transformers.cache_utils"
         for kind in type(value).__mro__
     )
@@ -174,7 +199,9 @@ def _noted(place: Place) -> Any:
     if not on_device(leaf):
         return leaf, 0 if leaf.is_inference() else leaf._version
     _, handle, _ = _C.peek(leaf)
-    return Seen(handle, tuple(leaf.shape), leaf.is_contiguous() and leaf.storage_offset() == 0)
+    plain = leaf.is_contiguous() and leaf.storage_offset() == 0
+    base = _C.peek(leaf._base)[1] if leaf._base is not None and on_device(leaf._base) else 0
+    return Seen(handle, tuple(leaf.shape), base, () if plain else (*leaf.stride(), leaf.storage_offset()))
 
 
 def _rule(place: Place, seen: tuple[Any, Any, Any], firsts: Sequence[int], outputs: int) -> Rule | None:
@@ -213,6 +240,6 @@ def _tensor_rule(
     growth = tuple(b - a for a, b in zip(two.sizes, three.sizes, strict=len(ranks) == 1))
     if len(ranks) > 1 or growth != tuple(b - a for a, b in zip(one.sizes, two.sizes, strict=True)):
         raise NotRegular(f"{place.path} has the sizes {one.sizes}, {two.sizes}, {three.sizes}")
-    if not all(each.plain for each in seen):
-        raise NotRegular(f"{place.path} is a view")
+    if any(each.layout for each in seen) and (any(growth) or not one.layout == two.layout == three.layout):
+        raise NotRegular(f"{place.path} is a view that changes")
     return Made(output, three.sizes, growth)

@@ -202,7 +202,13 @@ class Repeated:
         same, words = _C.end_rehearsal(self._index, regular.last.step)
         if not same:
             return "a step does something else"
-        return "" if words == regular.words(iteration)[1:] else "a step has other numbers"
+        if words != regular.words(iteration)[1:]:
+            return "a step has other numbers"
+        try:
+            found = progress.places(state)
+            return progress.is_as(found, regular.last.notes, progress.note(found), regular.moving, iteration)
+        except NotRegular as reason:
+            return str(reason)
 
     # --- running
 
@@ -258,7 +264,7 @@ def _regular(state: State, records: list[_Record], index: int) -> _Regular:
     outputs: int = last.step.outputs
     moving = progress.rules(found, [record.notes for record in records], firsts, outputs)
     named = {found[at].path: rule.output for at, rule in moving.items() if isinstance(rule, Made)}
-    unknown = set(range(outputs)) - set(named.values())
+    unknown = set(range(outputs)) - set(named.values()) - progress.bases(last.notes, firsts[2])
     if unknown:
         raise NotRegular(f"{len(unknown)} values of a step are held somewhere else")
     if "token" not in named or "done" not in named:
