@@ -156,12 +156,12 @@ class Conversation:
     def next_answer(self, seq: int, kind: Kind, answer: Kind) -> memoryview:
         """The next of several to the question that went as message ``seq``, which is a key of ``streams``. Those
         that came while another answer was waited for are not lost."""
+        if self.ended is not None:
+            self._refuse()
         if self.streams[seq]:
             heard, kept = self.streams[seq].popleft()
             body = memoryview(kept)
         else:
-            if self.ended is not None:
-                self._refuse()
             _, heard, body = self._await(seq, kind)
         self._expect(heard, body, kind, answer)
         return body
