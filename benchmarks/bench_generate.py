@@ -3,17 +3,16 @@
     python benchmarks/bench_generate.py [--json] [--only gpt2,smollm2] [--tokens 128] [--delay-ms 10] [--rounds 5]
 
 The node is a process of its own on this machine, one thread each, reached over TCP loopback through two relays: one
-forwards at once, one holds every byte back, so that a round trip takes ``--delay-ms`` longer (half each way; bytes keep
-their distance in time, so the link's bandwidth stays what it was). All ways take turns. Figures are
-medians of whole calls of ``generate``, from the prompt's ids on the host to all tokens on the host; the exit status says
-whether all tokens were equal.
+forwards at once, one holds every byte back, so that a round trip takes ``--delay-ms`` longer (half each way; bytes
+keep their distance in time, so the link's bandwidth stays what it was). All ways take turns. Figures are medians of
+whole calls of ``generate``, from the prompt's ids on the host to all tokens on the host; the exit status says whether
+all tokens were equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import multiprocessing
 import queue
@@ -91,8 +90,8 @@ def relayed(address: str, delay: float) -> Iterator[str]:
 
 
 class Ways:
-    """One workload, generated natively, and in two ways over each link. Device 0 is the node as it is, device 1 the same
-    node further away."""
+    """One workload, generated natively, and in two ways over each link. Device 0 is the node as it is, device 1 the
+    same node further away."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -164,9 +163,11 @@ def run(
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     makers: dict[str, Callable[[], Workload]] = {
-        "gpt2": lambda: workloads.gpt2(layers=2, width=64, prompt=8, new_tokens=tokens)
-        if tiny
-        else workloads.gpt2(new_tokens=tokens),
+        "gpt2": lambda: (
+            workloads.gpt2(layers=2, width=64, prompt=8, new_tokens=tokens)
+            if tiny
+            else workloads.gpt2(new_tokens=tokens)
+        ),
         "smollm2": lambda: workloads.smollm2(new_tokens=tokens),
     }
     rows: list[Row] = []

@@ -52,8 +52,8 @@ def verify(loop: Loop, graph: Graph, times: int) -> None:
     if len({parameter for parameter, _ in loop.strides}) != len(loop.strides):
         raise PlanError("a loop steps one parameter twice")
     carried = dict(loop.carries)
-    for index, given in enumerate(graph.inputs):
-        if given.donated and (index not in carried or out_of[carried[index]] > 1):
+    for index, entry in enumerate(graph.inputs):
+        if entry.donated and (index not in carried or out_of[carried[index]] > 1):
             raise PlanError(f"input {index} is donated, so it is gone after one iteration, and nothing takes its place")
 
 

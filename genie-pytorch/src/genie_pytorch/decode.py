@@ -74,7 +74,7 @@ class Decoding:
         stream: bool = False,
     ) -> None:
         self._model = model
-        self._given = input_ids
+        self._given = self._home = input_ids
         self._processors = logits_processor
         self._criteria = stopping_criteria
         self._config = generation_config
@@ -140,31 +140,39 @@ class Decoding:
     def _as_it_is(self, streamer: Any) -> Any:
         mapping = import_module("transformers.generation.utils").GENERATION_MODES_MAPPING
         method = getattr(type(self._model), mapping[self._config.get_generation_mode()])
-        more = {} if streamer is None else {"streamer": streamer}
-        return method(
+        here = self._given.device
+        if self._model.device.type == NAME:
+            self._to_device(self._model.device)
+        result = method(
             self._model,
             self._given,
             logits_processor=self._processors,
             stopping_criteria=self._criteria,
             generation_config=self._config,
             synced_gpus=self._synced,
-            **more,
+            **({} if streamer is None else {"streamer": streamer}),
             **self._kwargs,
         )
+        return result.to(here) if isinstance(result, Tensor) else result
+
+    def _to_device(self, device: torch.device) -> None:
+        self._given = self._given.to(device)
+        self._kwargs = {name: _moved(value, device) for name, value in self._kwargs.items()}
+        self._processors = type(self._processors)(_on(processor, device) for processor in self._processors)
 
     # --- the steps
 
     def _steps(self) -> Iterator[Tensor]:
         model, config, device = self._model, self._config, self._model.device
-        ids = self._given.to(device)
-        kwargs = {name: _moved(value, device) for name, value in self._kwargs.items()}
-        self._processors = type(self._processors)(_on(processor, device) for processor in self._processors)
+        masks = self._known_masks()
+        self._to_device(device)
+        ids, kwargs = self._given, self._kwargs
         limits = [each.max_length for each in self._criteria if type(each).__name__ == "MaxLengthCriteria"]
         self._criteria = type(self._criteria)(
             each for each in self._criteria if type(each).__name__ != "MaxLengthCriteria"
         )
+        self._masks = masks
         self._ends = any(hasattr(each, "eos_token_id") for each in self._criteria)
-        self._masks = self._known_masks()
         self._pad = config._pad_token_tensor
         self._pad = self._pad.to(device) if self._pad is not None else None
         most = max(1, min(limits, default=_MOST) - ids.shape[1])
@@ -177,9 +185,7 @@ class Decoding:
             self._choose(state, outputs)
             del outputs, cache, ids, kwargs, unfinished
         ahead = not self._stream and self._streamer is None and not seen
-        self.repeated = Repeated(
-            self._step, state, most - 1, device.index or 0, ahead=ahead, offload=self._offload
-        )
+        self.repeated = Repeated(self._step, state, most - 1, device.index or 0, ahead=ahead, offload=self._offload)
         with model._optimize_model_for_decode():
             for token in self.repeated:
                 self._tokens.append(token)
@@ -221,12 +227,12 @@ class Decoding:
         state |= {"ids": ids, "unfinished": unfinished, "token": token, "done": unfinished.max() == 0}
 
     def _result(self) -> Any:
-        length = self._given.shape[1] + len(self._tokens)
-        if on_device(self._given):
+        length = self._home.shape[1] + len(self._tokens)
+        if on_device(self._home):
             ids = self._state["ids"]
             ids = ids if ids.shape[1] == length else ids[:, :length]  # steps after the end were run ahead
         else:
-            ids = torch.cat([self._given, torch.stack(self._tokens, dim=1)], dim=1)
+            ids = torch.cat([self._home, torch.stack(self._tokens, dim=1)], dim=1)
         if not self._config.return_dict_in_generate:
             return ids
         theirs = import_module("transformers.generation.utils")

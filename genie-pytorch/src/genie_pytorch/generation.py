@@ -55,8 +55,9 @@ def _of_theirs(model: Any, ids: Tensor, offload: bool, stream: bool, options: Op
     other = any(options.get(name) is not None for name in _OTHER_MODES)
     if stream and other:
         raise ConfigError("generate(stream=True) goes token by token; this way of generating does not")
-    # What it prepares it looks at: on the host that costs no round trip. An encoder wants its input on the device.
-    where = model.device if model.config.is_encoder_decoder else torch.device("cpu")
+    # What it prepares it looks at: on the host that costs no round trip. An encoder wants its input on the device,
+    # and so do ways that are not ours.
+    where = model.device if other or model.config.is_encoder_decoder else torch.device("cpu")
     given = {name: each.to(where) if type(each) is Tensor else each for name, each in options.items()}
     if not other:
         given["custom_generate"] = _custom(offload, stream, given.get("streamer"))
@@ -135,9 +136,7 @@ def _of_callable(
         state: State = {"ids": ids.to(device), "unfinished": torch.ones(ids.shape[0], dtype=ids.dtype, device=device)}
         step(state)
         ahead = not stream and streamer is None
-        repeated = Repeated(
-            step, state, sampling.max_new_tokens - 1, device.index or 0, ahead=ahead, offload=offload
-        )
+        repeated = Repeated(step, state, sampling.max_new_tokens - 1, device.index or 0, ahead=ahead, offload=offload)
         for token in repeated:
             with suspended():
                 if streamer is not None:

@@ -126,9 +126,7 @@ class Port:
     def execute(self, device: int, plan: int, bindings: bytes, look: bool) -> None:
         self._session(device).execute(plan, bindings, more=look)
 
-    def loop(
-        self, device: int, plan: int, bindings: bytes, loop: Loop, times: int
-    ) -> Iterator[tuple[Buffer, ...]]:
+    def loop(self, device: int, plan: int, bindings: bytes, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
         """See :class:`genie.interfaces.Looping`, which the session must be; errors name the program's line."""
         session = self._session(device)
         assert isinstance(session, Looping)

@@ -106,14 +106,18 @@ def bases(notes: Sequence[Any], first: int) -> set[int]:
     return {leaf.base - first for leaf in notes if isinstance(leaf, Seen) and leaf.base}
 
 
-def moved_on(found: Sequence[Place], moving: dict[int, Rule], steps: int, tensor: Callable[[Made, Tensor], Tensor]) -> None:
+def moved_on(
+    found: Sequence[Place], moving: dict[int, Rule], steps: int, tensor: Callable[[Made, Tensor], Tensor]
+) -> None:
     """Write what the leaves are ``steps`` steps later to their places; ``tensor`` makes one like the one there."""
     for index, rule in moving.items():
         place = found[index]
         place.set(rule.number + steps * rule.growth if isinstance(rule, Counted) else tensor(rule, place.get()))
 
 
-def is_as(found: Sequence[Place], before: Sequence[Any], now: Sequence[Any], moving: dict[int, Rule], steps: int) -> str:
+def is_as(
+    found: Sequence[Place], before: Sequence[Any], now: Sequence[Any], moving: dict[int, Rule], steps: int
+) -> str:
     """Which leaf is not what it must be ``steps`` steps after ``before`` was noted, if any; by number and size."""
     if len(found) != len(before) or len(now) != len(before):
         return "something else is kept"
@@ -201,7 +205,9 @@ def _noted(place: Place) -> Any:
     _, handle, _ = _C.peek(leaf)
     plain = leaf.is_contiguous() and leaf.storage_offset() == 0
     base = _C.peek(leaf._base)[1] if leaf._base is not None and on_device(leaf._base) else 0
-    return Seen(handle, tuple(leaf.shape), base, () if plain else (*leaf.stride(), leaf.storage_offset()))
+    return Seen(
+        handle, tuple(map(int, leaf.shape)), base, () if plain else (*leaf.stride(), int(leaf.storage_offset()))
+    )
 
 
 def _rule(place: Place, seen: tuple[Any, Any, Any], firsts: Sequence[int], outputs: int) -> Rule | None:
@@ -223,9 +229,7 @@ def _rule(place: Place, seen: tuple[Any, Any, Any], firsts: Sequence[int], outpu
     return None
 
 
-def _tensor_rule(
-    place: Place, seen: tuple[Seen, Seen, Seen], firsts: Sequence[int], outputs: int
-) -> Made | None:
+def _tensor_rule(place: Place, seen: tuple[Seen, Seen, Seen], firsts: Sequence[int], outputs: int) -> Made | None:
     one, two, three = seen
     if one.handle == two.handle == three.handle:
         if not one.sizes == two.sizes == three.sizes:

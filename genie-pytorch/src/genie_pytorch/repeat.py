@@ -66,19 +66,18 @@ class _Regular:
 
 
 class Repeated:
-    """Iterate to run up to ``times`` steps; each item is what ``state["token"]`` is after a step, on the host. The first
-    is the token that is there at the beginning.
+    """Iterate to run up to ``times`` steps; each item is what ``state["token"]`` is after a step, on the host. The
+    first is the token that is there at the beginning.
 
-    The loop ends when ``state["done"]``, of one element, is not zero. When the iterator has ended, ``state`` is as after
-    the last item's step, unless ``ahead`` let some more be run. With ``ahead`` nothing is looked at before the node can
-    take over, which saves round trips.
+    The loop ends when ``state["done"]``, of one element, is not zero. When the iterator has ended, ``state`` is as
+    after the last item's step, unless ``ahead`` let some more be run. With ``ahead`` nothing is looked at before the
+    node can take over, which saves round trips.
     """
 
     def __init__(
         self, step: Callable[[State], None], state: State, times: int, index: int, *, ahead: bool, offload: bool = True
     ) -> None:
         self.reason = "" if offload else "it was not to be"  # why steps run one by one
-        self.looped = 0  # iterations the node ran by itself
         self._step = step
         self._state = state
         self._times = times
@@ -227,11 +226,14 @@ class Repeated:
         ran, done = 0, False
         for token, flag in iterations:
             ran += 1
-            self.looped += 1
+            telemetry.counters.add("loop_iterations")
             done = any(flag)
             yield torch.frombuffer(bytearray(token), dtype=dtype).reshape(shape)
         progress.moved_on(
-            regular.places, regular.moving, ran, lambda rule, like: repetition.output(rule.output, like, rule.after(ran))
+            regular.places,
+            regular.moving,
+            ran,
+            lambda rule, like: repetition.output(rule.output, like, rule.after(ran)),
         )
         return ran, done
 

@@ -33,7 +33,13 @@ class RemoteLoop:
     """
 
     def __init__(
-        self, lock: AbstractContextManager[object], talk: Conversation, plan: bytes, bindings: Buffer, loop: Loop, times: int
+        self,
+        lock: AbstractContextManager[object],
+        talk: Conversation,
+        plan: bytes,
+        bindings: Buffer,
+        loop: Loop,
+        times: int,
     ) -> None:
         self._lock = lock
         self._talk = talk

@@ -7,9 +7,9 @@
     LOOP     iterations to run now u32                                         (goes on with the loop begun last)
     LOOPED   flags u8 │ of each value that is emitted: length varint, bytes
 
-A LOOP is answered by one LOOPED per iteration, as it ends. ``LAST`` is set on the last answer of a request, ``OVER`` when
-the loop goes no further, and ``RAN`` when there was an iteration. A node may answer fewer iterations than were asked
-for, so that what nobody reads stays small. An ERROR ends the request and the loop.
+A LOOP is answered by one LOOPED per iteration, as it ends. ``LAST`` is set on the last answer of a request, ``OVER``
+when the loop goes no further, and ``RAN`` when there was an iteration. A node may answer fewer iterations than were
+asked for, so that what nobody reads stays small. An ERROR ends the request and the loop.
 """
 
 from __future__ import annotations
