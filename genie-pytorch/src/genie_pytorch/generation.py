@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -112,6 +113,9 @@ def _of_callable(
     streamer: Any,
 ) -> Iterator[Tensor]:
     """The tokens of each step, (batch,), on the host."""
+    # What was written for the host makes tensors there; a module on the device knows where it is.
+    there = isinstance(program, torch.nn.Module) and _moved(program, device) is program
+    capture = contextlib.nullcontext() if there else Capture(device, _lifts_of(program))
     if isinstance(program, torch.nn.Module):
         program = _moved(program, device)
     ends = torch.tensor(sampling.ends, dtype=ids.dtype, device=device) if sampling.ends else None
@@ -132,7 +136,7 @@ def _of_callable(
 
     if streamer is not None:
         streamer.put(ids.cpu())
-    with Capture(device, _lifts_of(program)):
+    with capture:
         state: State = {"ids": ids.to(device), "unfinished": torch.ones(ids.shape[0], dtype=ids.dtype, device=device)}
         step(state)
         ahead = not stream and streamer is None

@@ -122,13 +122,13 @@ class Repeated:
             self._step(self._state)
             return
         looks = _C.stats()["syncs"]
-        _C.begin_step(self._index)
         try:
+            _C.begin_step(self._index)
             self._step(self._state)
+            step = _C.end_step(self._index)
         except BaseException:
             _C.abandon_step(self._index)
             raise
-        step = _C.end_step(self._index)
         try:
             if step is None or _C.stats()["syncs"] != looks:
                 raise NotRegular("a step looks at a value on the way, or is not one segment")
@@ -189,16 +189,16 @@ class Repeated:
 
         state = progress.copied(self._state)
         progress.moved_on(progress.places(state), regular.moving, iteration - 1, stand_in)
-        _C.begin_rehearsal(self._index)
         try:
+            _C.begin_rehearsal(self._index)
             self._step(state)
+            same, words = _C.end_rehearsal(self._index, regular.last.step)
         except (GenieError, RuntimeError) as error:
             _C.abandon_step(self._index)
             return str(error).partition("\n")[0]
         except BaseException:
             _C.abandon_step(self._index)
             raise
-        same, words = _C.end_rehearsal(self._index, regular.last.step)
         if not same:
             return "a step does something else"
         if words != regular.words(iteration)[1:]:

@@ -81,7 +81,7 @@ class RemoteLoop:
         self._asked.clear()
 
     def __del__(self) -> None:
-        if not self._over:
+        if not getattr(self, "_over", True):  # an interrupt may have come before there was anything
             self.close()
 
     def _ask(self, payload: bytes, count: int) -> None:
