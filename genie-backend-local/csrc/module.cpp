@@ -159,7 +159,30 @@ py::dict counters(Session& session) {
   return named;
 }
 
+py::object as_buffer(Bytes&& bytes) {
+  return bytes.data == nullptr ? py::object(py::bytes(bytes.copied)) : py::object(view_of(py::cast(std::move(bytes))));
+}
+
+// What the next iteration emits; None when there is none.
+py::object iterate(Session& session, Loop& loop) {
+  std::vector<Bytes> emitted;
+  bool ran = false;
+  {
+    const NoGil no_gil;
+    ran = session.iterate(loop, emitted);
+  }
+  if (!ran) {
+    return py::none();
+  }
+  py::tuple values(emitted.size());
+  for (size_t i = 0; i < emitted.size(); ++i) {
+    values[i] = as_buffer(std::move(emitted[i]));
+  }
+  return values;
+}
+
 void bind_session(py::module_& module) {
+  py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
   py::class_<Session>(module, "Session")
       .def(
           py::init([](const std::string& device, const std::string& name, int64_t memory_limit) {
@@ -182,6 +205,22 @@ void bind_session(py::module_& module) {
             const NoGil no_gil;
             session.execute(plan, view.data(), view.size());
           })
+      .def(
+          "loop",
+          [](Session& session,
+             int64_t plan,
+             const py::object& bindings,
+             LoopSpec::Pairs carries,
+             LoopSpec::Pairs strides,
+             std::vector<int64_t> emit,
+             int64_t stop,
+             int64_t times) {
+            const View view(bindings, false);
+            LoopSpec spec{std::move(carries), std::move(strides), std::move(emit), stop};
+            const NoGil no_gil;
+            return session.loop(plan, view.data(), view.size(), std::move(spec), times);
+          })
+      .def("iterate", &iterate)
       .def(
           "upload",
           [](Session& session,

@@ -72,10 +72,9 @@ struct Plan {
   // malformed or a number does not fit.
   void receive(const uint8_t* bindings, size_t size);
 
-  std::unique_ptr<Prediction> prediction;
-
- private:
   void patch(size_t parameter, uint64_t word);
+
+  std::unique_ptr<Prediction> prediction;
 };
 
 // A zero-dimensional host tensor.

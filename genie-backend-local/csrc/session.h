@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "loop.h"
 #include "memory.h"
 #include "plan.h"
 #include "random.h"
@@ -79,6 +80,10 @@ class Session {
   void load(int64_t id, std::shared_ptr<Plan> plan);
   void execute(int64_t id, const uint8_t* bindings, size_t size);
 
+  // The plan repeated: `iterate` runs the next iteration and gives the bytes of what it emits; false: it is over.
+  std::shared_ptr<Loop> loop(int64_t id, const uint8_t* bindings, size_t size, LoopSpec spec, int64_t times);
+  bool iterate(Loop& loop, std::vector<Bytes>& emitted);
+
   // `data` are the elements in C order; a spec with strides lays them out so in memory.
   void upload(int64_t handle, const Spec& spec, const void* data, size_t size);
   // Host memory for a value that is yet to come; `commit` makes it one.
@@ -113,6 +118,12 @@ class Session {
   void insert(int64_t handle, at::Tensor tensor);
   at::Tensor lay_out(const at::Tensor& host, const Spec& spec, int64_t extent);
   const at::Tensor& look(int64_t handle);
+  std::shared_ptr<Plan>& known_plan(int64_t id);
+  void run(Plan& plan, const std::vector<uint64_t>& words);
+  Bytes read(int64_t handle, Spec& spec);
+  void set_aside(Loop& loop);
+  void drop_aside(const Loop& loop);
+  bool is_set(int64_t handle);
 
   const c10::Device device_;
   const std::string name_;

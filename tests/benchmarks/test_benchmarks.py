@@ -95,3 +95,18 @@ def test_a_wrong_result_is_told() -> None:
     row = run(code)
     assert row["equal"] is False
     assert row["largest difference"] == 1.0
+
+
+@pytest.mark.models
+def test_generate() -> None:
+    result = run(
+        "import json, bench_generate as bench;"
+        "print(json.dumps(bench.run(only=('gpt2',), tokens=16, rounds=1, delay_ms=4, tiny=True)))"
+    )
+    assert result["equal"] is True
+    near, far = result["rows"]
+    assert (near["link"], far["link"]) == ("no delay", "+4 ms")
+    for row in (near, far):
+        assert row["loop tokens/s"] > 0
+        assert 0 < row["bytes/token"] < 1000
+        assert row["round trips"] < 16  # fewer than tokens

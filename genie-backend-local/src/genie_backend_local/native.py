@@ -21,12 +21,27 @@ class NativeShared(Protocol):
     nbytes: int
 
 
+class NativeLoop(Protocol):
+    over: bool
+
+
 class NativeSession(Protocol):
     def load(self, plan: int, graph: Graph) -> None: ...
     def execute(self, plan: int, bindings: Buffer) -> None: ...
     def upload(
         self, handle: int, shape: Sequence[int], dtype: str, data: Buffer, stride: Sequence[int] = ()
     ) -> None: ...
+    def loop(
+        self,
+        plan: int,
+        bindings: Buffer,
+        carries: Sequence[tuple[int, int]],
+        strides: Sequence[tuple[int, int]],
+        emit: Sequence[int],
+        stop: int,
+        times: int,
+    ) -> NativeLoop: ...
+    def iterate(self, loop: NativeLoop) -> tuple[Buffer, ...] | None: ...
     def allocate(self, shape: Sequence[int], dtype: str) -> Buffer: ...
     def commit(self, handle: int, allocation: Buffer) -> None: ...
     def poison(

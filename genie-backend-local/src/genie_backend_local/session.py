@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import msgspec
@@ -15,8 +15,9 @@ from genie.errors import GenieError, RemoteOpError
 from genie.graph import TensorSpec, bare
 from genie.host import HostValue
 from genie.interfaces import Buffer
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
-from genie_backend_local.native import NativeSession, NativeShared
+from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
 _encode = msgspec.msgpack.Encoder().encode
@@ -69,6 +70,11 @@ class LocalSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         self._native.execute(plan, bindings)
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`. Each step of the iterator runs one iteration, natively."""
+        begun = self._native.loop(plan, bindings, loop.carries, loop.strides, loop.emit, loop.stop, times)
+        return _iterations(self._native, begun)
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         # In one process there is nobody to have known the content before.
@@ -145,6 +151,11 @@ class LocalSession:
     def _log_warnings(self) -> None:
         for text in self._native.take_warnings():
             _log.info("warning of an operator", device=self.device.id, text=text)
+
+
+def _iterations(session: NativeSession, loop: NativeLoop) -> Iterator[tuple[Buffer, ...]]:
+    while (emitted := session.iterate(loop)) is not None:
+        yield emitted
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

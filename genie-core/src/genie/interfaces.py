@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
 
 Buffer = bytes | bytearray | memoryview
@@ -94,6 +95,21 @@ class Linked(Protocol):
 
 
 @runtime_checkable
+class Looping(Protocol):
+    """What a session may be besides: one that repeats a plan by itself, without being told each time."""
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """Run a loaded plan up to ``times`` times. ``bindings`` are the first iteration's, as for ``execute``, and
+        the memory of what was sent last stays with them.
+
+        The iterator gives, after each iteration and as soon as they are known, the elements of the outputs in
+        ``loop.emit``, and ends after the last; it raises what a step raised, and then the loop is over, too. From the
+        first iteration on the plan's output handles are the last iteration's. Whoever stops iterating ends the loop,
+        after a few more iterations perhaps; other calls may come between. Raises :class:`genie.errors.PlanError` for
+        a loop that does not fit the plan."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """Executes plans. ``options`` come validated from :mod:`genie.config`."""
 
@@ -166,6 +182,17 @@ class TakesMarks(Protocol):
 
     def mark(self, target: Any, word: Semantics) -> None:
         """Keep ``word`` with ``target``, as long as that lives. What it says wins over what was said before."""
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """What a frontend may be besides: one whose language models generate with the loop on the device."""
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :func:`genie.generate`; ``options`` are its keyword arguments for the program's kind. An iterator of
+        tokens if ``stream``. ``offload`` says whether the device may run the loop by itself."""
 
 
 @runtime_checkable

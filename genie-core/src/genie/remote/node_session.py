@@ -19,19 +19,21 @@ from genie.errors import (
     NodeError,
     OutOfMemory,
     ProtocolError,
+    UnsupportedOperation,
     VersionMismatch,
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Session
+from genie.interfaces import Buffer, Connection, Looping, Session
 from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
+from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, channels, frames, messages
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE = int(Kind.EXECUTE)
+_EXECUTE, _LOOP = map(int, (Kind.EXECUTE, Kind.LOOP))
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -107,6 +109,7 @@ class NodeSession:
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
         self._work: dict[int, Callable[[memoryview], None]] = {
@@ -171,6 +174,8 @@ class NodeSession:
                 self._work[kind](body)
             elif kind in self._requests:
                 self._answer(seq, kind, body)
+            elif kind == _LOOP:
+                self._repeat(seq, body)
             else:
                 self._dialogue.hear(kind)  # raises for all but BYE
                 return False
@@ -178,10 +183,7 @@ class NodeSession:
 
     def _execute(self, body: memoryview) -> None:
         number, used = messages.get_varint(body)
-        try:
-            plan = self._plans[number]
-        except IndexError:
-            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+        plan = self._plan(number)
         if plan < 0:
             self._defer(self._failed_plans[number])
             return
@@ -190,6 +192,40 @@ class NodeSession:
         except GenieError as error:
             # What it needed may be missing because its upload failed: that is the reason to tell.
             self._defer(next(iter(self._failed.values()), error))
+
+    def _plan(self, number: int) -> int:
+        """Its number in the local session, negative if it was refused."""
+        try:
+            return self._plans[number]
+        except IndexError:
+            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+
+    def _repeat(self, seq: int, body: memoryview) -> None:
+        """A LOOP: an answer per iteration, as it ends."""
+        count, begin = loops.get(body)
+        try:
+            if begin is not None:
+                self._begin_loop(begin)
+            for answer in self._loop.run(count):
+                self._connection.send(frames.one(seq, Kind.LOOPED, answer))
+        except ConnectionLost:
+            raise
+        except (GenieError, MemoryError) as error:
+            self._loop.end()  # more of it may be asked for already
+            self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
+
+    def _begin_loop(self, begin: loops.Begin) -> None:
+        self._loop.end()
+        plan = self._plan(begin.plan)
+        if plan < 0:
+            raise self._failed_plans[begin.plan]
+        if not isinstance(self._session, Looping):
+            raise UnsupportedOperation(f"the backend of {self.device.id} does not repeat plans", where=self.name)
+        try:
+            self._loop.begin(self._session.loop(plan, begin.bindings, begin.loop, begin.times))
+        finally:
+            # What went wrong before is the reason to tell; with the bindings both sides' memory moved on.
+            self._tell_deferred()
 
     # --- bulk data: checked before it is received ---------------------------------------------------
 
@@ -394,10 +430,13 @@ class NodeSession:
         else:
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
 
-    def _look(self, handle: int) -> None:
+    def _tell_deferred(self) -> None:
         if self._deferred is not None:
             error, self._deferred = self._deferred, None
             raise error
+
+    def _look(self, handle: int) -> None:
+        self._tell_deferred()
         if self._failed and handle in self._failed:
             raise self._failed[handle]
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from genie import codec
 from genie.device import Device
-from genie.errors import BackendError, LimitExceeded, LocalProtocolError, ProtocolError
+from genie.errors import BackendError, LimitExceeded, LocalProtocolError, PlanError, ProtocolError
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
+from genie.loops import MOST_ITERATIONS, Loop
 from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
+from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
 from genie.wire import Dialogue, Kind, Limits, channels, messages
 
@@ -91,17 +93,32 @@ class RemoteSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         with self._lock:
-            if not 0 <= plan < len(self._plan_heads):
-                raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+            head = self._head(plan)
             talk = self._conversation
             if self._offers.unsettled:
                 self._offers.settle()
             if talk.freed:
                 talk.queue_freed()
-            talk.queue(_EXECUTE, self._plan_heads[plan] + bindings)
+            talk.queue(_EXECUTE, head + bindings)
             self._executions += 1
             if not more:
                 talk.push()
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`. Other calls may come between iterations: they wait for those that
+        are asked for already."""
+        if not 0 < times < MOST_ITERATIONS:
+            raise PlanError(f"a loop of {times} iterations")
+        with self._lock:
+            head = self._head(plan)
+            self._settle()
+            self._executions += 1
+            return RemoteLoop(self._lock, self._conversation, head, bindings, loop, times)
+
+    def _head(self, plan: int) -> bytes:
+        if not 0 <= plan < len(self._plan_heads):
+            raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+        return self._plan_heads[plan]
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         view = flat(data)

@@ -19,6 +19,8 @@ from genie.errors import GenieError, NodeError, OutOfMemory, PlanError, RemoteOp
 from genie.graph import DTYPES, Arg, Graph, Many, Node, Ref, ScalarTensor, TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer
+from genie.loops import Loop
+from genie.loops import verify as verify_loop
 from genie.plan import ExecutionPlan
 from genie.remote.memory import room
 from genie.testing.plans import FORMATS, nbytes, unpack
@@ -79,11 +81,50 @@ class NullSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         self._check_open()
+        self._run(plan, self._loaded(plan).prediction.decode(bytes(bindings)))
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        self._check_open()
+        loaded = self._loaded(plan)
+        words = loaded.prediction.decode(bytes(bindings))
+        verify_loop(loop, loaded.graph, times)
+        return self._repeat(plan, list(words), loop, times)
+
+    def _repeat(self, plan: int, words: list[int], loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        graph = self._plans[plan].graph
+        first = words[0]
+        for iteration in range(times):
+            self._check_open()
+            before: dict[int, _Value] = {}
+            if iteration:
+                before = {-1 - k: self._value(first + k) for k in range(len(graph.outputs))}
+                self.free([first + k for k in range(len(graph.outputs))])
+                self._values |= before
+                for index, output in loop.carries:
+                    words[1 + index] = -1 - output
+                for parameter, step in loop.strides:
+                    at = 1 + len(graph.inputs) + parameter
+                    words[at] = (words[at] + step) & (1 << 64) - 1
+            try:
+                self._run(plan, words)
+            finally:
+                self.free(list(before))
+            yield tuple(bytes(self._looked_at(first + k).storage.data) for k in loop.emit)
+            if loop.stop >= 0:
+                flags = self._looked_at(first + loop.stop).numbers()
+                if len(flags) != 1:
+                    raise PlanError(f"a loop stops by a value of one element, not of {len(flags)}")
+                if flags[0]:
+                    return
+
+    def _loaded(self, plan: int) -> _Loaded:
         if not 0 <= plan < len(self._plans):
             raise NodeError(f"plan {plan} was never loaded", where=self.device.id)
-        loaded = self._plans[plan]
-        graph = loaded.graph
-        first, *rest = loaded.prediction.decode(bytes(bindings))
+        return self._plans[plan]
+
+    def _run(self, plan: int, binding: Sequence[int]) -> None:
+        graph = self._plans[plan].graph
+        first, *rest = binding
         handles = rest[: len(graph.inputs)]
         words = iter(rest[len(graph.inputs) :])
         values: dict[int, _Value] = {
