@@ -1,0 +1,84 @@
+"""Values from one emulated device to another, within this process: their memory is shared where it can be."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import attrs
+
+from genie.emulate.virtual import Way as VirtualWay
+from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
+from genie.host import HostValue
+from genie.interfaces import Session
+from genie.remote.node_session import Sharing
+
+_ARRIVE_SECONDS = 600.0  # as between nodes: a sender may compute for long
+
+
+@attrs.frozen
+class Shared:
+    """A value's memory on the real device ``place``."""
+
+    place: str
+    value: object
+    size: int
+
+
+Parcel = HostValue | Shared | GenieError
+
+
+class Way:
+    """An inlet and what is on its way there."""
+
+    def __init__(self, source: str, virtual: VirtualWay) -> None:
+        self.source = source
+        self.virtual = virtual
+        self._changed = threading.Condition()
+        self._arrived: deque[Parcel] = deque()
+        self._ended = False
+
+    def put(self, parcel: Parcel) -> None:
+        with self._changed:
+            if not self._ended:
+                self._arrived.append(parcel)
+                self._changed.notify_all()
+
+    def take(self) -> HostValue | Shared:
+        """The next value; raises what was sent in place of it, :class:`ConnectionLost` when nothing will come any
+        more, :class:`DeadlineExceeded` when nothing came for long."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._arrived or self._ended, _ARRIVE_SECONDS):
+                raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
+            if not self._arrived:
+                raise ConnectionLost("the session that was to send ended", where=self.source)
+            parcel = self._arrived.popleft()
+        if isinstance(parcel, GenieError):
+            raise parcel
+        return parcel
+
+    def end(self) -> None:
+        """What has arrived can still be taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+def packed(session: Session, place: str, handle: int) -> tuple[HostValue | Shared, int]:
+    """The value as it is now, and its bytes. Raises what looking at it raises."""
+    spec = session.describe(handle)  # strides and all: what is computed there must be laid out as here
+    size = spec.nbytes
+    if isinstance(session, Sharing) and spec.stride is None:
+        value = session.share(handle)
+        if getattr(value, "nbytes", None) == size:  # part of a larger memory would take all of that with it
+            return Shared(place, value, size), size
+    return HostValue(spec, memoryview(session.fetch(handle).data)), size
+
+
+def unpack(parcel: HostValue | Shared, session: Session, place: str, handle: int) -> None:
+    """Have the value in ``session``, on the real device ``place``."""
+    if isinstance(parcel, HostValue):
+        session.upload(handle, parcel.spec, parcel.data)
+    else:
+        assert isinstance(session, Sharing) and parcel.place == place
+        session.adopt(handle, parcel.value)
