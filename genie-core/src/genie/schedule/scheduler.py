@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
+from types import MappingProxyType
 
 from genie.device import Device
 from genie.errors import ConfigError, SchedulingError
@@ -54,7 +55,14 @@ class Scheduler:
             raise ConfigError(f"the placement strategy {strategy!r} has no place(graph, devices)")
         self._strategy = strategy
 
-    def schedule(self, graph: Graph) -> ExecutionPlan:
+    def schedule(
+        self,
+        graph: Graph,
+        *,
+        homes: Mapping[int, str] = MappingProxyType({}),
+        held: Mapping[str, int] = MappingProxyType({}),
+        draws: str | None = None,
+    ) -> ExecutionPlan:
         """A verified plan. Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, or
         when a cost model or a strategy answers what can't be used."""
         verify(graph)

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from genie import codec
 from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Fetched, Session
-from genie.plan import ExecutionPlan
+from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
 from genie.spread.moves import Moves
 from genie.spread.parts import Part, Split, gathered, split
@@ -70,7 +71,7 @@ class SpreadSession:
         self._directory = Directory()
         self._moves = Moves(self.members)
         self._plans: list[ExecutionPlan] = []
-        self._numbers: dict[int, int] = {}  # by identity of plans, which are kept
+        self._numbers: dict[str, int] = {}  # by content
         self._placings: dict[tuple[int, tuple[int | None, ...]], _Placing] = {}
         self._loaded: dict[tuple[int, int], _Loaded] = {}  # by member and number there
         self._predictions: dict[int, Prediction] = {}
@@ -106,12 +107,13 @@ class SpreadSession:
 
     def load(self, plan: ExecutionPlan) -> int:
         with self._lock:
-            known = self._numbers.get(id(plan))
+            content = codec.digest(codec.encode(bare(plan)))
+            known = self._numbers.get(content)
             if known is None:
                 known = len(self._plans)
                 self._place(known, (), plan)
                 self._plans.append(plan)
-                self._numbers[id(plan)] = known
+                self._numbers[content] = known
             return known
 
     def _place(self, number: int, homes: tuple[int | None, ...], plan: ExecutionPlan) -> _Placing:
