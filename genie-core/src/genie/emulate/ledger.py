@@ -35,12 +35,18 @@ class Ledger:
             self._changed.notify_all()
 
     def ask(
-        self, stream: Stream, kind: Kind, what: str = "", amount: float | None = None, way: Way | None = None
+        self,
+        stream: Stream,
+        kind: Kind,
+        what: str = "",
+        amount: float | None = None,
+        way: Way | None = None,
+        position: int = 0,
     ) -> Request:
         with self._changed:
             if self._time.pending >= _MOST_PENDING:
                 self._advance()
-            return self._time.ask(stream, kind, what, amount, way)
+            return self._time.ask(stream, kind, what, amount, way, position)
 
     def know(self, request: Request | None, amount: float) -> None:
         """A worker did something: ``request``, which took so many seconds, or bytes."""

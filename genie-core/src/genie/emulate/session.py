@@ -207,10 +207,10 @@ class EmulatedSession:
         request = self._ledger.ask(self._stream, "send", f"%{handle}", way=way.virtual)
         self._put(lambda: self._send(way, handle), request)
 
-    def receive(self, inlet: Way, handle: int) -> None:
+    def receive(self, inlet: Way, position: int, handle: int) -> None:
         self._check_open()
-        request = self._ledger.ask(self._stream, "receive", f"%{handle}", way=inlet.virtual)
-        self._put(lambda: self._receive(inlet, handle), request)
+        request = self._ledger.ask(self._stream, "receive", f"%{handle}", way=inlet.virtual, position=position)
+        self._put(lambda: self._receive(inlet, position, handle), request)
 
     # --- looks --------------------------------------------------------------------------------------
 
@@ -358,9 +358,9 @@ class EmulatedSession:
         way.put(parcel)
         return size
 
-    def _receive(self, way: Way, handle: int) -> None:
+    def _receive(self, way: Way, position: int, handle: int) -> None:
         try:
-            unpack(way.take(), self._real, self._place.real.id, handle)
+            unpack(way.take(position), self._real, self._place.real.id, handle)
         except (GenieError, MemoryError) as error:
             self._fail(handle, error)
 

@@ -39,25 +39,28 @@ class Traffic(NamedTuple):
 
 
 class Way:
-    """Where values that one stream sends reach another, in order: when they do."""
+    """Where values that one stream sends reach another: when they do, by the position at which they were sent."""
 
-    __slots__ = ("arrived", "target")
+    __slots__ = ("arrived", "sent", "target")
 
     def __init__(self, target: Stream) -> None:
         self.target = target
-        self.arrived: deque[float] = deque()
+        self.sent = 0
+        self.arrived: dict[int, float] = {}
 
 
 class Request:
-    """Something asked of a device. ``amount`` is seconds of work, or bytes; ``None`` until it is known."""
+    """Something asked of a device. ``amount`` is seconds of work, or bytes; ``None`` until it is known. ``position`` is
+    that of the value on ``way``."""
 
-    __slots__ = ("amount", "arrives", "finished", "kind", "way", "what")
+    __slots__ = ("amount", "arrives", "finished", "kind", "position", "way", "what")
 
-    def __init__(self, kind: Kind, what: str, amount: float | None, way: Way | None) -> None:
+    def __init__(self, kind: Kind, what: str, amount: float | None, way: Way | None, position: int) -> None:
         self.kind = kind
         self.what = what
         self.amount = amount
         self.way = way
+        self.position = position
         self.arrives: float | None = None  # at the device; of an upload, once all of it is there
         self.finished: float | None = None  # of "fetch" and "ask": the answer is with the client
 
@@ -114,10 +117,16 @@ class VirtualTime:
         self._streams.remove(stream)
 
     def ask(
-        self, stream: Stream, kind: Kind, what: str = "", amount: float | None = None, way: Way | None = None
+        self,
+        stream: Stream,
+        kind: Kind,
+        what: str = "",
+        amount: float | None = None,
+        way: Way | None = None,
+        position: int = 0,
     ) -> Request:
         """The client asks, now."""
-        request = Request(kind, what, amount, way)
+        request = Request(kind, what, amount, way, position)
         if kind == "upload":
             self._leaving[CLIENT].append(_Transfer(CLIENT, stream.device, self.now, request, stream))
         else:
@@ -197,7 +206,7 @@ class VirtualTime:
         self._add(Span(f"{source} → {target}", request.what, begin, arrival, size))
         if request.kind == "send":
             assert request.way is not None
-            request.way.arrived.append(arrival)
+            request.way.arrived[request.position] = arrival
         elif request.kind == "upload":
             request.arrives = arrival
         else:
@@ -212,9 +221,9 @@ class VirtualTime:
                 return
             if request.kind == "receive":
                 assert request.way is not None
-                if not request.way.arrived:
+                if request.position not in request.way.arrived:
                     return
-                stream.at = max(stream.at, request.way.arrived.popleft())
+                stream.at = max(stream.at, request.way.arrived.pop(request.position))
             stream.at = max(stream.at, request.arrives)
             self._done(stream)
             if request.kind == "send":
@@ -226,11 +235,12 @@ class VirtualTime:
 
     def _leave(self, stream: Stream, request: Request) -> None:
         assert request.way is not None
-        target = request.way.target
+        target, request.position = request.way.target, request.way.sent
+        request.way.sent += 1
         if target.device != stream.device:
             self._leaving[stream.device].append(_Transfer(stream.device, target.device, stream.at, request, target))
             return
-        request.way.arrived.append(stream.at)
+        request.way.arrived[request.position] = stream.at
         if target is not stream:
             self._settle(target)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 
 import attrs
 
@@ -35,24 +34,26 @@ class Way:
         self.source = source
         self.virtual = virtual
         self._changed = threading.Condition()
-        self._arrived: deque[Parcel] = deque()
+        self._sent = 0
+        self._arrived: dict[int, Parcel] = {}  # by position
         self._ended = False
 
     def put(self, parcel: Parcel) -> None:
         with self._changed:
             if not self._ended:
-                self._arrived.append(parcel)
+                self._arrived[self._sent] = parcel
+                self._sent += 1
                 self._changed.notify_all()
 
-    def take(self) -> HostValue | Shared:
-        """The next value; raises what was sent in place of it, :class:`ConnectionLost` when nothing will come any
+    def take(self, position: int) -> HostValue | Shared:
+        """What was sent at ``position``; raises what was sent in place of a value, :class:`ConnectionLost` when nothing will come any
         more, :class:`DeadlineExceeded` when nothing came for long."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._arrived or self._ended, _ARRIVE_SECONDS):
+            if not self._changed.wait_for(lambda: position in self._arrived or self._ended, _ARRIVE_SECONDS):
                 raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
-            if not self._arrived:
+            if position not in self._arrived:
                 raise ConnectionLost("the session that was to send ended", where=self.source)
-            parcel = self._arrived.popleft()
+            parcel = self._arrived.pop(position)
         if isinstance(parcel, GenieError):
             raise parcel
         return parcel
