@@ -17,7 +17,7 @@ from genie.emulate.virtual import Request
 from genie.emulate.virtual import Way as VirtualWay
 from genie.emulate.ways import Way, packed, unpack
 from genie.errors import GenieError, LocalProtocolError, NodeError, OutOfMemory, SessionClosed
-from genie.graph import DTYPES, TensorSpec
+from genie.graph import DTYPES, TensorSpec, spec_text
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Session
 from genie.plan import ExecutionPlan, bare
@@ -165,7 +165,7 @@ class EmulatedSession:
         if spec.dtype not in DTYPES or spec.nbytes != len(view):
             raise LocalProtocolError(f"{len(view)} bytes for a value of shape {spec.shape}, {spec.dtype}")
         taken = bytes(view)
-        request = self._ledger.ask(self._stream, "upload", f"%{handle}", len(taken))
+        request = self._ledger.ask(self._stream, "upload", spec_text(spec), len(taken))
         self._sent += len(taken)
         self._put(lambda: self._upload(handle, spec, taken), request, len(taken))
 
@@ -204,24 +204,25 @@ class EmulatedSession:
     def send(self, outlet: int, handle: int) -> None:
         self._check_open()
         way = self._outlets[outlet]
-        request = self._ledger.ask(self._stream, "send", f"%{handle}", way=way.virtual)
-        self._put(lambda: self._send(way, handle), request)
+        request = self._ledger.ask(self._stream, "send", way=way.virtual)
+        self._put(lambda: self._send(way, handle, request), request)
 
     def receive(self, inlet: Way, position: int, handle: int) -> None:
         self._check_open()
-        request = self._ledger.ask(self._stream, "receive", f"%{handle}", way=inlet.virtual, position=position)
+        request = self._ledger.ask(self._stream, "receive", way=inlet.virtual, position=position)
         self._put(lambda: self._receive(inlet, position, handle), request)
 
     # --- looks --------------------------------------------------------------------------------------
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
         self._check_open()
-        request = self._ledger.ask(self._stream, "fetch", f"%{handle}")
+        request = self._ledger.ask(self._stream, "fetch")
 
         def look() -> HostValue:
             self._looked_at(handle)
             value = self._real.fetch(handle, out)
             fetched = HostValue(value.spec, memoryview(value.data))
+            request.what = spec_text(fetched.spec)
             self._ledger.know(request, fetched.data.nbytes)
             return fetched
 
@@ -236,16 +237,16 @@ class EmulatedSession:
             self._looked_at(handle)
             return self._real.describe(handle)
 
-        return self._look(look, self._ledger.ask(self._stream, "ask", f"%{handle}", 0))
+        return self._look(look, self._ledger.ask(self._stream, "ask", amount=0))
 
     def generator_state(self, generator: int) -> bytes:
         self._check_open()
-        request = self._ledger.ask(self._stream, "ask", "generator", 0)
+        request = self._ledger.ask(self._stream, "ask", amount=0)
         return self._look(lambda: self._real.generator_state(generator), request)
 
     def synchronize(self) -> None:
         self._check_open()
-        self._look(self._real.synchronize, self._ledger.ask(self._stream, "ask", "", 0))
+        self._look(self._real.synchronize, self._ledger.ask(self._stream, "ask", amount=0))
 
     # --- about it -----------------------------------------------------------------------------------
 
@@ -348,15 +349,17 @@ class EmulatedSession:
             self._failed.pop(handle, None)
         self._real.free(handles)
 
-    def _send(self, way: Way, handle: int) -> int:
+    def _send(self, way: Way, handle: int, request: Request) -> int:
         try:
-            parcel, size = packed(self._real, self._place.real.id, handle)
+            parcel, spec = packed(self._real, self._place.real.id, handle)
         except GenieError as error:
             # What it needed may be missing because of an earlier failure: that is the reason to tell.
             way.put(self._failed.get(handle) or self._deferred or error)
+            request.what = "an error"
             return 0
         way.put(parcel)
-        return size
+        request.what = spec_text(spec)
+        return spec.nbytes
 
     def _receive(self, way: Way, position: int, handle: int) -> None:
         try:
@@ -379,6 +382,8 @@ class EmulatedSession:
     def _fail(self, handle: int, error: GenieError | MemoryError) -> None:
         if not isinstance(error, GenieError):
             error = OutOfMemory(str(error) or "no memory for a value", device=self.device.id, kind="MemoryError")
+        if isinstance(error, OutOfMemory):
+            error.device = error.device or self.device.id
         if isinstance(self._real, Poisoning):
             self._real.poison(handle, error)
         else:

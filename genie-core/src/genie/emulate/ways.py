@@ -8,6 +8,7 @@ import attrs
 
 from genie.emulate.virtual import Way as VirtualWay
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
+from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Session
 from genie.remote.node_session import Sharing
@@ -21,7 +22,6 @@ class Shared:
 
     place: str
     value: object
-    size: int
 
 
 Parcel = HostValue | Shared | GenieError
@@ -46,8 +46,8 @@ class Way:
                 self._changed.notify_all()
 
     def take(self, position: int) -> HostValue | Shared:
-        """What was sent at ``position``; raises what was sent in place of a value, :class:`ConnectionLost` when nothing will come any
-        more, :class:`DeadlineExceeded` when nothing came for long."""
+        """What was sent at ``position``; raises what was sent in place of a value, :class:`ConnectionLost` when nothing
+        will come any more, :class:`DeadlineExceeded` when nothing came for long."""
         with self._changed:
             if not self._changed.wait_for(lambda: position in self._arrived or self._ended, _ARRIVE_SECONDS):
                 raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
@@ -65,15 +65,14 @@ class Way:
             self._changed.notify_all()
 
 
-def packed(session: Session, place: str, handle: int) -> tuple[HostValue | Shared, int]:
-    """The value as it is now, and its bytes. Raises what looking at it raises."""
+def packed(session: Session, place: str, handle: int) -> tuple[HostValue | Shared, TensorSpec]:
+    """The value as it is now. Raises what looking at it raises."""
     spec = session.describe(handle)  # strides and all: what is computed there must be laid out as here
-    size = spec.nbytes
     if isinstance(session, Sharing) and spec.stride is None:
         value = session.share(handle)
-        if getattr(value, "nbytes", None) == size:  # part of a larger memory would take all of that with it
-            return Shared(place, value, size), size
-    return HostValue(spec, memoryview(session.fetch(handle).data)), size
+        if getattr(value, "nbytes", None) == spec.nbytes:  # part of a larger memory would take all of that with it
+            return Shared(place, value), spec
+    return HostValue(spec, memoryview(session.fetch(handle).data)), spec
 
 
 def unpack(parcel: HostValue | Shared, session: Session, place: str, handle: int) -> None:
