@@ -42,7 +42,7 @@ def make() -> Iterator[Callable[..., EmulatedBackend]]:
     made: list[EmulatedBackend] = []
 
     def backend(*kib: float, timeout: float = 10.0) -> EmulatedBackend:
-        made.append(EmulatedBackend(cluster(*kib), NullBackend(), RooflineCostModel(), timeout))
+        made.append(EmulatedBackend(cluster(*kib), NullBackend, RooflineCostModel(), timeout))
         return made[-1]
 
     yield backend
@@ -216,7 +216,7 @@ def test_a_cost_model_that_fails_says_so(make):
         def estimate_transfer(self, src: Device, dst: Device, bytes: int) -> float:
             return 0.0
 
-    backend = EmulatedBackend(cluster(64), NullBackend(), Broken(), 10.0)
+    backend = EmulatedBackend(cluster(64), NullBackend, Broken(), 10.0)
     session = backend.connect(backend.devices()[0])
     with pytest.raises(SchedulingError, match=r"'broken' gives no times: KeyError.*no such operator"):
         session.load(Scheduler([session.device]).schedule(single("aten::neg", [spec(3)], spec(3))))
@@ -278,6 +278,9 @@ def test_init_cluster_emulates_what_the_file_says(null_is_local, tmp_path):
     emulate.reset()
     assert emulate.report().seconds == 0
     assert emulate.report().trace == ()
+    genie.shutdown()
+    with pytest.raises(ConfigError, match="nothing is emulated"):
+        emulate.report()
 
 
 def test_a_cluster_of_nodes_can_be_emulated_by_a_variable(null_is_local, tmp_path, monkeypatch):
@@ -314,7 +317,7 @@ def test_a_backend_that_cannot_stand_in(fresh_runtime):
         name = "plain"
 
     with pytest.raises(ConfigError, match="'plain' cannot stand in"):
-        EmulatedBackend(cluster(1), Plain(), RooflineCostModel())  # type: ignore[arg-type]
+        EmulatedBackend(cluster(1), Plain, RooflineCostModel()).devices()  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_emulated(make):
@@ -325,7 +328,7 @@ def test_a_device_that_is_not_emulated(make):
 
 def test_devices_without_address_are_linked_by_their_networks(make):
     slow, fast = (Device(f"d{speed}", "GPU", 1, 1, network_gbps=speed) for speed in (1, 100))
-    backend = EmulatedBackend(Cluster(devices=(slow, fast)), NullBackend(), RooflineCostModel(), 10.0)
+    backend = EmulatedBackend(Cluster(devices=(slow, fast)), NullBackend, RooflineCostModel(), 10.0)
     one, other = backend.devices()
     assert one.address != other.address
     assert RooflineCostModel().estimate_transfer(one, other, 10**9) > 8.0
@@ -337,7 +340,7 @@ def test_links_of_one_way_differ(make):
         LinkSpec("client", "d0", gbps=1, latency_ms=0, oneway=True),
         LinkSpec("d0", "client", gbps=0.01, latency_ms=0, oneway=True),
     )
-    backend = EmulatedBackend(Cluster(devices=cluster(64).devices, links=links), NullBackend(), RooflineCostModel())
+    backend = EmulatedBackend(Cluster(devices=cluster(64).devices, links=links), NullBackend, RooflineCostModel())
     (session,) = sessions(backend)
     put(session, 1, 1000)
     session.fetch(1)

@@ -17,6 +17,6 @@ DEVICES = (Device("gpu0", "GPU", 1, 10, 25), Device("gpu1", "GPU", 1, 5, 25))
 class TestEmulatedOverNull(BackendSuite):
     @pytest.fixture
     def backend(self) -> Iterator[EmulatedBackend]:
-        backend = EmulatedBackend(Cluster(devices=DEVICES), NullBackend(), RooflineCostModel(), timeout=10.0)
+        backend = EmulatedBackend(Cluster(devices=DEVICES), NullBackend, RooflineCostModel(), timeout=10.0)
         yield backend
         backend.close()

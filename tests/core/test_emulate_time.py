@@ -57,7 +57,7 @@ class Emulated:
     def __init__(self, devices: Sequence[Device], links: Sequence[LinkSpec]) -> None:
         self.cost = Cost(links)
         cluster = Cluster(devices=tuple(devices), links=tuple(links), backend="emulated")
-        self.backend = EmulatedBackend(cluster, NullBackend(), self.cost, timeout=10.0)
+        self.backend = EmulatedBackend(cluster, NullBackend, self.cost, timeout=10.0)
         self.session = SpreadSession(AUTO, [self.backend.connect(device) for device in self.backend.devices()])
         self._next = 1
 
@@ -336,7 +336,7 @@ def test_measured_time_is_scaled_to_the_stated_speed():
             }
         }
     )
-    backend = EmulatedBackend(cluster, NullBackend(), Slow(), timeout=10.0)
+    backend = EmulatedBackend(cluster, NullBackend, Slow(), timeout=10.0)
     for device in backend.devices():
         session = backend.connect(device)
         session.upload(1, spec(64, 64), pack([1.0] * 4096))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import attrs
 import msgspec
 
 from genie import telemetry
@@ -27,7 +28,7 @@ _latest: weakref.ref[EmulatedBackend] | None = None
 
 
 class EmulatedBackend:
-    """Every device of ``cluster`` is one of ``local``'s under its name: the first of its type, else the last there is.
+    """Every device of ``cluster`` is one of ``local()``'s by another name: the first of its type, else the last.
 
     Work and values are real. Memory is the stated one; times are ``cost``'s estimates for the stated devices, or,
     with ``emulation: {time: measured}``, measured ones scaled by those.
@@ -35,54 +36,77 @@ class EmulatedBackend:
 
     name = "emulated"
 
-    def __init__(self, cluster: Cluster, local: Backend, cost: CostModel, timeout: float = 60.0) -> None:
-        if not cluster.devices:
+    def __init__(
+        self, cluster: Cluster | None, local: Callable[[], Backend], cost: CostModel, timeout: float = 60.0
+    ) -> None:
+        self._cluster = cluster
+        self._make_local = local
+        self._cost = cost
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+        self._sessions: list[EmulatedSession] = []
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> EmulatedBackend:
+        cost = registry.make("cost_model", settings.cost_model, settings)
+        return cls(settings.cluster, lambda: registry.make("backend", "local", settings), cost, settings.timeout)
+
+    def devices(self) -> tuple[Device, ...]:
+        """Raises :class:`ConfigError` when there is nothing to emulate, or nothing to do it with."""
+        return self._open().devices
+
+    def _open(self) -> _Opened:
+        global _latest
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._made()
+                mine = _latest = weakref.ref(self)
+
+                def counters() -> Mapping[str, float]:
+                    return _counted(backend.report()) if (backend := mine()) is not None else {}
+
+                telemetry.counters.add_source(f"emulation {id(self)}", counters)
+            return self._opened
+
+    def _made(self) -> _Opened:
+        if self._cluster is None:
+            raise ConfigError("the backend 'emulated' has no cluster to emulate", hint=_HINT)
+        if not self._cluster.devices:
             raise ConfigError("key 'cluster.devices' names no device to emulate", hint=_HINT)
+        local = self._make_local()
         if not isinstance(local, Hosting):
             raise ConfigError(
                 f"the backend {getattr(local, 'name', 'local')!r} cannot stand in for other devices",
                 hint="emulation needs genie-backend-local, or a backend with `stand_in`",
             )
-        self._local = local
-        self._cost = cost
-        self._lock = threading.Lock()
-        self._sessions: list[EmulatedSession] = []
-        self._devices = tuple(_at_an_address(device, number) for number, device in enumerate(cluster.devices))
-        self._transfers = stated(cluster.links)
-        by_id = {device.id: device for device in self._devices}
+        devices = tuple(_at_an_address(device, number) for number, device in enumerate(self._cluster.devices))
+        by_id = {device.id: device for device in devices}
+        transfers = stated(self._cluster.links)
 
         def line(source: str, target: str) -> tuple[float, float]:
             if CLIENT in (source, target):
-                return self._transfers.reach(source, target, by_id[target if source == CLIENT else source])
-            return self._transfers.line(by_id[source], by_id[target])
+                return transfers.reach(source, target, by_id[target if source == CLIENT else source])
+            return transfers.line(by_id[source], by_id[target])
 
-        self._ledger = Ledger(tuple(by_id), line, timeout)
+        ledger = Ledger(tuple(by_id), line, self._timeout)
         here = local.devices()
-        self._places: dict[str, Place] = {}
-        self._hosts: dict[str, Backend] = {}
-        for device in self._devices:
+        measured = self._cluster.emulation.time == "measured"
+        places, hosts = {}, {}
+        for device in devices:
             real = next((each for each in here if each.kind == device.kind), here[-1])
-            self._places[device.id] = self._place(device, real, cluster.emulation.time == "measured")
-            self._hosts[device.id] = local.stand_in(real, device)
-        telemetry.counters.add_source(f"emulation {id(self)}", self._counters)
-        global _latest
-        _latest = weakref.ref(self)
+            places[device.id] = self._place(device, real, ledger, measured)
+            hosts[device.id] = local.stand_in(real, device)
+        return _Opened(devices, places, hosts, ledger, local)
 
-    @classmethod
-    def from_settings(cls, settings: Settings) -> EmulatedBackend:
-        if settings.cluster is None:
-            raise ConfigError("the backend 'emulated' has no cluster to emulate", hint=_HINT)
-        cost = registry.make("cost_model", settings.cost_model, settings)
-        return cls(settings.cluster, registry.make("backend", "local", settings), cost, settings.timeout)
-
-    def _place(self, device: Device, real: Device, measured: bool) -> Place:
+    def _place(self, device: Device, real: Device, ledger: Ledger, measured: bool) -> Place:
         def estimate(plan: ExecutionPlan) -> Estimated:
             nodes = plan.graph.nodes()
             seconds = self._seconds(nodes, device)
             here = self._seconds(nodes, real) if measured else 0.0
             return Estimated(seconds, seconds / here if here else 1.0, _named(plan))
 
-        return Place(device, real, self._ledger, estimate, measured)
+        return Place(device, real, ledger, estimate, measured)
 
     def _seconds(self, nodes: Sequence[Node], device: Device) -> float:
         try:
@@ -96,41 +120,54 @@ class EmulatedBackend:
                 where=device.id,
             ) from error
 
-    def devices(self) -> tuple[Device, ...]:
-        return self._devices
-
     def connect(self, device: Device) -> EmulatedSession:
-        place = self._places.get(device.id)
+        opened = self._open()
+        place = opened.places.get(device.id)
         if place is None:
-            raise BackendUnavailable(
-                f"no device {device.id!r} is emulated", hint=f"there are {', '.join(self._places)}"
-            )
-        session = EmulatedSession(place, self._hosts[device.id].connect(place.device))
+            names = ", ".join(opened.places)
+            raise BackendUnavailable(f"no device {device.id!r} is emulated", hint=f"there are {names}")
+        session = EmulatedSession(place, opened.hosts[device.id].connect(place.device))
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)
         return session
 
     def report(self) -> Report:
-        return self._ledger.report()
+        return self._open().ledger.report()
 
     def restart(self) -> None:
-        self._ledger.restart()
+        self._open().ledger.restart()
 
     def close(self) -> None:
+        global _latest
+        if _latest is not None and _latest() is self:
+            _latest = None
         telemetry.counters.remove_source(f"emulation {id(self)}")
         with self._lock:
             sessions, self._sessions = self._sessions, []
+            opened, self._opened = self._opened, None
         for session in sessions:
             session.close()
-        self._local.close()
+        if opened is not None:
+            opened.local.close()
 
-    def _counters(self) -> Mapping[str, float]:
-        report = self.report()
-        counters: dict[str, float] = {"emulated_seconds": report.seconds}
-        counters |= {f"emulated_busy_seconds {device}": busy for device, busy in report.busy.items()}
-        counters |= {f"emulated_bytes {a} to {b}": its.bytes for (a, b), its in report.traffic.items()}
-        return counters
+
+@attrs.frozen
+class _Opened:
+    """``places`` and ``hosts``, which do the work, by the devices' ids."""
+
+    devices: tuple[Device, ...]
+    places: Mapping[str, Place]
+    hosts: Mapping[str, Backend]
+    ledger: Ledger
+    local: Backend
+
+
+def _counted(report: Report) -> Mapping[str, float]:
+    counters: dict[str, float] = {"emulated_seconds": report.seconds}
+    counters |= {f"emulated_busy_seconds {device}": busy for device, busy in report.busy.items()}
+    counters |= {f"emulated_bytes {a} to {b}": its.bytes for (a, b), its in report.traffic.items()}
+    return counters
 
 
 def current() -> EmulatedBackend:
