@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,17 @@ from genie.device import Cluster, Device
 from genie.errors import CaptureError, ConfigError
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat, host_value
-from genie.interfaces import Backend, CostModel, Engine, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
+from genie.interfaces import (
+    Backend,
+    CostModel,
+    Engine,
+    Frontend,
+    Launches,
+    PatternMatcher,
+    PlacementStrategy,
+    Policy,
+    Transport,
+)
 from genie.plan import ExecutionPlan
 from genie.plugins import registry
 from genie.telemetry import Number
@@ -155,6 +166,45 @@ def run(
 ) -> _T:
     """Capture → annotate → schedule → execute in one call; the next call with like arguments reuses the plan."""
     return compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)(*args, **kwargs)
+
+
+def map(
+    program: Callable[..., _T],
+    inputs: Iterable[Any],
+    *,
+    in_flight: int | None = None,
+    backend: str | None = None,
+    devices: Sequence[Device] | None = None,
+    policy: str | None = "max_throughput",
+    frontend: str | None = None,
+) -> Iterator[_T]:
+    """The program over a stream of inputs: its results, in order, while later inputs are under way.
+
+    An input is the program's one argument, or a tuple of all. Up to ``in_flight`` calls (default: two per device) are
+    under way at once: where the plan has stages on several devices, those work side by side. A call that fails raises
+    when its result is due; what was under way behind it is dropped.
+
+    >>> for scores in genie.map(model, batches):  # doctest: +SKIP
+    ...     print(scores.argmax(-1))
+    """
+    its = runtime.frontend(frontend or "", program)
+    called = compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)
+    if not isinstance(its, Launches):
+        raise CaptureError(f"the frontend {its.name!r} waits for each result", hint="call the program in a loop")
+    most = in_flight if in_flight is not None else 2 * max(len(devices or runtime.current().devices(backend or "")), 1)
+    if most < 1:
+        raise ConfigError(f"in_flight must be at least 1, not {in_flight}")
+    return _mapped(its, called, inputs, most)
+
+
+def _mapped(its: Launches, called: Callable[..., _T], inputs: Iterable[Any], most: int) -> Iterator[_T]:
+    under_way: deque[Callable[[], _T]] = deque()
+    for each in inputs:
+        under_way.append(its.launch(called, *(each if isinstance(each, tuple) else (each,))))
+        if len(under_way) >= most:
+            yield under_way.popleft()()
+    while under_way:
+        yield under_way.popleft()()
 
 
 def compile(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from genie import telemetry
 from genie.device import Device
+from genie.errors import SchedulingError
 from genie.graph import Graph
 from genie.graph import verify as verify_graph
 from genie.graph.once import forget
@@ -14,7 +15,7 @@ from genie.interfaces import Session
 from genie.plan import ExecutionPlan
 from genie.plan import verify as verify_plan
 from genie.schedule import Scheduler
-from genie.spread import Residency, SpreadSession
+from genie.spread import NOWHERE, Residency, SpreadSession
 
 Annotate = Callable[[Graph], Graph]
 
@@ -54,12 +55,18 @@ class SpreadEngine(DeviceEngine):
         self._spread = spread
 
     def _planned(self, graph: Graph, handles: Sequence[int]) -> ExecutionPlan:
-        known = self._spread.residency(graph, handles) if handles else Residency({}, {})
-        return self._placed(graph, known)
+        return self._placed(graph, self._spread.residency(graph, handles) if handles else NOWHERE)
 
     def _placed(self, graph: Graph, known: Residency) -> ExecutionPlan:
         draws = self._spread.members[0].device.id
-        return self._scheduler.schedule(graph, homes=known.homes, held=known.held, draws=draws)
+        try:
+            return self._scheduler.schedule(graph, homes=known.homes, occupied=known.held, draws=draws)
+        except SchedulingError:
+            # Values on different devices may be written together: then those move that can.
+            fixed = {value: home for value, home in known.homes.items() if value not in known.movable}
+            if len(fixed) == len(known.homes):
+                raise
+            return self._scheduler.schedule(graph, homes=fixed, occupied=known.held, draws=draws)
 
 
 def everything(devices: Sequence[Device]) -> Device:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.plan import ExecutionPlan
 
 Buffer = bytes | bytearray | memoryview
+_T = TypeVar("_T")
 
 
 class Fetched(Protocol):
@@ -153,6 +154,14 @@ class Frontend(Protocol):
 
     def from_host(self, spec: TensorSpec, data: Buffer) -> Any:
         """The framework's own tensor with these elements."""
+
+
+@runtime_checkable
+class Launches(Protocol):
+    """What a frontend may be besides: one whose compiled programs can be called without waiting for the results."""
+
+    def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+        """Call what :meth:`Frontend.compile` gave; what is returned gives the results, and waits for them."""
 
 
 @runtime_checkable

@@ -345,7 +345,9 @@ class NodeSession:
     def _sent(self, handle: int) -> HostValue:
         try:
             spec = self._session.describe(handle)  # strides and all: what is computed there must be laid out as here
-            return HostValue(spec, memoryview(self._session.fetch(handle).data))
+            data = memoryview(self._session.fetch(handle).data)
+            # It leaves later: of what is not shared, later work might write to it before.
+            return HostValue(spec, data if isinstance(self._session, Sharing) else memoryview(bytes(data)))
         except GenieError as error:
             # What it needed may be missing because of an earlier failure: that is the reason to tell.
             raise self._failed.get(handle) or self._deferred or error from None

@@ -48,6 +48,10 @@ class Moves:
             self._carried[source, handle, target] = error
         self.carried += 1
 
+    def under_way(self, source: int, handle: int, target: int) -> bool:
+        """Whether it was sent, and not yet received."""
+        return (source, handle, target) in self._position or (source, handle, target) in self._carried
+
     def receive(self, source: int, handle: int, target: int, there: int) -> None:
         """The value that was ``handle`` on ``source`` when it was sent is ``there`` on ``target``."""
         way = self._way(source, target)

@@ -15,7 +15,7 @@ from genie import codec
 from genie import plan as plans
 from genie.bindings import Prediction, bits_float, parameters
 from genie.device import Device
-from genie.errors import NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
+from genie.errors import GenieError, NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
 from genie.graph import DTYPES, Arg, Graph, Many, Node, Ref, ScalarTensor, TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer
@@ -149,6 +149,11 @@ class NullSession:
             raise NodeError(f"handle {handle} is in use or none", where=self.device.id)
         self._values[handle] = _Value(spec, _Storage(data))
         self._account()
+
+    def poison(self, handle: int, error: GenieError) -> None:
+        """``handle`` stands for a value that failed to come."""
+        told = error if isinstance(error, RemoteOpError) else RemoteOpError(error.message, kind=type(error).__name__)
+        self._values[handle] = _Value(TensorSpec((), "float32"), _Storage(memoryview(b""), told))
 
     def allocate(self, spec: TensorSpec) -> NullAllocation:
         """Memory to receive a value into."""
