@@ -14,6 +14,7 @@ from genie.device import CLIENT, Cluster, Device, LinkSpec
 from genie.emulate import EmulatedBackend, Report
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
 from genie.plan import ExecutionPlan
+from genie.plan.timeline import timeline
 from genie.schedule import Scheduler
 from genie.schedule.stated import StatedTransfers, stated
 from genie.spread import SpreadSession
@@ -219,7 +220,6 @@ def random_cluster(draw: random.Random) -> Emulated:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1 << 30))
 def test_any_plan_over_three_devices_takes_what_the_evaluator_says(seed):
-    plans = pytest.importorskip("genie.plan.timeline", reason="the evaluator that knows ports")
     draw = random.Random(seed)
     cluster = random_cluster(draw)
     try:
@@ -228,9 +228,9 @@ def test_any_plan_over_three_devices_takes_what_the_evaluator_says(seed):
         report = cluster.run(plan)
         made = {value for each in graph.steps for value in each.outputs}
         moves = [move for move in plan.transfers if move.value in made]  # the second run's inputs are there
-        timeline = plans.timeline(graph, plan.decisions, moves, len(plan.devices))
-        assert working(report) == pytest.approx(timeline.makespan, abs=EXACT)
-        assert list(report.busy.values()) == pytest.approx(list(timeline.busy), abs=EXACT)
+        times = timeline(graph, plan.decisions, moves, len(plan.devices))
+        assert working(report) == pytest.approx(times.makespan, abs=EXACT)
+        assert list(report.busy.values()) == pytest.approx(list(times.busy), abs=EXACT)
     finally:
         cluster.session.close()
         cluster.backend.close()
