@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from genie.device import Cluster, Device, LinkSpec
-from genie.errors import ConfigError
+from genie.errors import BackendUnavailable, ConfigError
+from genie.remote import RemoteBackend
+from genie.testing import MemoryTransport
 
 YAML = """
 cluster:
@@ -191,3 +193,11 @@ def test_values_need_no_framework():
         "assert not {'torch', 'jax', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_node_nobody_answers_at_is_named_with_its_key_and_device():
+    known = (Device("gpu0", "GPU", 16, 10, address="node:1"), Device("gpu1", "GPU", 16, 10, address="node:1", index=1))
+    backend = RemoteBackend("memory", MemoryTransport(), ("node:1",), known=known, connect_timeout=0.1)
+    with pytest.raises(BackendUnavailable) as caught:
+        backend.devices()
+    assert caught.value.where == "key 'cluster.devices': the address node:1 of 'gpu0', 'gpu1'"
