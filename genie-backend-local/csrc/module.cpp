@@ -183,14 +183,16 @@ py::object iterate(Session& session, Loop& loop) {
 
 void bind_session(py::module_& module) {
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
+  py::class_<Budget, BudgetPtr>(module, "Budget").def(py::init<int64_t>(), py::arg("bytes"));
   py::class_<Session>(module, "Session")
       .def(
-          py::init([](const std::string& device, const std::string& name, int64_t memory_limit) {
-            return std::make_unique<Session>(c10::Device(device), name, memory_limit);
+          py::init([](const std::string& device, const std::string& name, int64_t memory_limit, BudgetPtr budget) {
+            return std::make_unique<Session>(c10::Device(device), name, memory_limit, std::move(budget));
           }),
           py::arg("device"),
           py::arg("name"),
-          py::arg("memory_limit"))
+          py::arg("memory_limit"),
+          py::arg("budget") = BudgetPtr())
       .def(
           "load",
           [](Session& session, int64_t id, const py::object& graph) {

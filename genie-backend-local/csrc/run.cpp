@@ -109,9 +109,9 @@ void Session::Run::step(Step& step, size_t index) {
       for (const auto value : step.written) {
         session_.memory_.refresh(*session_.slots_[value]);
       }
-      if (session_.memory_.exceeded()) {
-        const auto& memory = session_.memory_;
-        C10_THROW_ERROR(OutOfMemoryError, shortage(memory.live() - before, before, memory.limit()));
+      if (const auto& memory = session_.memory_; memory.lacks(0)) {
+        const auto made = memory.live() - before;
+        C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
       }
     } catch (...) {
       auto made = current_failure();

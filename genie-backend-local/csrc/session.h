@@ -65,12 +65,12 @@ constexpr size_t most_kept = size_t{1} << 30;
 // Every method locks; none needs the GIL.
 class Session {
  public:
-  // `name` is the device's, for errors; a memory limit of 0 is none.
-  Session(c10::Device device, std::string name, int64_t memory_limit)
+  // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` is shared with other sessions.
+  Session(c10::Device device, std::string name, int64_t memory_limit, BudgetPtr budget = nullptr)
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
-        memory_(memory_limit),
+        memory_(memory_limit, std::move(budget)),
         generators_(device) {}
 
   c10::Device device() const {

@@ -37,6 +37,7 @@ def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[st
         ("05_training.py", "losses and trained weights equal those of the CPU"),
         ("07_generate.py", "the same tokens as on the CPU"),
         ("04_capture_and_inspect.py", "equals the model's on the CPU"),
+        ("08_emulated_cluster.py", "its result equals the model's on the CPU"),
     ],
 )
 def test_example_runs_and_proves_what_it_says(file: str, says: str) -> None:

@@ -62,6 +62,10 @@ class NativeSession(Protocol):
     def close(self) -> None: ...
 
 
+class NativeBudget(Protocol):
+    """Bytes that several sessions may have together."""
+
+
 class NativePrediction(Protocol):
     def decode(self, data: Buffer) -> tuple[list[int], list[int]]: ...
 
@@ -69,7 +73,10 @@ class NativePrediction(Protocol):
 class Native(Protocol):
     torch_version: str
 
-    def Session(self, device: str, name: str, memory_limit: int) -> NativeSession: ...  # noqa: N802
+    def Session(  # noqa: N802
+        self, device: str, name: str, memory_limit: int, budget: NativeBudget | None = None
+    ) -> NativeSession: ...
+    def Budget(self, bytes: int) -> NativeBudget: ...  # noqa: N802
     def Prediction(self, inputs: int, parameters: Sequence[int]) -> NativePrediction: ...  # noqa: N802
     def set_threads(self, threads: int) -> None: ...
     def threads(self) -> int: ...

@@ -133,6 +133,8 @@ def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
             where=place,
             hint="say 'backend: tcp', or remove the addresses",
         )
+    if "emulated" in cluster.backends:
+        addresses = ()  # of the nodes that are emulated
     return {
         "backend": (cluster.backend, f"{place}: cluster.backend"),
         "nodes": (addresses, f"{place}: cluster.devices"),

@@ -122,6 +122,15 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Hosting(Protocol):
+    """What a backend may be besides: one that lets its devices pass for others, as emulation asks it to."""
+
+    def stand_in(self, real: Device, stated: Device) -> Backend:
+        """A backend of the one device ``stated``, whose work the backend's own device ``real`` does. Its sessions keep
+        within the stated memory together, and errors name the stated device."""
+
+
 class Engine(Protocol):
     """What a frontend is given for one device index, which may stand for several devices: the session, with the
     stages before it composed.

@@ -69,7 +69,13 @@ class RemoteBackend:
             return self._devices
 
     def _ask(self, node: str) -> list[Device]:
-        met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+        try:
+            met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as error:
+            stated = ", ".join(repr(device.id) for device in self._known.values() if device.address == node)
+            if stated:
+                error.where = f"key 'cluster.devices': the address {node} of {stated}"
+            raise
         farewell(met)
         if self._shortcut and (local := quicker(met.welcome)):
             self._quicker[node] = local

@@ -52,11 +52,13 @@ class _Failed(Exception):
 
 
 class NullSession:
-    """:class:`genie.interfaces.Session` over Python lists. ``capacity`` bounds its memory, in bytes."""
+    """:class:`genie.interfaces.Session` over Python lists. ``capacity`` bounds its memory, in bytes, together with that
+    of ``others``."""
 
-    def __init__(self, device: Device, capacity: int) -> None:
+    def __init__(self, device: Device, capacity: int, others: Sequence[NullSession] = ()) -> None:
         self.device = device
         self._capacity = capacity
+        self._others = others
         self._values: dict[int, _Value] = {}
         self._plans: list[_Loaded] = []
         self._numbers: dict[str, int] = {}  # by content: in Python 1 == 1.0 == True, in a graph they differ
@@ -273,7 +275,7 @@ class NullSession:
         self._peak = max(self._peak, self._used())
 
     def _reserve(self, size: int) -> None:
-        used = self._used()
+        used = sum(session._used() for session in {self, *self._others})
         if used + size > self._capacity:
             raise OutOfMemory(
                 f"{size} bytes needed, {self._capacity - used} of {self._capacity} free",
@@ -309,15 +311,22 @@ class NullBackend:
             Device(id=f"null:{index}", type="null", memory_gb=memory_bytes / (1 << 30), compute_tflops=1.0, index=index)
             for index in range(devices)
         )
+        self._together = False  # whether the memory is that of all sessions
         self.sessions: list[NullSession] = []
 
     def devices(self) -> tuple[Device, ...]:
         return self._devices
 
     def connect(self, device: Device) -> NullSession:
-        session = NullSession(device, self._memory)
+        session = NullSession(device, self._memory, self.sessions if self._together else ())
         self.sessions.append(session)
         return session
+
+    def stand_in(self, real: Device, stated: Device) -> NullBackend:
+        """See :class:`genie.interfaces.Hosting`."""
+        made = NullBackend()
+        made._devices, made._memory, made._together = (stated,), stated.memory_bytes, True
+        return made
 
     def close(self) -> None:
         for session in self.sessions:
