@@ -1,0 +1,22 @@
+"""Cost: how long a node takes on a device, and a value between two."""
+
+from genie.schedule.cost.classes import CLASSES, Trait, classify, traits
+from genie.schedule.cost.fitting import Sample, fit
+from genie.schedule.cost.roofline import Calibration, DeviceRoof, Fitted, Roofline, RooflineCostModel, bandwidth
+from genie.schedule.links import Transfers
+
+__all__ = [
+    "CLASSES",
+    "Calibration",
+    "DeviceRoof",
+    "Fitted",
+    "Roofline",
+    "RooflineCostModel",
+    "Sample",
+    "Trait",
+    "Transfers",
+    "bandwidth",
+    "classify",
+    "fit",
+    "traits",
+]
