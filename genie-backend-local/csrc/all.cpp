@@ -13,3 +13,4 @@
 #include "run.cpp"
 #include "session.cpp"
 #include "shims.cpp"
+#include "timing.cpp"

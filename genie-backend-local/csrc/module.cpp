@@ -155,8 +155,33 @@ py::dict counters(Session& session) {
   named["fetched_bytes"] = counted.fetched;
   named["memory_bytes"] = counted.memory;
   named["peak_memory_bytes"] = counted.peak_memory;
+  named["timed_executions"] = counted.timed;
   named["kept_bytes"] = counted.kept;
   return named;
+}
+
+py::tuple to_tuple(const TimedTensor& tensor) {
+  return py::make_tuple(name_of(tensor.dtype), to_tuple(tensor.shape), tensor.contiguous);
+}
+
+// Rows as tuples: target, phase, operands, result, count, mean, least, variance, typical.
+py::list take_timings(Session& session) {
+  std::vector<TimingRow> rows;
+  {
+    const NoGil no_gil;
+    rows = session.take_timings();
+  }
+  py::list made;
+  for (const auto& row : rows) {
+    py::list operands;
+    for (const auto& operand : row.operands) {
+      operands.append(to_tuple(operand));
+    }
+    const auto result = row.result ? py::object(to_tuple(*row.result)) : py::object(py::none());
+    made.append(py::make_tuple(
+        row.target, row.phase, py::tuple(operands), result, row.count, row.mean, row.least, row.variance, row.typical));
+  }
+  return made;
 }
 
 void bind_session(py::module_& module) {
@@ -242,6 +267,8 @@ void bind_session(py::module_& module) {
           })
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
       .def("counters", &counters)
+      .def("take_timings", &take_timings)
+      .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())
       .def("take_warnings", &Session::take_warnings, py::call_guard<NoGil>())
       .def("close", &Session::close, py::call_guard<NoGil>());
 }

@@ -81,6 +81,10 @@ void Session::Run::bind(const std::vector<uint64_t>& words) {
 }
 
 void Session::Run::steps() {
+  if (session_.timer_.due(plan_)) {
+    timed_steps();
+    return;
+  }
   for (size_t i = 0; i < plan_.steps.size(); ++i) {
     step(plan_.steps[i], i);
   }

@@ -18,6 +18,7 @@ class Session::Run {
   void abandon();
 
  private:
+  void timed_steps();  // in timing.cpp
   void step(Step& step, size_t index);
   void push(Argument& argument, const Step& step);
   void push_list(const Argument& argument);

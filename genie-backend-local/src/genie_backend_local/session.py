@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import msgspec
@@ -15,6 +16,7 @@ from genie.graph import TensorSpec, bare
 from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.plan import ExecutionPlan
+from genie.timing import Operand, Timing
 from genie_backend_local.native import NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
@@ -118,6 +120,13 @@ class LocalSession:
     def synchronize(self) -> None:
         self._native.synchronize()
 
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`."""
+        rows = self._native.take_timings()
+        if share is not None:
+            self._native.set_timing(share)
+        return tuple(_timing(*row) for row in rows)
+
     def stats(self) -> Mapping[str, int]:
         self._log_warnings()
         return {"bytes_sent": 0, "bytes_received": 0, "round_trips": 0, **self._native.counters()}
@@ -130,6 +139,17 @@ class LocalSession:
     def _log_warnings(self) -> None:
         for text in self._native.take_warnings():
             _log.info("warning of an operator", device=self.device.id, text=text)
+
+
+def _timing(
+    target: str,
+    phase: str,
+    operands: Sequence[tuple[str, tuple[int, ...], bool]],
+    result: tuple[str, tuple[int, ...], bool] | None,
+    *times: Any,
+) -> Timing:
+    made = Operand(*result) if result is not None else None
+    return Timing(target, phase, tuple(Operand(*one) for one in operands), made, *times)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

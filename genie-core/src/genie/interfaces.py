@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.plan import ExecutionPlan
+from genie.timing import Timing
 
 Buffer = bytes | bytearray | memoryview
 
@@ -66,6 +67,15 @@ class Session(Protocol):
         """Counters: bytes_sent, bytes_received, round_trips, plans, memory_bytes, peak_memory_bytes …"""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """What a session may be besides: one that times some of its executions, operator by operator."""
+
+    def profile(self, share: float | None = None) -> Sequence[Timing]:
+        """How long operators took since the last call. ``share`` says how much of the time the timing may take from
+        now on: a few thousandths unless said; 1 times every execution, 0 none."""
 
 
 @runtime_checkable

@@ -23,10 +23,10 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import flat
-from genie.interfaces import Buffer, Connection, Session
+from genie.interfaces import Buffer, Connection, Profiling, Session
 from genie.remote.content import ContentStore
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, frames, messages
+from genie.wire import Dialogue, Kind, Limits, frames, messages, profiles
 
 log = structlog.get_logger("genie.node")
 
@@ -115,6 +115,7 @@ class NodeSession:
             Kind.GENERATOR_STATE: self._generator_state,
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
+            Kind.PROFILE: self._profile,
         }
 
     def serve(self) -> None:
@@ -386,6 +387,11 @@ class NodeSession:
     def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         counters = {name: int(number) for name, number in self.stats().items()}
         return Kind.COUNTERS, messages.put_struct(counters), None
+
+    def _profile(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        share = profiles.get_share(body)
+        rows = self._session.profile(share) if isinstance(self._session, Profiling) else ()
+        return Kind.PROFILED, profiles.put_rows(rows), None
 
     # --- the end ------------------------------------------------------------------------------------
 

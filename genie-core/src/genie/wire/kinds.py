@@ -36,6 +36,7 @@ class Kind(IntEnum):
     GENERATOR_STATE = 35
     SYNC = 36
     STATS = 37
+    PROFILE = 40
 
     # Answers.
     HELD = 48
@@ -44,6 +45,7 @@ class Kind(IntEnum):
     STATE = 51
     DONE = 52
     COUNTERS = 53
+    PROFILED = 56
 
 
 WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)
