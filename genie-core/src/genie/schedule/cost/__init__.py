@@ -2,7 +2,16 @@
 
 from genie.schedule.cost.classes import CLASSES, Trait, classify, traits
 from genie.schedule.cost.fitting import Sample, fit
-from genie.schedule.cost.roofline import Calibration, DeviceRoof, Fitted, Roofline, RooflineCostModel, bandwidth
+from genie.schedule.cost.roofline import (
+    Calibration,
+    DeviceRoof,
+    Fitted,
+    Roofline,
+    RooflineCostModel,
+    asked_of,
+    bandwidth,
+    default_roofline,
+)
 from genie.schedule.links import Transfers
 
 __all__ = [
@@ -15,8 +24,10 @@ __all__ = [
     "Sample",
     "Trait",
     "Transfers",
+    "asked_of",
     "bandwidth",
     "classify",
+    "default_roofline",
     "fit",
     "traits",
 ]

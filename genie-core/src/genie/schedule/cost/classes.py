@@ -66,7 +66,8 @@ _NAMES: Mapping[str, Sequence[str]] = {
         "masked_fill eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
         "bitwise_not bitwise_xor remainder fmod floor ceil round trunc frac isnan isinf isfinite erf erfc erfinv "
         "lerp addcmul addcdiv glu nan_to_num floor_divide true_divide heaviside polar complex real imag conj angle "
-        "prelu sigmoid_backward tanh_backward gelu_backward silu_backward threshold_backward dropout"
+        "prelu __and__ __or__ __xor__ dropout sigmoid_backward tanh_backward gelu_backward silu_backward "
+        "threshold_backward"
     ).split(),
 }  # fmt: skip
 _CLASS: Mapping[str, str] = MappingProxyType({name: kind for kind, names in _NAMES.items() for name in names})

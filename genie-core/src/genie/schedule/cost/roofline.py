@@ -86,6 +86,11 @@ def bandwidth(device: Device) -> float:
     return given * 1e9 if given else device.compute_tflops * 1e12 / _FLOPS_PER_BYTE[_class(device)]
 
 
+def default_roofline(device: Device) -> Roofline:
+    """Of a device that was not calibrated."""
+    return _DEFAULTS[_class(device)]
+
+
 class Terms(NamedTuple):
     """A roofline of one device in seconds."""
 
@@ -104,9 +109,7 @@ class Terms(NamedTuple):
 
 
 def _terms(roof: Roofline, peak: float, bytes_per_second: float, error: float = 0.0) -> Terms:
-    return Terms(
-        roof.overhead, 1 / (peak * roof.compute), roof.knee, 1 / (bytes_per_second * roof.memory), error
-    )  # fmt: skip
+    return Terms(roof.overhead, 1 / (peak * roof.compute), roof.knee, 1 / (bytes_per_second * roof.memory), error)
 
 
 class DeviceRoof:
@@ -115,7 +118,7 @@ class DeviceRoof:
     def __init__(self, device: Device, known: Roofline | Calibration | None) -> None:
         self._classes: dict[str, Terms] = {}
         self._found: dict[tuple[str, str], Terms] = {}
-        default = known if isinstance(known, Roofline) else _DEFAULTS[_class(device)]
+        default = known if isinstance(known, Roofline) else default_roofline(device)
         self._default = _terms(default, device.compute_tflops * 1e12, bandwidth(device))
         if isinstance(known, Calibration):
             peak, speed = known.compute_tflops * 1e12, known.memory_bandwidth_gb_s * 1e9

@@ -1,0 +1,172 @@
+"""What was measured on one device, and estimates from it: exact rows first, then what similar shapes took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from math import exp, inf, log, sqrt
+from typing import NamedTuple
+
+import msgspec
+
+from genie.interfaces import Estimate
+from genie.profile.signature import Family, Signature, dims, family, signature_of, trait_of
+from genie.schedule.cost import DeviceRoof, Trait
+from genie.timing import Timing
+
+MOST_ROWS = 1 << 14
+_MOST_IN_FAMILY = 256
+_REMEMBERED = 256  # executions of the past count as no more than so many, so that a change is seen
+_NEIGHBOURS = 4
+_TESTED = 48  # rows of a family that are estimated from its others, to learn the error
+_LEAST_ERROR = 0.02  # no machine is steadier
+_UNTESTED = 0.5  # the error of an estimate from similar shapes, until there are enough to tell
+_OTHER_LAYOUT, _OTHER_PHASE = 1.0, 0.1  # distances, beside that of logarithms of sizes
+
+
+class Point(NamedTuple):
+    """A measured row as a neighbour for others."""
+
+    signature: Signature
+    trait: Trait
+    sizes: tuple[float, ...]  # logarithms
+    seconds: float
+
+
+class Table:
+    """Rows by signature. Not thread-safe."""
+
+    def __init__(self, rows: Iterable[Timing] = ()) -> None:
+        self._rows: dict[Signature, Timing] = {}
+        self._families: dict[Family, dict[Signature, Point]] = defaultdict(dict)
+        self._errors: dict[Family, tuple[float, float]] = {}
+        self.merge(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self) -> tuple[Timing, ...]:
+        return tuple(self._rows.values())
+
+    def points(self) -> Iterable[Point]:
+        for points in self._families.values():
+            yield from points.values()
+
+    def merge(self, rows: Iterable[Timing]) -> set[Family]:
+        """Count verified rows in; the families whose estimates may have changed."""
+        changed: set[Family] = set()
+        for row in rows:
+            signature = signature_of(row)
+            known = self._rows.get(signature)
+            row = merged(known, row) if known is not None else row
+            self._rows[signature] = row
+            kin = family(signature)
+            points = self._families[kin]
+            points[signature] = Point(signature, trait_of(signature), _logs(signature), max(row.typical, 1e-9))
+            if len(points) > _MOST_IN_FAMILY:
+                self._drop(kin, min(points, key=lambda each: self._rows[each].count))
+            changed.add(kin)
+        excess = len(self._rows) - MOST_ROWS
+        if excess > 0:
+            for signature in sorted(self._rows, key=lambda each: self._rows[each].count)[:excess]:
+                self._drop(family(signature), signature)
+        for kin in changed:
+            self._errors.pop(kin, None)
+        return changed
+
+    def _drop(self, kin: Family, signature: Signature) -> None:
+        del self._rows[signature]
+        points = self._families[kin]
+        points.pop(signature, None)
+        if not points:
+            del self._families[kin]
+
+    def estimate(self, signature: Signature, kin: Family, trait: Trait, roof: DeviceRoof) -> Estimate:
+        row = self._rows.get(signature)
+        base = roof.estimate(trait)
+        if row is not None:
+            spread = sqrt(row.variance / row.count) / row.typical if row.typical else 1.0
+            return Estimate(row.typical, "profiled", max(min(spread, 1.0), _LEAST_ERROR), base.bound)
+        points = self._families.get(kin)
+        if not points:
+            return base
+        ratio, distance = _carried(signature, trait, points.values(), roof)
+        error, usual = self._error(kin, roof)
+        scale = min(max(distance / usual, 0.5), 2.0) if usual else 1.0
+        return Estimate(base.seconds * ratio, "interpolated", max(error * scale, _LEAST_ERROR), base.bound)
+
+    def _error(self, kin: Family, roof: DeviceRoof) -> tuple[float, float]:
+        """How far estimates of a family's rows from its other rows are off, and how far those are away, on average."""
+        known = self._errors.get(kin)
+        if known is None:
+            known = self._errors[kin] = self._tested(kin, roof)
+        return known
+
+    def _tested(self, kin: Family, roof: DeviceRoof) -> tuple[float, float]:
+        points = list(self._families[kin].values())
+        if len(points) < 3:
+            return _UNTESTED, 0.0
+        tested = points[:: max(1, len(points) // _TESTED)]
+        errors = distances = 0.0
+        for each in tested:
+            others = [other for other in points if other is not each]
+            ratio, distance = _carried(each.signature, each.trait, others, roof)
+            errors += abs(roof.estimate(each.trait).seconds * ratio / each.seconds - 1)
+            distances += distance
+        return errors / len(tested), distances / len(tested)
+
+
+def merged(old: Timing, new: Timing) -> Timing:
+    """Both in one row; of the old one no more than so much counts."""
+    kept = min(old.count, _REMEMBERED)
+    count = kept + new.count
+    share = new.count / count
+    mean = old.mean + (new.mean - old.mean) * share
+    between = (new.mean - old.mean) ** 2 * share * (1 - share)
+    return msgspec.structs.replace(
+        new,
+        count=count,
+        mean=mean,
+        least=min(old.least, new.least),
+        variance=old.variance * (1 - share) + new.variance * share + between,
+        typical=old.typical + (new.typical - old.typical) * share,
+    )
+
+
+def _carried(signature: Signature, trait: Trait, points: Iterable[Point], roof: DeviceRoof) -> tuple[float, float]:
+    """Measured seconds over the roofline's, at the nearest of ``points``, weighed by nearness; and how near that is.
+
+    Shepard's inverse distance weighting (1968) of residuals, over logarithms of sizes.
+    """
+    sizes = _logs(signature)
+    near: list[tuple[float, Point]] = []
+    for point in points:
+        near.append((_distance(signature, trait, sizes, point), point))
+    near.sort(key=lambda each: each[0])
+    total = weights = 0.0
+    for distance, point in near[:_NEIGHBOURS]:
+        weight = 1 / (distance * distance + 1e-3)
+        total += weight * log(point.seconds / roof.estimate(point.trait).seconds)
+        weights += weight
+    return exp(total / weights), near[0][0]
+
+
+def _distance(signature: Signature, trait: Trait, sizes: Sequence[float], point: Point) -> float:
+    other = point.signature
+    far = 0.0
+    if len(sizes) == len(point.sizes) and len(signature.operands) == len(other.operands):
+        far = sum([(a - b) * (a - b) for a, b in zip(sizes, point.sizes, strict=True)])
+        for one, two in zip(signature.operands, other.operands, strict=True):
+            if one.contiguous != two.contiguous:
+                far += _OTHER_LAYOUT
+    else:
+        far = _OTHER_LAYOUT
+        far += 2 * (log(1 + trait.flops) - log(1 + point.trait.flops)) ** 2
+        far += 2 * (log(1 + trait.moved) - log(1 + point.trait.moved)) ** 2
+    if signature.phase != other.phase:
+        far += _OTHER_PHASE
+    return sqrt(far) if far < inf else inf
+
+
+def _logs(signature: Signature) -> tuple[float, ...]:
+    return tuple([log(size) if size else -1.0 for size in dims(signature)])
