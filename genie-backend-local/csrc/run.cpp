@@ -91,6 +91,11 @@ void Session::Run::steps() {
 }
 
 void Session::Run::step(Step& step, size_t index) {
+  perform(step, index);
+  release(step);
+}
+
+void Session::Run::perform(Step& step, size_t index) {
   auto failure = poisoned_ ? failed_operand(step) : nullptr;
   if (failure) {
     ++session_.counters_.skipped_steps;
@@ -131,6 +136,9 @@ void Session::Run::step(Step& step, size_t index) {
   if (failure) {
     poison(step, failure);
   }
+}
+
+void Session::Run::release(const Step& step) {
   for (const auto value : step.released) {
     session_.memory_.release(*session_.slots_[value]);
   }

@@ -117,21 +117,23 @@ void Timer::before(const Step& step, const std::vector<Holder*>& slots) {
   started_ = Clock::now();
 }
 
-void Timer::after(const Step& step, const std::vector<Holder*>& slots, bool done) {
-  const auto seconds = seconds_of(Clock::now() - started_) - tick_;
-  inside_ += seconds;
-  if (done && !step.outputs.empty() && step.outputs[0] >= 0) {
-    const auto& result = slots[step.outputs[0]]->tensor;
-    if (result.defined()) {  // else nobody uses it, and it is released
-      note(result);
-    }
+void Timer::performed(const Step& step, const std::vector<Holder*>& slots, bool done) {
+  took_ = seconds_of(Clock::now() - started_) - tick_;
+  known_ &= done;
+  if (known_ && !step.outputs.empty() && step.outputs[0] >= 0) {
+    note(slots[step.outputs[0]]->tensor);
   }
-  done &= known_;
+  started_ = Clock::now();
+}
+
+void Timer::released(const Step& step) {
+  took_ = std::max(took_ + seconds_of(Clock::now() - started_) - tick_, 0.0);
+  inside_ += took_;
   if (events_) {
-    events_->keys.emplace_back(done ? step.op : nullptr, key_);
+    events_->keys.emplace_back(known_ ? step.op : nullptr, key_);
     record(*events_);
-  } else if (done && device_.is_cpu()) {
-    add(step.op, key_, std::max(seconds, 0.0));
+  } else if (known_ && device_.is_cpu()) {
+    add(step.op, key_, took_);
   }
 }
 
@@ -140,7 +142,9 @@ void Timer::end(Plan& plan) {
   const auto all = seconds_of(Clock::now() - began_);
   const auto steps = static_cast<double>(std::max<size_t>(plan.steps.size(), 1));
   const auto cost = std::max(all - inside_, 0.0);
-  allowance_ -= cost;
+  if (share_ < 1) {
+    allowance_ -= cost;
+  }
   cost_ = memory * cost_ + (1 - memory) * cost / steps;
   step_ = memory * step_ + (1 - memory) * inside_ / steps;
   plan.usual = inside_;
@@ -242,8 +246,10 @@ void Session::Run::timed_steps() {
     auto& its = plan_.steps[i];
     const auto failed = counters.failed_steps + counters.skipped_steps;
     timer.before(its, session_.slots_);
-    step(its, i);
-    timer.after(its, session_.slots_, counters.failed_steps + counters.skipped_steps == failed);
+    perform(its, i);
+    timer.performed(its, session_.slots_, counters.failed_steps + counters.skipped_steps == failed);
+    release(its);
+    timer.released(its);
   }
   timer.end(plan_);
 }

@@ -71,7 +71,8 @@ class Timer {
   // Of executions that are timed: around the execution, and around each of its steps.
   void begin();
   void before(const Step& step, const std::vector<Holder*>& slots);
-  void after(const Step& step, const std::vector<Holder*>& slots, bool done);
+  void performed(const Step& step, const std::vector<Holder*>& slots, bool done);
+  void released(const Step& step);
   void end(Plan& plan);
 
   // Of the time; 1: every execution is timed, 0: none.
@@ -113,7 +114,8 @@ class Timer {
   double tick_ = 0;  // what asking the time costs
   int64_t timed_ = 0;  // executions
   TimingKey key_;
-  bool known_ = true;  // key_ says all of the step's tensors
+  bool known_ = true;  // the step was done, and key_ says all of its tensors
+  double took_ = 0;  // the step, so far
   Clock::time_point began_;
   Clock::time_point started_;
   double inside_ = 0;  // seconds within the steps of this execution

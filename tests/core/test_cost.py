@@ -15,7 +15,7 @@ from genie.device import Device
 from genie.graph import Graph, Input, Many, Node, Ref, TensorSpec
 from genie.interfaces import Appraising
 from genie.schedule import Roofline, RooflineCostModel
-from genie.schedule.cost import CLASSES, Calibration, Fitted, Sample, classify, fit, traits
+from genie.schedule.cost import CLASSES, Calibration, Fitted, Sample, classify, fit, on_device, traits
 from genie.schedule.memory import growth
 
 DEVICE = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, memory_bandwidth_gb_s=800)
@@ -27,7 +27,7 @@ START = Roofline(0.7, 0.75, 5e-6, 2e7)
     ("operation", "flops", "moved", "kind"),
     [
         ("aten::mm", 10**9, 10**6, "gemm"),
-        ("aten::linear", 10**6, 10**6, "gemv"),
+        ("aten::linear", 10**6, 10**6, "gemm"),
         ("aten::bmm", 10**9, 10**6, "batched gemm"),
         ("aten::scaled_dot_product_attention", 10**9, 10**6, "attention"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", 10**9, 10**6, "attention"),
@@ -51,6 +51,12 @@ START = Roofline(0.7, 0.75, 5e-6, 2e7)
 def test_classes(operation: str, flops: int, moved: int, kind: str) -> None:
     assert classify(operation, flops, moved) == kind
     assert kind in CLASSES
+
+
+def test_a_product_is_skinny_where_reading_its_weight_is_the_work() -> None:
+    assert on_device("gemm", 2 * 8 * 1024**2, 4 * 1024**2, ridge=100) == "gemv"
+    assert on_device("gemm", 2 * 8 * 1024**2, 4 * 1024**2, ridge=5) == "gemm"
+    assert on_device("attention", 1, 10**6, ridge=100) == "attention"
 
 
 def _seconds(roof: Roofline, flops: float, moved: float) -> float:

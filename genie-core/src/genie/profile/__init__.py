@@ -5,7 +5,18 @@ Data and arithmetic alone: what measures tells a :class:`Profile`, what schedule
 """
 
 from genie.profile.book import Profile, ProfiledCostModel
-from genie.profile.signature import Signature, device_key, signature_of
+from genie.profile.signature import Signature, device_key, signature_of, trait_of
 from genie.profile.store import Record, default_directory
+from genie.profile.table import merged
 
-__all__ = ["Profile", "ProfiledCostModel", "Record", "Signature", "default_directory", "device_key", "signature_of"]
+__all__ = [
+    "Profile",
+    "ProfiledCostModel",
+    "Record",
+    "Signature",
+    "default_directory",
+    "device_key",
+    "merged",
+    "signature_of",
+    "trait_of",
+]

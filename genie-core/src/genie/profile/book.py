@@ -27,6 +27,7 @@ from genie.schedule.cost import (
     bandwidth,
     default_roofline,
     fit,
+    on_device,
 )
 from genie.schedule.links import Links, Reach
 from genie.telemetry import get_logger
@@ -233,11 +234,12 @@ class _Book:
     def own_fit(self, device: Device) -> Calibration | None:
         """Rooflines of what was seen, where nobody calibrated."""
         samples: dict[str, list[Sample]] = {}
+        peak, speed, start = device.compute_tflops * 1e12, bandwidth(device), default_roofline(device)
         self._fitted = len(self.table)
         for point in self.table.points():
             trait = point.trait
-            samples.setdefault(trait.kind, []).append(Sample(trait.flops, trait.moved, point.seconds))
-        peak, speed, start = device.compute_tflops * 1e12, bandwidth(device), default_roofline(device)
+            kind = on_device(trait.kind, trait.flops, trait.moved, peak / speed)
+            samples.setdefault(kind, []).append(Sample(trait.flops, trait.moved, point.seconds))
         classes: dict[str, Fitted] = {}
         for kind, found in samples.items():
             if len(found) >= _ENOUGH_TO_FIT:

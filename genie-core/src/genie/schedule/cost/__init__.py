@@ -1,6 +1,6 @@
 """Cost: how long a node takes on a device, and a value between two."""
 
-from genie.schedule.cost.classes import CLASSES, Trait, classify, traits
+from genie.schedule.cost.classes import CLASSES, Trait, classify, on_device, traits
 from genie.schedule.cost.fitting import Sample, fit
 from genie.schedule.cost.roofline import (
     Calibration,
@@ -29,5 +29,6 @@ __all__ = [
     "classify",
     "default_roofline",
     "fit",
+    "on_device",
     "traits",
 ]

@@ -26,9 +26,6 @@ CLASSES = (
     GEMM, SKINNY, BATCHED, ATTENTION, CONVOLUTION, REDUCTION, ELEMENTWISE, GATHER, LAYOUT, VIEW, RANDOM, OTHER
 )  # fmt: skip
 
-# A product with fewer FLOPs per byte has so few rows (about 8 of float32) that reading its weight is the work.
-SKINNY_INTENSITY = 4
-
 _NAMES: Mapping[str, Sequence[str]] = {
     GEMM: "mm addmm linear matmul _scaled_mm _addmm_activation mv addmv dot vdot linear_backward".split(),
     BATCHED: "bmm baddbmm _grouped_mm".split(),
@@ -84,8 +81,6 @@ _PARTS = (
     ("bmm", BATCHED),
     ("mm", GEMM),
 )
-_PRODUCTS = frozenset({GEMM, BATCHED})
-
 _known: dict[str, str] = {}
 _MOST_KNOWN = 1 << 14
 
@@ -108,15 +103,19 @@ def class_of(operation: str) -> str:
 def classify(operation: str, flops: int, moved: int) -> str:
     """The class of an operator that does so much work: FLOPs, bytes moved."""
     kind = class_of(operation)
-    if kind in _PRODUCTS and flops < SKINNY_INTENSITY * moved:
-        return SKINNY if kind == GEMM else BATCHED
-    if kind == LAYOUT and not moved:
-        return VIEW
-    return kind
+    return VIEW if kind == LAYOUT and not moved else kind
+
+
+def on_device(kind: str, flops: float, moved: float, ridge: float) -> str:
+    """The class on a device that does ``ridge`` FLOPs while it moves a byte: a product of few rows is *skinny* there,
+    if reading its weight is most of the work."""
+    return SKINNY if kind == GEMM and 2 * flops < ridge * moved else kind
 
 
 class Trait(NamedTuple):
-    """What a roofline asks of a node: its class, the dtype it computes in ("" where unknown), FLOPs, bytes moved."""
+    """What a roofline asks of a node: its class, the dtype it computes in ("" where unknown), FLOPs, bytes moved.
+
+    Skinny products are of the class of products: which ones are is the device's to say (:func:`on_device`)."""
 
     kind: str
     dtype: str

@@ -16,7 +16,7 @@ import msgspec
 from genie.device import Device
 from genie.graph import BoundNode, Graph, Node
 from genie.interfaces import Estimate
-from genie.schedule.cost.classes import Trait, trait, traits
+from genie.schedule.cost.classes import GEMM, SKINNY, Trait, on_device, trait, traits
 from genie.schedule.links import Links, Transfers
 
 
@@ -120,8 +120,10 @@ class DeviceRoof:
         self._found: dict[tuple[str, str], Terms] = {}
         default = known if isinstance(known, Roofline) else default_roofline(device)
         self._default = _terms(default, device.compute_tflops * 1e12, bandwidth(device))
+        self._ridge = device.compute_tflops * 1e12 / bandwidth(device)
         if isinstance(known, Calibration):
             peak, speed = known.compute_tflops * 1e12, known.memory_bandwidth_gb_s * 1e9
+            self._ridge = peak / speed
             for name, fitted in known.classes.items():
                 self._classes[name] = _terms(fitted.roofline, peak, speed, fitted.error)
 
@@ -129,12 +131,14 @@ class DeviceRoof:
         found = self._found.get((kind, dtype))
         if found is None:
             classes = self._classes
-            found = classes.get(f"{kind}/{dtype}") or classes.get(kind) or classes.get("other") or self._default
+            names = (f"{kind}/{dtype}", kind, *((GEMM,) if kind == SKINNY else ()), "other")
+            found = next((classes[name] for name in names if name in classes), self._default)
             self._found[kind, dtype] = found
         return found
 
     def estimate(self, asked: Trait) -> Estimate:
-        return self.terms(asked.kind, asked.dtype).estimate(asked.flops, asked.moved)
+        kind, dtype, flops, moved = asked
+        return self.terms(on_device(kind, flops, moved, self._ridge), dtype).estimate(flops, moved)
 
 
 Rooflines: TypeAlias = Mapping[str, Roofline | Calibration]
