@@ -13,22 +13,12 @@ import msgspec
 
 from genie.bindings import Prediction, parameters
 from genie.calibration.kernels import FLOATS, Given, Kernel, kernels, rand, randint, scout, size_of
-from genie.device import Device
-from genie.errors import GenieError, PlanError, RemoteOpError, UnsupportedOperation
+from genie.errors import PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Arg, Graph, Input, Many, Node, Ref, TensorSpec
 from genie.interfaces import Profiling, Session
-from genie.profile import Signature, merged, signature_of, trait_of
+from genie.profile import Seen, Signature, fitted, merged, signature_of, trait_of
 from genie.schedule import Scheduler
-from genie.schedule.cost import (
-    Calibration,
-    Fitted,
-    RooflineCostModel,
-    Sample,
-    bandwidth,
-    default_roofline,
-    fit,
-    on_device,
-)
+from genie.schedule.cost import Calibration, RooflineCostModel
 from genie.schedule.links import Reach
 from genie.telemetry import get_logger
 from genie.timing import Timing
@@ -36,9 +26,9 @@ from genie.timing import Timing
 log = get_logger("genie.calibration")
 
 _WARMER = "aten::neg_"  # touches what is to be hot, right before
+_USUAL = 0.005  # the share of the time that timing takes elsewhere
 _IN_A_ROW = 3
 _LARGE = 24 << 20  # bytes; no two of them stay in a cache
-_LEAST_SAMPLES = 4  # of a class, for a roofline of its own
 _SLOWEST = 6.0  # a dtype that takes so many times longer than float32 is emulated: nobody uses it
 
 
@@ -87,36 +77,10 @@ def calibrate(session: Session, effort: Effort = FULL, progress: Callable[[str],
     finally:
         session.profile(share=_USUAL)
         driver.end()
-    return Measured(fitted(rows, session.device), tuple(rows))
-
-
-_USUAL = 0.005
-
-
-def fitted(rows: Sequence[Timing], device: Device) -> Calibration:
-    """Rooflines per class, and per class and dtype, of measured rows. Raises :class:`ValueError` without any."""
-    peak, speed, start = device.compute_tflops * 1e12, bandwidth(device), default_roofline(device)
-    samples: dict[str, list[Sample]] = {}
-    for row in rows:
-        trait = trait_of(signature_of(row))
-        sample = Sample(trait.flops, trait.moved, row.typical)
-        kind = on_device(trait.kind, trait.flops, trait.moved, peak / speed)
-        for name in (kind, f"{kind}/{trait.dtype}", "other"):
-            samples.setdefault(name, []).append(sample)
-    classes: dict[str, Fitted] = {}
-    # "other" is what any operator takes: of a class nobody measured, no more is known.
-    for name, those in sorted(samples.items(), key=lambda each: "/" in each[0]):
-        kind, _, dtype = name.partition("/")
-        if dtype:
-            those = [each for each in those if each.seconds > 0]
-            if len(those) >= _LEAST_SAMPLES and len(those) < len(samples[kind]):
-                known = classes.get(kind)
-                classes[name] = fit(those, peak, speed, known.roofline if known else start)
-        elif len(those) >= _LEAST_SAMPLES:
-            classes[name] = fit(those, peak, speed, start)
-    if not classes:
-        raise ValueError("too few rows to fit a roofline to")
-    return Calibration(device.compute_tflops, speed / 1e9, classes)
+    calibration = fitted([Seen(trait_of(signature_of(row)), row.typical) for row in rows], session.device)
+    if calibration is None:
+        raise UnsupportedOperation(f"{session.device.id!r} runs too few operators for rooflines")
+    return Measured(calibration, tuple(rows))
 
 
 def reach(session: Session, seconds: float = 2.0, most: int = 64 << 20) -> Reach:

@@ -5,6 +5,7 @@ Data and arithmetic alone: what measures tells a :class:`Profile`, what schedule
 """
 
 from genie.profile.book import Profile, ProfiledCostModel
+from genie.profile.rooflines import Seen, fitted
 from genie.profile.signature import Signature, device_key, signature_of, trait_of
 from genie.profile.store import Record, default_directory
 from genie.profile.table import merged
@@ -13,9 +14,11 @@ __all__ = [
     "Profile",
     "ProfiledCostModel",
     "Record",
+    "Seen",
     "Signature",
     "default_directory",
     "device_key",
+    "fitted",
     "merged",
     "signature_of",
     "trait_of",

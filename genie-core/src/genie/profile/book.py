@@ -16,19 +16,10 @@ from genie.errors import GenieError
 from genie.graph import BoundNode, Node
 from genie.interfaces import Estimate
 from genie.profile import store
+from genie.profile.rooflines import Seen, fitted
 from genie.profile.signature import Asked, Family, Signature, device_key, questions, signature_of
 from genie.profile.table import MOST_ROWS, Table
-from genie.schedule.cost import (
-    Calibration,
-    DeviceRoof,
-    Fitted,
-    Sample,
-    asked_of,
-    bandwidth,
-    default_roofline,
-    fit,
-    on_device,
-)
+from genie.schedule.cost import Calibration, DeviceRoof, asked_of
 from genie.schedule.links import Links, Reach
 from genie.telemetry import get_logger
 from genie.timing import Timing, fault
@@ -38,7 +29,6 @@ log = get_logger("genie.profile")
 _MOST_USED = 1 << 16  # estimates that are remembered as being in use
 _MOST_DEVICES = 1 << 12
 _ENOUGH_TO_FIT = 8  # rows of a class, for a roofline of a device that was not calibrated
-_MOST_TO_FIT = 64
 _OWN_FIT_AGAIN = 1.5  # … anew, when there are so many times more
 
 
@@ -233,18 +223,8 @@ class _Book:
 
     def own_fit(self, device: Device) -> Calibration | None:
         """Rooflines of what was seen, where nobody calibrated."""
-        samples: dict[str, list[Sample]] = {}
-        peak, speed, start = device.compute_tflops * 1e12, bandwidth(device), default_roofline(device)
         self._fitted = len(self.table)
-        for point in self.table.points():
-            trait = point.trait
-            kind = on_device(trait.kind, trait.flops, trait.moved, peak / speed)
-            samples.setdefault(kind, []).append(Sample(trait.flops, trait.moved, point.seconds))
-        classes: dict[str, Fitted] = {}
-        for kind, found in samples.items():
-            if len(found) >= _ENOUGH_TO_FIT:
-                classes[kind] = fit(found[:: max(1, len(found) // _MOST_TO_FIT)], peak, speed, start)
-        return Calibration(device.compute_tflops, speed / 1e9, classes) if classes else None
+        return fitted([Seen(point.trait, point.seconds) for point in self.table.points()], device, _ENOUGH_TO_FIT)
 
     def merge(self, rows: Iterable[Timing]) -> bool:
         """Count rows in. Whether an estimate in use moved by more than its error."""

@@ -40,6 +40,7 @@ SUFFIX = ".profile"
 _HEADER = struct.Struct("<8sBB6xQ16s")
 _MAX_KEY = 1 << 10
 _MAX_CLASSES = 1 << 10
+UNREADABLE = (CodecError, VersionMismatch)  # what :func:`read` raises
 _HINT = "`genie profile clear` removes it"
 
 

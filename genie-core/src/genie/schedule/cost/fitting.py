@@ -32,17 +32,19 @@ class Sample(NamedTuple):
     seconds: float
 
 
-def fit(samples: Sequence[Sample], peak: float, bandwidth: float, start: Roofline) -> Fitted:
+def fit(samples: Sequence[Sample], peak: float, bandwidth: float, start: Roofline, *, firm: float = _FIRM) -> Fitted:
     """The roofline of samples of one class, as shares of ``peak`` (FLOP/s) and ``bandwidth`` (bytes/s).
 
-    ``start`` is where to begin, and what a parameter stays at that no sample tells of. Raises :class:`ValueError`
-    without a sample of positive finite seconds.
+    ``start`` is where to begin, and what a parameter stays at that no sample tells of: ``firm`` is how many samples it
+    counts for, times 10. Raises :class:`ValueError` without a sample of positive finite seconds.
     """
     known = [each for each in samples if isfinite(each.seconds) and each.seconds > 0]
     if not known:
         raise ValueError("a roofline needs at least one sample")
-    prior = _prior(known, peak, bandwidth, start)
-    best = min((_descend(known, point, prior) for point in _starts(known, prior)), key=lambda found: found[1])[0]
+    prior = _prior(known, peak, bandwidth, start) if firm <= _FIRM else _point(peak, bandwidth, start)
+    best = min(
+        (_descend(known, point, prior, firm) for point in _starts(known, prior, firm)), key=lambda found: found[1]
+    )[0]
     overhead, knee, per_flop, per_byte = map(exp, best)
     fitted = Roofline(
         compute=1 / (per_flop * peak),
@@ -76,28 +78,36 @@ def _prior(samples: Sequence[Sample], peak: float, bandwidth: float, start: Roof
     ]
 
 
-def _starts(samples: Sequence[Sample], prior: _Point) -> list[_Point]:
+def _point(peak: float, bandwidth: float, start: Roofline) -> _Point:
+    return [
+        log(max(start.overhead, _NOTHING)),
+        log(max(start.knee, 1.0)),
+        -log(peak * start.compute),
+        -log(bandwidth * start.memory),
+    ]
+
+
+def _starts(samples: Sequence[Sample], prior: _Point, firm: float) -> list[_Point]:
     """The prior, and the best of a coarse grid around it."""
     grid = []
     for overhead, knee, per_flop, per_byte in itertools.product((0.0, -2.0), (-2.0, 2.0, 5.0), (0.0, 0.7), (0.0, 0.7)):
         point = [prior[0] + overhead, prior[1] + knee, prior[2] + per_flop, prior[3] + per_byte]
-        grid.append((_loss(samples, point, prior), point))
+        grid.append((_loss(samples, point, prior, firm), point))
     grid.sort(key=lambda each: each[0])
     return [prior, *(point for _, point in grid[: _STARTS - 1])]
 
 
-def _loss(samples: Sequence[Sample], point: _Point, prior: _Point) -> float:
-    total = _FIRM * sum((a - b) ** 2 for a, b in zip(point, prior, strict=True)) * len(samples) / 10
+def _loss(samples: Sequence[Sample], point: _Point, prior: _Point, firm: float) -> float:
+    total = firm * sum((a - b) ** 2 for a, b in zip(point, prior, strict=True))
     for each in samples:
         gap = abs(_log_seconds(point, each) - log(each.seconds))
         total += gap * gap if gap <= _HUBER else _HUBER * (2 * gap - _HUBER)
     return total
 
 
-def _descend(samples: Sequence[Sample], start: _Point, prior: _Point) -> tuple[_Point, float]:
-    point, loss = start, _loss(samples, start, prior)
+def _descend(samples: Sequence[Sample], start: _Point, prior: _Point, firm: float) -> tuple[_Point, float]:
+    point, loss = start, _loss(samples, start, prior, firm)
     damping = 1e-2
-    firm = _FIRM * len(samples) / 10
     for _ in range(_STEPS):
         normal = [[0.0] * 4 for _ in range(4)]
         right = [firm * (b - a) for a, b in zip(point, prior, strict=True)]
@@ -119,7 +129,7 @@ def _descend(samples: Sequence[Sample], start: _Point, prior: _Point) -> tuple[_
             ]
             step = _solve(damped, right)
             tried = [min(max(a + min(max(b, -3.0), 3.0), -_BOUND), _BOUND) for a, b in zip(point, step, strict=True)]
-            now = _loss(samples, tried, prior)
+            now = _loss(samples, tried, prior, firm)
             if now < loss:
                 moved = loss - now > 1e-9 * loss
                 point, loss = tried, now
