@@ -34,8 +34,8 @@ def mm(m: int, k: int, n: int, seconds: float, *, count: int = 10, phase: str = 
     return Timing("aten::mm", phase, operands, result, count, seconds, seconds, (spread * seconds) ** 2, seconds)
 
 
-def graph(m: int, k: int, n: int, phase: str | None = None) -> Graph:
-    values = (TensorSpec((m, k), "float32"), TensorSpec((k, n), "float32"), TensorSpec((m, n), "float32"))
+def graph(m: int, k: int, n: int, phase: str | None = None, dtype: str = "float32") -> Graph:
+    values = (TensorSpec((m, k), dtype), TensorSpec((k, n), dtype), TensorSpec((m, n), dtype))
     semantics = Semantics(phase=phase) if phase else None
     steps = (Node(0, "aten::mm", "", (Ref(0), Ref(1)), (2,), semantics=semantics),)
     return Graph(values, (Input(0), Input(1)), steps, (2,))
@@ -126,11 +126,30 @@ def test_a_device_nobody_calibrated_gets_rooflines_of_what_was_seen():
         m, k, n = (rng.choice([64, 128, 256, 384, 512, 768]) for _ in range(3))
         rows.append(mm(m, k, n, 1e-5 + 2 * m * k * n / 5e9))  # 12 times slower than the figures say
     profile.observe(KEY, rows)
-    values = (TensorSpec((640, 640), "float32"),) * 3
-    nodes = Graph(values, (Input(0), Input(1)), (Node(0, "aten::linear", "", (Ref(0), Ref(1)), (2,)),), (2,)).nodes()
+    nodes = graph(640, 640, 640, dtype="bfloat16").nodes()
     found = profile.model([CPU]).appraise(nodes, CPU)[0]
     assert found.source == "roofline"
     assert found.seconds == pytest.approx(2 * 640**3 / 5e9, rel=0.1)
+
+
+def test_products_tell_of_each_other():
+    profile = Profile()
+    profile.calibrate(KEY, _calibration(0.5))
+    profile.observe(KEY, [mm(64, 64, 64, 1e-3)])
+    values = (TensorSpec((4, 16, 64), "float32"), TensorSpec((64, 64), "float32"), TensorSpec((4, 16, 64), "float32"))
+    steps = (Node(0, "aten::linear", "", (Ref(0), Ref(1), None), (2,)),)
+    found = profile.model([CPU]).appraise(Graph(values, (Input(0), Input(1)), steps, (2,)).nodes(), CPU)[0]
+    assert found.source == "interpolated"
+    assert found.seconds == pytest.approx(1e-3, rel=0.2)
+
+
+def test_a_few_odd_executions_move_little():
+    profile = Profile()
+    for _ in range(20):
+        profile.observe(KEY, [mm(8, 8, 8, 1e-5, count=1)])
+    before = ask(profile, 8, 8, 8).seconds
+    profile.observe(KEY, [mm(8, 8, 8, 1e-2, count=1)])
+    assert ask(profile, 8, 8, 8).seconds < 1.05 * before
 
 
 def test_other_devices_rows_do_not_count():

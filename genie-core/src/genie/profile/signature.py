@@ -9,7 +9,7 @@ from genie.device import Device
 from genie.flops import nbytes, work
 from genie.graph import Graph, Node, Ref, TensorSpec
 from genie.graph.once import once
-from genie.schedule.cost import Trait, classify, traits
+from genie.schedule.cost import Trait, class_of, classify, traits
 from genie.timing import Operand, Timing, operand
 
 _ARGUMENTS = 16  # more than any rule of genie.flops looks at
@@ -25,8 +25,9 @@ class Signature(NamedTuple):
     result: Operand | None
 
 
+PRODUCT = "gemm"
 Family: TypeAlias = tuple[str, tuple[str, ...]]
-"""What estimates may be carried over within: the operator and its tensors' dtypes."""
+"""What estimates may be carried over within: the operator and its tensors' dtypes; all products are one operator."""
 
 
 def family(signature: Signature) -> Family:
@@ -34,7 +35,9 @@ def family(signature: Signature) -> Family:
     if signature.result is not None:
         dtypes.append(signature.result.dtype)
     # Of a list of tensors (cat, stack) it does not matter how many there are.
-    return signature.target, tuple(dict.fromkeys(dtypes))
+    different = tuple(dict.fromkeys(dtypes))
+    operation = signature.target.partition(".")[0]
+    return (PRODUCT if class_of(operation) == PRODUCT else signature.target), different
 
 
 def signature_of(row: Timing) -> Signature:

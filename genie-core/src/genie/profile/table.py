@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from math import exp, inf, log, sqrt
+from collections.abc import Iterable
+from math import exp, log, prod, sqrt
 from typing import NamedTuple
 
 import msgspec
 
 from genie.interfaces import Estimate
-from genie.profile.signature import Family, Signature, dims, family, signature_of, trait_of
+from genie.profile.signature import PRODUCT, Family, Signature, dims, family, signature_of, trait_of
 from genie.schedule.cost import DeviceRoof, Trait
 from genie.timing import Timing
 
 MOST_ROWS = 1 << 14
 _MOST_IN_FAMILY = 256
 _REMEMBERED = 256  # executions of the past count as no more than so many, so that a change is seen
+_FAR = 0.4  # logarithm of a ratio
 _NEIGHBOURS = 4
+_DOUBT = 0.05  # the weight, among neighbours', of the roofline itself: that of one at a distance of 4.5
 _TESTED = 48  # rows of a family that are estimated from its others, to learn the error
 _LEAST_ERROR = 0.02  # no machine is steadier
 _UNTESTED = 0.5  # the error of an estimate from similar shapes, until there are enough to tell
-_OTHER_LAYOUT, _OTHER_PHASE = 1.0, 0.1  # distances, beside that of logarithms of sizes
+_OTHER_LAYOUT, _OTHER_TARGET, _OTHER_PHASE = 1.0, 0.2, 0.1  # distances, beside that of logarithms of sizes
 
 
 class Point(NamedTuple):
@@ -62,7 +64,7 @@ class Table:
             self._rows[signature] = row
             kin = family(signature)
             points = self._families[kin]
-            points[signature] = Point(signature, trait_of(signature), _logs(signature), max(row.typical, 1e-9))
+            points[signature] = _point(signature, trait_of(signature), max(row.typical, 1e-9))
             if len(points) > _MOST_IN_FAMILY:
                 self._drop(kin, min(points, key=lambda each: self._rows[each].count))
             changed.add(kin)
@@ -90,7 +92,7 @@ class Table:
         points = self._families.get(kin)
         if not points:
             return base
-        ratio, distance = _carried(signature, trait, points.values(), roof)
+        ratio, distance = _carried(_point(signature, trait), points.values(), roof)
         error, usual = self._error(kin, roof)
         scale = min(max(distance / usual, 0.5), 2.0) if usual else 1.0
         return Estimate(base.seconds * ratio, "interpolated", max(error * scale, _LEAST_ERROR), base.bound)
@@ -110,7 +112,7 @@ class Table:
         errors = distances = 0.0
         for each in tested:
             others = [other for other in points if other is not each]
-            ratio, distance = _carried(each.signature, each.trait, others, roof)
+            ratio, distance = _carried(each, others, roof)
             errors += abs(roof.estimate(each.trait).seconds * ratio / each.seconds - 1)
             distances += distance
         return errors / len(tested), distances / len(tested)
@@ -129,44 +131,59 @@ def merged(old: Timing, new: Timing) -> Timing:
         mean=mean,
         least=min(old.least, new.least),
         variance=old.variance * (1 - share) + new.variance * share + between,
-        typical=old.typical + (new.typical - old.typical) * share,
+        typical=_towards(old.typical, new.typical, share),
     )
 
 
-def _carried(signature: Signature, trait: Trait, points: Iterable[Point], roof: DeviceRoof) -> tuple[float, float]:
+def _towards(old: float, new: float, share: float) -> float:
+    """A step from ``old`` to ``new``; a few executions that took far longer (another program ran) pull no further than
+    some that took somewhat longer."""
+    if old <= 0 or new <= 0 or share >= 0.5:
+        return old + (new - old) * share
+    return old * exp(share * min(max(log(new / old), -_FAR), _FAR))
+
+
+def _point(signature: Signature, trait: Trait, seconds: float = 1.0) -> Point:
+    return Point(signature, trait, _sizes(signature, trait), seconds)
+
+
+def _carried(asked: Point, points: Iterable[Point], roof: DeviceRoof) -> tuple[float, float]:
     """Measured seconds over the roofline's, at the nearest of ``points``, weighed by nearness; and how near that is.
 
-    Shepard's inverse distance weighting (1968) of residuals, over logarithms of sizes.
+    Shepard's inverse distance weighting (1968) of residuals, over logarithms of sizes. Far from all points the
+    roofline stands by itself.
     """
-    sizes = _logs(signature)
-    near: list[tuple[float, Point]] = []
-    for point in points:
-        near.append((_distance(signature, trait, sizes, point), point))
-    near.sort(key=lambda each: each[0])
-    total = weights = 0.0
-    for distance, point in near[:_NEIGHBOURS]:
+    near = sorted([(_distance(asked, point), number, point) for number, point in enumerate(points)])
+    total, weights = 0.0, _DOUBT
+    for distance, _, point in near[:_NEIGHBOURS]:
         weight = 1 / (distance * distance + 1e-3)
         total += weight * log(point.seconds / roof.estimate(point.trait).seconds)
         weights += weight
     return exp(total / weights), near[0][0]
 
 
-def _distance(signature: Signature, trait: Trait, sizes: Sequence[float], point: Point) -> float:
-    other = point.signature
-    far = 0.0
-    if len(sizes) == len(point.sizes) and len(signature.operands) == len(other.operands):
-        far = sum([(a - b) * (a - b) for a, b in zip(sizes, point.sizes, strict=True)])
-        for one, two in zip(signature.operands, other.operands, strict=True):
-            if one.contiguous != two.contiguous:
-                far += _OTHER_LAYOUT
+def _distance(asked: Point, point: Point) -> float:
+    one, other = asked.signature, point.signature
+    if len(asked.sizes) == len(point.sizes):
+        far = sum([(a - b) * (a - b) for a, b in zip(asked.sizes, point.sizes, strict=True)])
     else:
         far = _OTHER_LAYOUT
-        far += 2 * (log(1 + trait.flops) - log(1 + point.trait.flops)) ** 2
-        far += 2 * (log(1 + trait.moved) - log(1 + point.trait.moved)) ** 2
-    if signature.phase != other.phase:
+        far += 2 * (log(1 + asked.trait.flops) - log(1 + point.trait.flops)) ** 2
+        far += 2 * (log(1 + asked.trait.moved) - log(1 + point.trait.moved)) ** 2
+    for mine, its in zip(one.operands, other.operands, strict=False):
+        if mine.contiguous != its.contiguous:
+            far += _OTHER_LAYOUT
+    if one.target != other.target:
+        far += _OTHER_TARGET
+    if one.phase != other.phase:
         far += _OTHER_PHASE
-    return sqrt(far) if far < inf else inf
+    return sqrt(far)
 
 
-def _logs(signature: Signature) -> tuple[float, ...]:
+def _sizes(signature: Signature, trait: Trait) -> tuple[float, ...]:
+    """What tells similar shapes: of products their three sizes, of others those of their tensors."""
+    if trait.kind == PRODUCT and trait.flops and signature.result is not None:
+        made = prod(signature.result.shape)
+        columns = signature.result.shape[-1]
+        return log(made / columns), log(columns), log(trait.flops / (2 * made))
     return tuple([log(size) if size else -1.0 for size in dims(signature)])

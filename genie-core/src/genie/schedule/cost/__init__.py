@@ -1,6 +1,6 @@
 """Cost: how long a node takes on a device, and a value between two."""
 
-from genie.schedule.cost.classes import CLASSES, Trait, classify, on_device, traits
+from genie.schedule.cost.classes import CLASSES, Trait, class_of, classify, on_device, traits
 from genie.schedule.cost.fitting import Sample, fit
 from genie.schedule.cost.roofline import (
     Calibration,
@@ -26,6 +26,7 @@ __all__ = [
     "Transfers",
     "asked_of",
     "bandwidth",
+    "class_of",
     "classify",
     "default_roofline",
     "fit",
