@@ -2,8 +2,10 @@
 
 Accuracy on this machine's CPU over the operators of four models, each split into what a profile was told and what it
 is asked. "held out" operators have shapes nobody measured; "held out model" says of a model's operators what the other
-models tell. Times are lower quartiles of executions that took turns. What timing costs, and what an estimate costs. With ``--aiconfigurator FILE``: rooflines of GPUs from 60
-measured products of NVIDIA's tables (the wheel of PyPI's ``aiconfigurator-core``, read in place; needs pyarrow).
+models tell. Times are lower quartiles of executions that took turns. What timing costs, and what an estimate costs.
+
+With ``--aiconfigurator FILE``: rooflines of GPUs from 60 measured products of NVIDIA's tables (the wheel of PyPI's
+``aiconfigurator-core``, read in place; needs pyarrow).
 """
 
 from __future__ import annotations
@@ -163,7 +165,9 @@ def measure(session: LocalSession, models: Mapping[str, Model], rounds: int) -> 
     }
     for number in range(rounds + 1):
         for name, model in models.items():
-            for turn in ("whole", "told", "truth"):
+            session.profile(share=0.0)
+            model.program.run()  # what ran before it has the caches
+            for turn in itertools.islice(itertools.cycle(("whole", "told", "truth")), number % 3, number % 3 + 3):
                 session.profile(share=0.0 if turn == "whole" else 1.0)
                 taken = model.program.run()
                 rows = session.profile()

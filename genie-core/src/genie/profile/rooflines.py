@@ -20,6 +20,7 @@ from genie.schedule.cost import (
 _MOST = 96  # samples of a fit: more tell nothing new
 _FIRM = 0.3  # how far a class holds to the roofline of the larger one it is of (:func:`fit`)
 _PRODUCTS = ("gemm", "gemv")
+_OWN = 8  # samples of large or of skinny products, for a roofline that is not that of all
 ANY = "other"  # the class that stands for those nobody measured
 
 
@@ -43,17 +44,17 @@ def fitted(seen: Iterable[Seen], device: Device, least: int = 4) -> Calibration 
             samples.setdefault(trait.dtype, {}).setdefault(name, []).append(sample)
     classes: dict[str, Fitted] = {}
     for dtype, kinds in sorted(samples.items(), key=lambda each: (each[0] != "float32", -len(each[1][ANY]))):
-        products = _few([each for kind in _PRODUCTS for each in kinds.get(kind, ())])
-        whole = fit(products, peak, speed, start).roofline if len(products) >= least else None
+        products = [each for kind in _PRODUCTS for each in kinds.get(kind, ())]
+        whole = fit(_few(products), peak, speed, start) if len(products) >= least else None
         for kind, those in kinds.items():
-            if len(those) < least:
-                continue
             if kind in _PRODUCTS and whole is not None:
-                made = fit(_few(those), peak, speed, whole, firm=_FIRM)
+                own = fit(_few(those), peak, speed, whole.roofline, firm=_FIRM) if len(those) >= _OWN else whole
+            elif len(those) >= least:
+                own = fit(_few(those), peak, speed, start)
             else:
-                made = fit(_few(those), peak, speed, start)
-            classes[f"{kind}/{dtype}"] = made
-            classes.setdefault(kind, made)
+                continue
+            classes[f"{kind}/{dtype}"] = own
+            classes.setdefault(kind, own)
     return Calibration(device.compute_tflops, speed / 1e9, classes) if classes else None
 
 
