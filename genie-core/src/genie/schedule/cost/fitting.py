@@ -1,8 +1,7 @@
-"""Fitting a roofline to measured samples: robust least squares of the logarithms of seconds.
+"""Fitting a roofline to measured samples: robust least squares of relative errors.
 
-Errors of a cost model count as ratios, so residuals are differences of logarithms; Huber's weights (1964) keep single
-odd samples from pulling. Four parameters, all positive: their logarithms are fitted by Levenberg's damped Gauss–Newton
-(1944), from several starts, since the roofline has a kink.
+Huber's weights (1964) keep single odd samples from pulling. Four parameters, all positive: their logarithms are fitted
+by Levenberg's damped Gauss–Newton (1944), from several starts, since the roofline has a kink.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ class Sample(NamedTuple):
 def fit(samples: Sequence[Sample], peak: float, bandwidth: float, start: Roofline, *, firm: float = _FIRM) -> Fitted:
     """The roofline of samples of one class, as shares of ``peak`` (FLOP/s) and ``bandwidth`` (bytes/s).
 
-    ``start`` is where to begin, and what a parameter stays at that no sample tells of: ``firm`` is how many samples it
-    counts for, times 10. Raises :class:`ValueError` without a sample of positive finite seconds.
+    ``start`` is where to begin, and what a parameter stays at that no sample tells of. ``firm`` weighs that: so many
+    times the squared logarithm of a parameter over its start, beside the squared relative errors of the samples. Raises
+    :class:`ValueError` without a sample of positive finite seconds.
     """
     known = [each for each in samples if isfinite(each.seconds) and each.seconds > 0]
     if not known:
@@ -100,7 +100,7 @@ def _starts(samples: Sequence[Sample], prior: _Point, firm: float) -> list[_Poin
 def _loss(samples: Sequence[Sample], point: _Point, prior: _Point, firm: float) -> float:
     total = firm * sum((a - b) ** 2 for a, b in zip(point, prior, strict=True))
     for each in samples:
-        gap = abs(_log_seconds(point, each) - log(each.seconds))
+        gap = abs(exp(_log_seconds(point, each)) / each.seconds - 1)
         total += gap * gap if gap <= _HUBER else _HUBER * (2 * gap - _HUBER)
     return total
 
@@ -115,7 +115,9 @@ def _descend(samples: Sequence[Sample], start: _Point, prior: _Point, firm: floa
             normal[row][row] = firm
         for each in samples:
             slopes, made = _slopes(point, each)
-            gap = log(each.seconds) - made
+            ratio = exp(made) / each.seconds
+            gap = 1 - ratio
+            slopes = [ratio * slope for slope in slopes]
             weight = 1.0 if abs(gap) <= _HUBER else _HUBER / abs(gap)
             for row in range(4):
                 if slopes[row]:
