@@ -164,7 +164,15 @@ py::tuple to_tuple(const TimedTensor& tensor) {
   return py::make_tuple(name_of(tensor.dtype), to_tuple(tensor.shape), tensor.contiguous);
 }
 
-// Rows as tuples: target, phase, operands, result, count, mean, least, variance, typical.
+py::tuple to_tuple(const std::vector<TimedTensor>& tensors) {
+  py::tuple made(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    made[i] = to_tuple(tensors[i]);
+  }
+  return made;
+}
+
+// Rows as tuples: target, phase, operands, results, count, mean, least, variance, typical.
 py::list take_timings(Session& session) {
   std::vector<TimingRow> rows;
   {
@@ -173,13 +181,16 @@ py::list take_timings(Session& session) {
   }
   py::list made;
   for (const auto& row : rows) {
-    py::list operands;
-    for (const auto& operand : row.operands) {
-      operands.append(to_tuple(operand));
-    }
-    const auto result = row.result ? py::object(to_tuple(*row.result)) : py::object(py::none());
     made.append(py::make_tuple(
-        row.target, row.phase, py::tuple(operands), result, row.count, row.mean, row.least, row.variance, row.typical));
+        row.target,
+        row.phase,
+        to_tuple(row.operands),
+        to_tuple(row.results),
+        row.count,
+        row.mean,
+        row.least,
+        row.variance,
+        row.typical));
   }
   return made;
 }

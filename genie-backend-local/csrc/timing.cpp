@@ -120,8 +120,12 @@ void Timer::before(const Step& step, const std::vector<Holder*>& slots) {
 void Timer::performed(const Step& step, const std::vector<Holder*>& slots, bool done) {
   took_ = seconds_of(Clock::now() - started_) - tick_;
   known_ &= done;
-  if (known_ && !step.outputs.empty() && step.outputs[0] >= 0) {
-    note(slots[step.outputs[0]]->tensor);
+  if (known_) {
+    for (const auto value : step.outputs) {
+      if (value >= 0) {
+        note(slots[value]->tensor);
+      }
+    }
   }
   started_ = Clock::now();
 }
@@ -217,11 +221,8 @@ std::vector<TimingRow> Timer::take() {
           (head >> 8 & 1) != 0,
           {key.words.begin() + static_cast<ptrdiff_t>(at), key.words.begin() + static_cast<ptrdiff_t>(at + rank)}};
       at += rank;
-      if (row.operands.size() < key.operands) {
-        row.operands.push_back(std::move(tensor));
-      } else {
-        row.result = std::move(tensor);
-      }
+      auto& tensors = row.operands.size() < key.operands ? row.operands : row.results;
+      tensors.push_back(std::move(tensor));
     }
     auto latest = sums.latest;
     const auto many = std::min<size_t>(static_cast<size_t>(sums.count), recent);

@@ -23,7 +23,7 @@ namespace genie_local {
 struct TimingKey {
   const Operator* op = nullptr;
   const std::string* phase = nullptr;
-  size_t operands = 0;  // then, in `words`, the first result if there is one
+  size_t operands = 0;  // of the tensors in `words`; the others were made
   // Per tensor: dtype, whether it is contiguous, and rank in one word; then its sizes.
   std::vector<int64_t> words;
 
@@ -47,7 +47,7 @@ struct TimingRow {
   std::string target;
   std::string phase;
   std::vector<TimedTensor> operands;
-  std::optional<TimedTensor> result;
+  std::vector<TimedTensor> results;
   int64_t count = 0;
   double mean = 0;
   double least = 0;

@@ -30,8 +30,8 @@ KEY = device_key(CPU)
 
 def mm(m: int, k: int, n: int, seconds: float, *, count: int = 10, phase: str = "", spread: float = 0.0) -> Timing:
     operands = (Operand("float32", (m, k)), Operand("float32", (k, n)))
-    result = Operand("float32", (m, n))
-    return Timing("aten::mm", phase, operands, result, count, seconds, seconds, (spread * seconds) ** 2, seconds)
+    results = (Operand("float32", (m, n)),)
+    return Timing("aten::mm", phase, operands, results, count, seconds, seconds, (spread * seconds) ** 2, seconds)
 
 
 def graph(m: int, k: int, n: int, phase: str | None = None, dtype: str = "float32") -> Graph:

@@ -44,13 +44,13 @@ def test_a_row_says_the_operator_its_tensors_and_times(session: LocalSession, ru
     rows = rows_by_name(session)
     mm = rows["aten::mm"]
     assert mm.operands == (Operand("float32", (3, 5)), Operand("float32", (5, 4)))
-    assert mm.result == Operand("float32", (3, 4))
+    assert mm.results == (Operand("float32", (3, 4)),)
     assert mm.phase == ""
     assert mm.count == 5
     assert 0 < mm.least <= mm.typical
     assert mm.least <= mm.mean < 1
     assert mm.variance >= 0
-    assert rows["aten::t"].result == Operand("float32", (4, 3), contiguous=False)
+    assert rows["aten::t"].results == (Operand("float32", (4, 3), contiguous=False),)
     assert rows["aten::cat"].operands == (Operand("float32", (4, 3), contiguous=False),) * 2
     assert not any(fault(row) for row in rows.values())
 
@@ -108,7 +108,7 @@ def test_an_operator_that_writes_in_place_has_no_result(both: Both) -> None:
     both.execute_native(graph, [both.put(tensor) for tensor in program.given])
     (row,) = both.session.profile()
     assert row.target == "aten::add_.Tensor"
-    assert row.result is None
+    assert row.results == ()
     assert len(row.operands) == 2
 
 

@@ -16,7 +16,7 @@ from genie.timing import MOST_ROWS, Operand, Timing
 from genie.wire import Kind, frames, profiles
 
 ROW = Timing(
-    "aten::mm", "decode", (Operand("float32", (1, 8)),), Operand("float32", (1, 8)), 3, 2e-6, 1e-6, 1e-13, 2e-6
+    "aten::mm", "decode", (Operand("float32", (1, 8)),), (Operand("float32", (1, 8)),), 3, 2e-6, 1e-6, 1e-13, 2e-6
 )
 
 

@@ -145,11 +145,11 @@ def _timing(
     target: str,
     phase: str,
     operands: Sequence[tuple[str, tuple[int, ...], bool]],
-    result: tuple[str, tuple[int, ...], bool] | None,
+    results: Sequence[tuple[str, tuple[int, ...], bool]],
     *times: Any,
 ) -> Timing:
-    made = Operand(*result) if result is not None else None
-    return Timing(target, phase, tuple(Operand(*one) for one in operands), made, *times)
+    given, made = (tuple(Operand(*one) for one in tensors) for tensors in (operands, results))
+    return Timing(target, phase, given, made, *times)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -27,15 +27,15 @@ class Operand(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How long one operator took, over ``count`` executions with these shapes and dtypes in this phase, in seconds.
 
-    ``target`` is the operator with its overload, ``phase`` "" where unknown. ``result`` is the first fresh value it
-    made: it tells what operands do not, a stride or a size given as a number. ``typical`` is the median of the latest
+    ``target`` is the operator with its overload, ``phase`` "" where unknown. ``results`` are the fresh values it made:
+    they tell what operands do not, a stride or a size given as a number. ``typical`` is the median of the latest
     executions, ``variance`` that of all, in seconds².
     """
 
     target: str
     phase: str
     operands: tuple[Operand, ...]
-    result: Operand | None
+    results: tuple[Operand, ...]
     count: int
     mean: float
     least: float
@@ -49,7 +49,7 @@ def fault(row: Timing) -> str:
         return "its operator has no printable name"
     if row.phase and row.phase not in PHASES:
         return f"there is no phase {row.phase[:64]!r}"
-    tensors = (*row.operands, row.result) if row.result is not None else row.operands
+    tensors = (*row.operands, *row.results)
     if len(tensors) > MAX_TENSORS:
         return f"{len(tensors)} tensors are more than {MAX_TENSORS}"
     for each in tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from genie.device import Device
@@ -22,18 +21,16 @@ class Signature(NamedTuple):
     target: str
     phase: str
     operands: tuple[Operand, ...]
-    result: Operand | None
+    results: tuple[Operand, ...]
 
 
-PRODUCT = "gemm"
+PRODUCT, VIEW = "gemm", "view"
 Family: TypeAlias = tuple[str, tuple[str, ...]]
 """What estimates may be carried over within: the operator and its tensors' dtypes; all products are one operator."""
 
 
 def family(signature: Signature) -> Family:
-    dtypes = [each.dtype for each in signature.operands]
-    if signature.result is not None:
-        dtypes.append(signature.result.dtype)
+    dtypes = [each.dtype for each in (*signature.operands, *signature.results)]
     # Of a list of tensors (cat, stack) it does not matter how many there are.
     different = tuple(dict.fromkeys(dtypes))
     operation = signature.target.partition(".")[0]
@@ -41,27 +38,25 @@ def family(signature: Signature) -> Family:
 
 
 def signature_of(row: Timing) -> Signature:
-    return Signature(row.target, row.phase, row.operands, row.result)
+    return Signature(row.target, row.phase, row.operands, row.results)
 
 
 def trait_of(signature: Signature) -> Trait:
     """What a roofline asks of a measured operator. Its numbers are unknown: work that depends on them is not seen."""
     operation, _, overload = signature.target.partition(".")
-    specs = [TensorSpec(each.shape, each.dtype) for each in signature.operands]
-    made = len(specs)
-    in_place = operation.endswith("_") or (overload == "out" and made > 0)
-    args = (*map(Ref, range(made)), *[None] * max(_ARGUMENTS - made, 0))
-    if signature.result is not None:
-        specs.append(TensorSpec(signature.result.shape, signature.result.dtype))
-    outputs = (made,) if signature.result is not None else (-1,)
-    mutates = ((made - 1 if overload == "out" else 0),) if in_place and made and signature.result is None else ()
+    given = len(signature.operands)
+    specs = [TensorSpec(each.shape, each.dtype) for each in (*signature.operands, *signature.results)]
+    in_place = not signature.results and given > 0 and (operation.endswith("_") or overload == "out")
+    args = (*map(Ref, range(given)), *[None] * max(_ARGUMENTS - given, 0))
+    outputs = tuple(range(given, len(specs))) or (-1,)
+    mutates = ((given - 1 if overload == "out" else 0),) if in_place else ()
     done = work(Node(0, operation, overload, args, outputs, mutates=mutates), specs, list(map(nbytes, specs)))
     flops, moved = done.flops or 0, done.read + done.written
     kind = classify(operation, flops, moved)
-    dtype = signature.result or (signature.operands[0] if signature.operands else None)
-    if kind == "view":
+    if kind == VIEW:
         flops = moved = 0
-    return Trait(kind, dtype.dtype if dtype is not None else "", min(flops, _LARGEST), min(moved, _LARGEST))
+    tells = (*signature.results, *signature.operands)
+    return Trait(kind, tells[0].dtype if tells else "", min(flops, _LARGEST), min(moved, _LARGEST))
 
 
 class Asked(NamedTuple):
@@ -85,10 +80,10 @@ def questions(graph: Graph) -> Questions:
     known: dict[TensorSpec, Operand] = {}
     operands = []
     for spec in graph.values:
-        made = known.get(spec)
-        if made is None:
-            made = known[spec] = operand(spec)
-        operands.append(made)
+        its = known.get(spec)
+        if its is None:
+            its = known[spec] = operand(spec)
+        operands.append(its)
     numbers: dict[int, int] = {}  # of each value, a number that equal operands share
     first: dict[int, int] = {}
     for value, each in enumerate(operands):
@@ -99,20 +94,20 @@ def questions(graph: Graph) -> Questions:
     found: list[Asked] = []
     for node in graph.steps:
         phase = node.semantics.phase or "" if node.semantics is not None else ""
-        result = node.outputs[0] if node.outputs else -1
+        made = [value for value in node.outputs if value >= 0]
         key = (
             node.operation,
             node.overload,
             phase,
             tuple([numbers[value] for value in node.operands()]),
-            numbers[result] if result >= 0 else -1,
+            tuple([numbers[value] for value in made]),
             asks[node.id],
         )
         number = seen.get(key)
         if number is None:
             number = seen[key] = len(found)
             taken = tuple([operands[value] for value in node.operands()])
-            signature = Signature(node.target, phase, taken, operands[result] if result >= 0 else None)
+            signature = Signature(node.target, phase, taken, tuple([operands[value] for value in made]))
             found.append(Asked(signature, family(signature), asks[node.id]))
         of_node[node.id] = number
     return Questions(tuple(found), of_node)
@@ -130,7 +125,4 @@ def device_key(device: Device) -> str:
 
 def dims(signature: Signature) -> tuple[int, ...]:
     """All sizes, in order."""
-    shapes: Sequence[Operand] = signature.operands
-    if signature.result is not None:
-        shapes = (*shapes, signature.result)
-    return tuple([size for each in shapes for size in each.shape])
+    return tuple([size for each in (*signature.operands, *signature.results) for size in each.shape])

@@ -182,8 +182,8 @@ def _distance(asked: Point, point: Point) -> float:
 
 def _sizes(signature: Signature, trait: Trait) -> tuple[float, ...]:
     """What tells similar shapes: of products their three sizes, of others those of their tensors."""
-    if trait.kind == PRODUCT and trait.flops and signature.result is not None:
-        made = prod(signature.result.shape)
-        columns = signature.result.shape[-1]
+    if trait.kind == PRODUCT and trait.flops and len(signature.results) == 1 and signature.results[0].shape:
+        made = prod(signature.results[0].shape)
+        columns = signature.results[0].shape[-1]
         return log(made / columns), log(columns), log(trait.flops / (2 * made))
     return tuple([log(size) if size else -1.0 for size in dims(signature)])

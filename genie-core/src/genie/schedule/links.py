@@ -9,6 +9,7 @@ latency + bytes / bandwidth. What is known of it comes, weakest first, from the 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
@@ -17,8 +18,10 @@ import msgspec
 from genie.device import Device
 from genie.plan import Link
 
-_FORGETTING = 0.98  # the weight of an observation, after the next one
-_ENOUGH = 4.0  # observations until they count for more than what was known before
+_REMEMBERED = 64  # observations
+_KNOWN_BEFORE = 2.0  # … that what was known before counts for, at first
+_ODD = 0.5
+_PASSES = 12
 _MOST_LINKS = 1 << 16
 
 
@@ -63,41 +66,42 @@ class Reach(msgspec.Struct, frozen=True):
 
 
 class _Line:
-    """Latency and seconds per byte by least squares over what was observed, older observations counting less.
+    """Latency and seconds per byte by least squares over the latest that was observed.
 
-    What was known before takes part as ``_ENOUGH`` observations, so that a few odd ones move little.
+    Errors count as ratios; a single odd observation pulls no further than some that are off by half (Huber's weights).
+    What was known before takes part as a few observations: of a small value, and of one whose bytes outweigh the rest.
     """
 
-    def __init__(self, latency: float, speed: float) -> None:
-        self.n = self.x = self.y = self.xx = self.xy = 0.0
-        for size in (0.0, max(latency * speed * 8, 1 << 20)):  # a small value, and one whose bytes outweigh the latency
-            self.add(size, latency + size / speed, _ENOUGH / 2)
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
+        self.solved: tuple[float, float] | None = None
 
-    def add(self, size: float, seconds: float, weight: float = 1.0) -> None:
-        # A large transfer's seconds vary by as many per cent as a small one's: weigh by the inverse square.
-        scale = weight / max(seconds, 1e-7) ** 2
-        self.n += scale
-        self.x += scale * size
-        self.y += scale * seconds
-        self.xx += scale * size * size
-        self.xy += scale * size * seconds
-
-    def forget(self) -> None:
-        for name in ("n", "x", "y", "xx", "xy"):
-            setattr(self, name, getattr(self, name) * _FORGETTING)
+    def add(self, size: float, seconds: float) -> None:
+        self._seen.append((size, seconds))
+        self.solved = None
 
     def solve(self, latency: float, speed: float) -> tuple[float, float]:
-        """Latency and bytes per second; as before where the observations do not tell."""
-        spread = self.n * self.xx - self.x * self.x
-        if spread <= 1e-9 * self.n * self.xx:
-            return latency, speed
-        per_byte = (self.n * self.xy - self.x * self.y) / spread
-        base = (self.y - per_byte * self.x) / self.n
-        if per_byte <= 0:  # all were too small to tell the speed
-            return max(self.y / self.n - self.x / self.n / speed, 0.0), speed
-        if base < 0:
-            return 0.0, self.xx / self.xy
-        return base, 1.0 / per_byte
+        """Latency and bytes per second; ``latency`` and ``speed`` are what was known before."""
+        large = max(latency * speed * 10, max(size for size, _ in self._seen), 1 << 20)
+        points = [(size, seconds, 1.0) for size, seconds in self._seen]
+        before = _KNOWN_BEFORE / (1 + len(points) / 8)
+        points += [(size, latency + size / speed, before) for size in (0.0, large)]
+        base, per_byte = latency, 1 / speed
+        for _ in range(_PASSES):
+            n = x = y = xx = xy = 0.0
+            for size, seconds, weight in points:
+                guess = max(base + per_byte * size, 1e-9)
+                off = abs(seconds / guess - 1)
+                weight *= (1.0 if off < _ODD else _ODD / off) / (guess * guess)
+                n += weight
+                x += weight * size
+                y += weight * seconds
+                xx += weight * size * size
+                xy += weight * size * seconds
+            per_byte = max((n * xy - x * y) / (n * xx - x * x), 0.01 / speed)
+            base = max((y - per_byte * x) / n, 0.0)
+        self.solved = base, 1 / per_byte
+        return self.solved
 
 
 class Links:
@@ -113,7 +117,6 @@ class Links:
         self._transfers = transfers or Transfers()
         self._reaches = dict(reaches or {})
         self._lines: dict[tuple[str | None, str | None], _Line] = {}
-        self._solved: dict[tuple[str | None, str | None], tuple[float, float]] = {}
         self._lock = threading.Lock()
 
     def seconds(self, src: Device, dst: Device, bytes: int) -> float:
@@ -124,8 +127,11 @@ class Links:
 
     def line(self, src: Device, dst: Device) -> tuple[float, float]:
         """Latency and bytes per second."""
-        known = self._solved.get((src.address, dst.address))
-        return known if known is not None else self._prior(src, dst)
+        line = self._lines.get((src.address, dst.address))
+        if line is None:
+            return self._prior(src, dst)
+        with self._lock:
+            return line.solved or line.solve(*self._prior(src, dst))
 
     def links(self, devices: Sequence[Device]) -> tuple[Link, ...]:
         """Between all pairs of ``devices``, by their numbers there."""
@@ -142,23 +148,16 @@ class Links:
             self._reaches[address] = reach
             for way in [way for way in self._lines if address in way]:
                 del self._lines[way]
-                self._solved.pop(way, None)
 
     def observe(self, src: Device, dst: Device, bytes: int, seconds: float) -> None:
         """A value was sent. Impossible figures are passed over."""
         if not (isfinite(seconds) and seconds > 0 and bytes >= 0) or src.id == dst.id:
             return
         way = (src.address, dst.address)
-        prior = self._prior(src, dst)
         with self._lock:
-            line = self._lines.get(way)
-            if line is None:
-                if len(self._lines) >= _MOST_LINKS:
-                    return
-                line = self._lines[way] = _Line(*prior)
-            line.forget()
-            line.add(bytes, seconds)
-            self._solved[way] = line.solve(*prior)
+            if way not in self._lines and len(self._lines) >= _MOST_LINKS:
+                return
+            self._lines.setdefault(way, _Line()).add(bytes, seconds)
 
     def _prior(self, src: Device, dst: Device) -> tuple[float, float]:
         if src.address == dst.address:
