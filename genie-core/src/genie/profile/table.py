@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import operator
 from collections import defaultdict
 from collections.abc import Iterable
 from math import exp, log, prod, sqrt
@@ -15,12 +17,12 @@ from genie.schedule.cost import DeviceRoof, Trait
 from genie.timing import Timing
 
 MOST_ROWS = 1 << 14
-_MOST_IN_FAMILY = 256
+_MOST_IN_FAMILY = 128
 _REMEMBERED = 256  # executions of the past count as no more than so many, so that a change is seen
 _FAR = 0.4  # logarithm of a ratio
 _NEIGHBOURS = 4
 _DOUBT = 0.05  # the weight, among neighbours', of the roofline itself: that of one at a distance of 4.5
-_TESTED = 48  # rows of a family that are estimated from its others, to learn the error
+_TESTED = 16  # rows of a family that are estimated from its others, to learn the error
 _LEAST_ERROR = 0.02  # no machine is steadier
 _UNTESTED = 0.5  # the error of an estimate from similar shapes, until there are enough to tell
 _OTHER_LAYOUT, _OTHER_TARGET, _OTHER_PHASE = 1.0, 0.2, 0.1  # distances, beside that of logarithms of sizes
@@ -32,6 +34,7 @@ class Point(NamedTuple):
     signature: Signature
     trait: Trait
     sizes: tuple[float, ...]  # logarithms
+    layout: tuple[bool, ...]
     seconds: float
 
 
@@ -63,6 +66,8 @@ class Table:
             row = merged(known, row) if known is not None else row
             self._rows[signature] = row
             kin = family(signature)
+            if known is None:
+                self._errors.pop(kin, None)
             points = self._families[kin]
             points[signature] = _point(signature, trait_of(signature), max(row.typical, 1e-9))
             if len(points) > _MOST_IN_FAMILY:
@@ -72,8 +77,6 @@ class Table:
         if excess > 0:
             for signature in sorted(self._rows, key=lambda each: self._rows[each].count)[:excess]:
                 self._drop(family(signature), signature)
-        for kin in changed:
-            self._errors.pop(kin, None)
         return changed
 
     def _drop(self, kin: Family, signature: Signature) -> None:
@@ -144,7 +147,8 @@ def _towards(old: float, new: float, share: float) -> float:
 
 
 def _point(signature: Signature, trait: Trait, seconds: float = 1.0) -> Point:
-    return Point(signature, trait, _sizes(signature, trait), seconds)
+    layout = tuple([each.contiguous for each in signature.operands])
+    return Point(signature, trait, _sizes(signature, trait), layout, seconds)
 
 
 def _carried(asked: Point, points: Iterable[Point], roof: DeviceRoof) -> tuple[float, float]:
@@ -153,9 +157,9 @@ def _carried(asked: Point, points: Iterable[Point], roof: DeviceRoof) -> tuple[f
     Shepard's inverse distance weighting (1968) of residuals, over logarithms of sizes. Far from all points the
     roofline stands by itself.
     """
-    near = sorted([(_distance(asked, point), number, point) for number, point in enumerate(points)])
+    near = heapq.nsmallest(_NEIGHBOURS, [(_distance(asked, point), at, point) for at, point in enumerate(points)])
     total, weights = 0.0, _DOUBT
-    for distance, _, point in near[:_NEIGHBOURS]:
+    for distance, _, point in near:
         weight = 1 / (distance * distance + 1e-3)
         total += weight * log(point.seconds / roof.estimate(point.trait).seconds)
         weights += weight
@@ -163,16 +167,18 @@ def _carried(asked: Point, points: Iterable[Point], roof: DeviceRoof) -> tuple[f
 
 
 def _distance(asked: Point, point: Point) -> float:
-    one, other = asked.signature, point.signature
-    if len(asked.sizes) == len(point.sizes):
-        far = sum([(a - b) * (a - b) for a, b in zip(asked.sizes, point.sizes, strict=True)])
+    sizes, others = asked.sizes, point.sizes
+    if sizes == others:
+        far = 0.0
+    elif len(sizes) == len(others):
+        far = sum(map(operator.mul, gaps := list(map(operator.sub, sizes, others)), gaps))
     else:
         far = _OTHER_LAYOUT
         far += 2 * (log(1 + asked.trait.flops) - log(1 + point.trait.flops)) ** 2
         far += 2 * (log(1 + asked.trait.moved) - log(1 + point.trait.moved)) ** 2
-    for mine, its in zip(one.operands, other.operands, strict=False):
-        if mine.contiguous != its.contiguous:
-            far += _OTHER_LAYOUT
+    if asked.layout != point.layout:
+        far += _OTHER_LAYOUT * sum(a != b for a, b in zip(asked.layout, point.layout, strict=False))
+    one, other = asked.signature, point.signature
     if one.target != other.target:
         far += _OTHER_TARGET
     if one.phase != other.phase:

@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeAlias
 from genie.schedule.cost.roofline import Fitted, Roofline
 
 _HUBER = 0.1  # residuals beyond count linearly
-_STEPS = 60
-_STARTS = 4
+_STEPS = 40
+_STARTS = 3
 _FIRM = 1e-3  # how much a parameter that no sample tells of is held to its start
 _BOUND = 60.0  # logarithms stay within
 _NOTHING = 1e-12
