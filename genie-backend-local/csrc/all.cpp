@@ -14,3 +14,4 @@
 #include "run.cpp"
 #include "session.cpp"
 #include "shims.cpp"
+#include "timing.cpp"

@@ -155,6 +155,7 @@ py::dict counters(Session& session) {
   named["fetched_bytes"] = counted.fetched;
   named["memory_bytes"] = counted.memory;
   named["peak_memory_bytes"] = counted.peak_memory;
+  named["timed_executions"] = counted.timed;
   named["kept_bytes"] = counted.kept;
   return named;
 }
@@ -179,6 +180,41 @@ py::object iterate(Session& session, Loop& loop) {
     values[i] = as_buffer(std::move(emitted[i]));
   }
   return values;
+}
+
+py::tuple to_tuple(const TimedTensor& tensor) {
+  return py::make_tuple(name_of(tensor.dtype), to_tuple(tensor.shape), tensor.contiguous);
+}
+
+py::tuple to_tuple(const std::vector<TimedTensor>& tensors) {
+  py::tuple made(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    made[i] = to_tuple(tensors[i]);
+  }
+  return made;
+}
+
+// Rows as tuples: target, phase, operands, results, count, mean, least, variance, typical.
+py::list take_timings(Session& session) {
+  std::vector<TimingRow> rows;
+  {
+    const NoGil no_gil;
+    rows = session.take_timings();
+  }
+  py::list made;
+  for (const auto& row : rows) {
+    made.append(py::make_tuple(
+        row.target,
+        row.phase,
+        to_tuple(row.operands),
+        to_tuple(row.results),
+        row.count,
+        row.mean,
+        row.least,
+        row.variance,
+        row.typical));
+  }
+  return made;
 }
 
 void bind_session(py::module_& module) {
@@ -315,6 +351,8 @@ void bind_session(py::module_& module) {
           })
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
       .def("counters", &counters)
+      .def("take_timings", &take_timings)
+      .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())
       .def("take_warnings", &Session::take_warnings, py::call_guard<NoGil>())
       .def("close", &Session::close, py::call_guard<NoGil>());
 }

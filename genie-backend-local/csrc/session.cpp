@@ -376,6 +376,7 @@ Counters Session::counters() {
   counters.plans = static_cast<int64_t>(plans_.size());
   counters.memory = memory_.live();
   counters.peak_memory = memory_.peak();
+  counters.timed = timer_.timed();
   counters.kept = static_cast<int64_t>(kept_bytes());
   return counters;
 }
@@ -385,6 +386,21 @@ std::vector<std::string> Session::take_warnings() {
   std::vector<std::string> texts(warnings_.begin(), warnings_.end());
   warnings_.clear();
   return texts;
+}
+
+std::vector<TimingRow> Session::take_timings() {
+  const Lock lock(lock_);
+  check_open();
+  return timer_.take();
+}
+
+void Session::set_timing(double share) {
+  const Lock lock(lock_);
+  check_open();
+  if (!(share >= 0 && share <= 1)) {
+    throw Refused(Refusal::node, "timing takes a share of the time from 0 to 1, not " + std::to_string(share));
+  }
+  timer_.set_share(share);
 }
 
 void Session::close() {

@@ -19,6 +19,7 @@
 #include "plan.h"
 #include "random.h"
 #include "refused.h"
+#include "timing.h"
 
 namespace genie_local {
 
@@ -57,6 +58,7 @@ struct Counters {
   int64_t fetched = 0;  // bytes
   int64_t memory = 0;  // bytes
   int64_t peak_memory = 0;  // bytes
+  int64_t timed = 0;  // executions, step by step
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
 };
 
@@ -71,7 +73,8 @@ class Session {
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
         memory_(memory_limit, std::move(budget)),
-        generators_(device) {}
+        generators_(device),
+        timer_(device) {}
 
   c10::Device device() const {
     return device_;
@@ -108,6 +111,9 @@ class Session {
   void synchronize();
   Counters counters();
   std::vector<std::string> take_warnings();
+  // How long steps took, and how much of the time finding that out may take (1: every execution is timed).
+  std::vector<TimingRow> take_timings();
+  void set_timing(double share);
   void close();
 
  private:
@@ -136,6 +142,7 @@ class Session {
   ska::flat_hash_map<int64_t, Holder> values_;
   std::map<int64_t, std::shared_ptr<Plan>> plans_;
   std::set<std::string> warnings_;
+  Timer timer_;
   Counters counters_;
   // Reused by every execution.
   torch::jit::Stack stack_;

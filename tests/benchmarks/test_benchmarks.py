@@ -85,6 +85,19 @@ def test_start() -> None:
     assert result["move"]["second"]["bytes_sent"] < result["move"]["first"]["bytes_sent"]
 
 
+@pytest.mark.models
+def test_cost() -> None:
+    found = run("import json, bench_cost as bench; print(json.dumps(bench.run(rounds=2, tiny=True, quick=True)))")
+    kinds = {row["estimate"] for row in found["accuracy"]["operators"]}
+    assert kinds == {
+        "roofline, figures", "roofline", "interpolated, held out", "interpolated, held out model", "profiled"
+    }  # fmt: skip
+    assert all(row["ops"] > 10 for row in found["accuracy"]["operators"])
+    assert [row["model"] for row in found["accuracy"]["models"]] == ["gpt2 prefill", "gpt2 decode", "bert", "cnn"]
+    assert 0 <= found["timing"]["timed"] < 1
+    assert found["estimates"]["profile, first µs"] > 0
+
+
 def test_a_wrong_result_is_told() -> None:
     """The proof of equality can fail."""
     code = (

@@ -26,11 +26,11 @@ class LocalBackend:
     def __init__(self, threads: int = 0, memory_limit_gb: float = 0.0) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
+        if threads:
+            self._native.set_threads(threads)
         self._devices = hardware.devices()
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
         self._lock = threading.Lock()
-        if threads:
-            self._native.set_threads(threads)
 
     def devices(self) -> tuple[Device, ...]:
         return self._devices

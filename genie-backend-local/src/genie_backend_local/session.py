@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import msgspec
@@ -17,6 +18,7 @@ from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.timing import Operand, Timing
 from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
@@ -139,6 +141,13 @@ class LocalSession:
     def synchronize(self) -> None:
         self._native.synchronize()
 
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`."""
+        rows = self._native.take_timings()
+        if share is not None:
+            self._native.set_timing(share)
+        return tuple(_timing(*row) for row in rows)
+
     def stats(self) -> Mapping[str, int]:
         self._log_warnings()
         return {"bytes_sent": 0, "bytes_received": 0, "round_trips": 0, **self._native.counters()}
@@ -156,6 +165,17 @@ class LocalSession:
 def _iterations(session: NativeSession, loop: NativeLoop) -> Iterator[tuple[Buffer, ...]]:
     while (emitted := session.iterate(loop)) is not None:
         yield emitted
+
+
+def _timing(
+    target: str,
+    phase: str,
+    operands: Sequence[tuple[str, tuple[int, ...], bool]],
+    results: Sequence[tuple[str, tuple[int, ...], bool]],
+    *times: Any,
+) -> Timing:
+    given, made = (tuple(Operand(*one) for one in tensors) for tensors in (operands, results))
+    return Timing(target, phase, given, made, *times)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

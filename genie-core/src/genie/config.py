@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
     decode_loop: bool = True  # genie.generate() lets the node run the loop
+    profile_dir: str = ""  # where measurements are kept; "" is $XDG_DATA_HOME/genie
     log_level: str = "WARNING"
     log_json: bool = False
     log_intercepts: bool = False  # log every captured operator

@@ -20,7 +20,8 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     """One accelerator (or CPU).
 
     ``network_gbps`` is the link to it in Gbit/s; ``memory_bandwidth_gb_s`` its own memory's, in GB/s, where known.
-    ``address`` is where its node listens (``None``: this process), ``index`` its number there.
+    ``address`` is where its node listens (``None``: this process), ``index`` its number there. ``hardware`` names model
+    and host, as its node tells them: measurements are kept under it.
 
     >>> Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100).memory_bytes
     17179869184
@@ -34,6 +35,7 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str | None = None
     index: int = 0
     memory_bandwidth_gb_s: float | None = None
+    hardware: str = ""
 
     def __post_init__(self) -> None:
         for key in ("id", "type"):
@@ -49,6 +51,8 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
             msgspec.structs.force_setattr(self, key, float(number))  # 16 and 16.0 are one device, byte for byte
         if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
             raise ConfigError(f"index must be a number from 0 on, not {self.index!r}", where=f"device {self.id!r}")
+        if not isinstance(self.hardware, str) or len(self.hardware) > 512 or not self.hardware.isprintable():
+            raise ConfigError(f"hardware must be printable text, not {self.hardware!r}", where=f"device {self.id!r}")
         if self.address is not None:
             _address(self.address, self.id)
 

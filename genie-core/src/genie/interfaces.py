@@ -9,6 +9,7 @@ from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.timing import Timing
 
 Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
@@ -107,6 +108,15 @@ class Looping(Protocol):
         first iteration on the plan's output handles are the last iteration's. Whoever stops iterating ends the loop,
         after a few more iterations perhaps; other calls may come between. Raises :class:`genie.errors.PlanError` for
         a loop that does not fit the plan."""
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """What a session may be besides: one that times some of its executions, operator by operator."""
+
+    def profile(self, share: float | None = None) -> Sequence[Timing]:
+        """How long operators took since the last call. ``share`` says how much of the time the timing may take from
+        now on: a few thousandths unless said; 1 times every execution, 0 none."""
 
 
 @runtime_checkable

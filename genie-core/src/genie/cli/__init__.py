@@ -8,13 +8,14 @@ import typer
 
 import genie
 from genie import telemetry
-from genie.cli import artifacts, nodes, plugins, programs
+from genie.cli import artifacts, nodes, plugins, profiles, programs
 from genie.cli.printing import complain, options, out
 from genie.errors import GenieError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(nodes.app, name="node")
+app.add_typer(profiles.app, name="profile")
 app.command()(nodes.serve)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -22,6 +23,7 @@ app.command(
 app.command()(artifacts.inspect)
 app.command()(artifacts.diff)
 app.command()(artifacts.explain)
+app.command("calibrate")(profiles.calibrate_devices)
 
 
 def _version(wanted: bool) -> None:

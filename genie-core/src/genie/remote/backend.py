@@ -82,7 +82,10 @@ class RemoteBackend:
         found = []
         for index, device in enumerate(met.welcome.devices):
             theirs = msgspec.structs.replace(device, id=f"{node}/{device.id}", address=node, index=index)
-            found.append(self._known.get((node, index), theirs))
+            mine = self._known.get((node, index))
+            if mine is not None and not mine.hardware:
+                mine = msgspec.structs.replace(mine, hardware=theirs.hardware)
+            found.append(mine or theirs)
         for address, index in self._known:
             if address == node and index >= len(found):
                 raise ConfigError(

@@ -24,12 +24,12 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Session
+from genie.interfaces import Buffer, Connection, Looping, Profiling, Session
 from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
 
@@ -131,6 +131,7 @@ class NodeSession:
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
             Kind.INLET: self._inlet,
+            Kind.PROFILE: self._profile,
         }
 
     def serve(self) -> None:
@@ -476,6 +477,11 @@ class NodeSession:
     def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         counters = {name: int(number) for name, number in self.stats().items()}
         return Kind.COUNTERS, messages.put_struct(counters), None
+
+    def _profile(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        share = profiles.get_share(body)
+        rows = self._session.profile(share) if isinstance(self._session, Profiling) else ()
+        return Kind.PROFILED, profiles.put_rows(rows), None
 
     # --- the end ------------------------------------------------------------------------------------
 

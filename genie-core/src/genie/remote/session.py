@@ -25,7 +25,8 @@ from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
 from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
-from genie.wire import Dialogue, Kind, Limits, channels, messages
+from genie.timing import Timing
+from genie.wire import Dialogue, Kind, Limits, channels, messages, profiles
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -282,6 +283,15 @@ class RemoteSession:
             answer, _ = self._conversation.ask(Kind.STATS, b"", Kind.COUNTERS)
             counters = self._conversation.read(messages.get_counters, answer)
         return {**counters, **self.traffic}
+
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`: how long operators took on the node."""
+        if share is not None and not 0 <= share <= 1:
+            raise LocalProtocolError(f"timing takes a share of the time from 0 to 1, not {share!r}")
+        with self._lock:
+            self._settle()
+            answer, _ = self._conversation.ask(Kind.PROFILE, profiles.put_share(share), Kind.PROFILED)
+            return self._conversation.read(profiles.get_rows, answer)
 
     def close(self) -> None:
         with self._lock:

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     SYNC = 36
     STATS = 37
     INLET = 38
+    PROFILE = 40
     LOOP = 41  # by several answers
 
     # Answers.
@@ -50,6 +51,7 @@ class Kind(IntEnum):
     DONE = 52
     COUNTERS = 53
     INLET_OPEN = 54
+    PROFILED = 56
     LOOPED = 57
 
 
