@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,8 @@ from genie.plan import ExecutionPlan
 from genie.plan import verify as verify_plan
 from genie.schedule import Scheduler
 from genie.spread import NOWHERE, Residency, SpreadSession
+
+_ROOM = 0.1  # of a device's memory: for caches that grow, and for what the next graphs compute
 
 Annotate = Callable[[Graph], Graph]
 
@@ -58,15 +61,18 @@ class SpreadEngine(DeviceEngine):
         return self._placed(graph, self._spread.residency(graph, handles) if handles else NOWHERE)
 
     def _placed(self, graph: Graph, known: Residency) -> ExecutionPlan:
+        """The best of: with room to grow, where values live; without the room; with what can move moved, for values
+        on different devices may be written together."""
         draws = self._spread.members[0].device.id
-        try:
-            return self._scheduler.schedule(graph, homes=known.homes, occupied=known.held, draws=draws)
-        except SchedulingError:
-            # Values on different devices may be written together: then those move that can.
-            fixed = {value: home for value, home in known.homes.items() if value not in known.movable}
-            if len(fixed) == len(known.homes):
-                raise
-            return self._scheduler.schedule(graph, homes=fixed, occupied=known.held, draws=draws)
+        roomy = {
+            device.id: known.held.get(device.id, 0) + int(_ROOM * device.memory_bytes)
+            for device in self._scheduler.devices
+        }
+        fixed = {value: home for value, home in known.homes.items() if value not in known.movable}
+        for homes, occupied in ((known.homes, roomy), (known.homes, known.held)):
+            with contextlib.suppress(SchedulingError):
+                return self._scheduler.schedule(graph, homes=homes, occupied=occupied, draws=draws)
+        return self._scheduler.schedule(graph, homes=fixed, occupied=known.held, draws=draws)
 
 
 def everything(devices: Sequence[Device]) -> Device:

@@ -78,6 +78,11 @@ class TakesWords(Protocol):
 
     def execute_words(self, plan: int, words: Sequence[int], *, more: bool = False) -> None: ...
 
+    def loop_words(
+        self, plan: int, words: Sequence[int], loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """As :meth:`Looping.loop`, or ``None`` when the plan, with these words, can't be repeated in one place."""
+
 
 @runtime_checkable
 class Linked(Protocol):

@@ -14,7 +14,8 @@ from genie.device import Device
 from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Fetched, Session
+from genie.interfaces import Buffer, Fetched, Looping, Session
+from genie.loops import Loop
 from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
 from genie.spread.moves import Moves
@@ -231,6 +232,32 @@ class SpreadSession:
             self._known(plan)
             self._execute(plan, words, more)
 
+    def loop_words(
+        self, plan: int, words: Sequence[int], loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """The plan repeated by the member that runs it; ``None`` for a plan that several run."""
+        with self._lock:
+            self._sweep()
+            graph = self._known(plan).graph
+            first, handle_of, scalars = _bound(graph, words)
+            placing = self._placing(plan, handle_of)
+            part, loaded = placing.split.parts[0], placing.loaded[0]
+            number = placing.members[part.device]
+            member: object = self.members[number]
+            if not (placing.whole and isinstance(member, Looping)):
+                return None
+            for value in part.brings:
+                self._send(handle_of[value], number, wait=True)
+            there = {value: self._bring(handle_of[value], number) for value in part.brings}
+            vector = [first, *(there[value] for value in part.inputs), *scalars]
+            bindings = loaded.prediction.encode(vector, anew=loaded.doubtful)
+            loaded.doubtful = True
+            iterations = member.loop(loaded.number, bindings, loop, times)
+            loaded.doubtful = False
+            made = {value: deque([first + offset]) for offset, value in enumerate(graph.outputs)}
+            self._settle(graph, placing, first, handle_of, made)
+            return _iterated(iterations)
+
     def _known(self, plan: int) -> ExecutionPlan:
         if not 0 <= plan < len(self._plans):
             raise LocalProtocolError(f"plan {plan} was never loaded in this session")
@@ -239,9 +266,7 @@ class SpreadSession:
     def _execute(self, number: int, words: Sequence[int], more: bool) -> None:
         self._sweep()
         graph = self._plans[number].graph
-        entered = 1 + len(graph.inputs)
-        first, handles, scalars = words[0], words[1:entered], words[entered:]
-        handle_of = {entry.value: handle for entry, handle in zip(graph.inputs, handles, strict=True)}
+        first, handle_of, scalars = _bound(graph, words)
         placing = self._placing(number, handle_of)
         split, members = placing.split, placing.members
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
@@ -469,6 +494,18 @@ class SpreadSession:
     def close(self) -> None:
         for member in self.members:
             member.close()
+
+
+def _bound(graph: Graph, words: Sequence[int]) -> tuple[int, dict[int, int], Sequence[int]]:
+    """What a binding's words say: the first output's handle, the handles of inputs, the parameters."""
+    entered = 1 + len(graph.inputs)
+    handles = {entry.value: handle for entry, handle in zip(graph.inputs, words[1:entered], strict=True)}
+    return words[0], handles, words[entered:]
+
+
+def _iterated(iterations: Iterator[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
+    with _told_here():
+        yield from iterations
 
 
 @contextlib.contextmanager
