@@ -2,7 +2,7 @@
 
 Accuracy on this machine's CPU over the operators of four models, each split into what a profile was told and what it
 is asked. "held out" operators have shapes nobody measured; "held out model" says of a model's operators what the other
-models tell. Times are lower quartiles of executions that took turns, one thread each. What timing costs, and what an estimate costs.
+models tell. Times are the lower tenths of executions that took turns, on one thread. What timing and estimates cost.
 
 With ``--aiconfigurator FILE``: rooflines of GPUs from 60 measured products of NVIDIA's tables (the wheel of PyPI's
 ``aiconfigurator-core``, read in place; needs pyarrow).
@@ -166,7 +166,9 @@ def measure(session: LocalSession, models: Mapping[str, Model], rounds: int) -> 
         for name, model in models.items():
             session.profile(share=0.0)
             model.program.run()  # what ran before it has the caches
-            for turn in itertools.islice(itertools.cycle(("whole", "told", "truth")), number % 3, number % 3 + 3):
+            turns = ["whole", "told", "truth"] * 4
+            random.Random(number).shuffle(turns)
+            for turn in turns:
                 session.profile(share=0.0 if turn == "whole" else 1.0)
                 taken = model.program.run()
                 rows = session.profile()
@@ -187,9 +189,9 @@ def measure(session: LocalSession, models: Mapping[str, Model], rounds: int) -> 
 
 
 def usual(times: Iterable[float]) -> float:
-    """The lower quartile: what else a machine does only adds, and on a shared one it adds to most executions."""
+    """The lower tenth: what else a machine does only adds, and on a shared one it adds to most executions."""
     ordered = sorted(times)
-    return ordered[len(ordered) // 4]
+    return ordered[len(ordered) // 10]
 
 
 def predicted(
