@@ -26,7 +26,14 @@ def genie_cost_models() -> Offers:
 
         return RooflineCostModel(transfers=stated(settings.cluster.links) if settings.cluster is not None else None)
 
-    return {"roofline": roofline}
+    def profiled(settings: Settings) -> Any:
+        from genie.profile import Profile
+
+        profile = Profile(settings.profile_dir)
+        profile.load()  # what cannot be used is logged, and left out
+        return profile.model()
+
+    return {"roofline": roofline, "profiled": profiled}
 
 
 @hookimpl

@@ -35,6 +35,8 @@ _OWN_FIT_AGAIN = 1.5  # … anew, when there are so many times more
 class Profile:
     """What was measured on devices. Any thread may call.
 
+    ``directory`` is where it is kept, by default :func:`genie.profile.default_directory`.
+
     ``epoch`` grows when an estimate that is in use moved by more than its error; plans made before may then be worth
     making anew.
 
@@ -43,8 +45,8 @@ class Profile:
     0
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
-        self.directory = store.default_directory() if directory is None else Path(directory)
+    def __init__(self, directory: str | Path = "") -> None:
+        self.directory = Path(directory).expanduser() if directory else store.default_directory()
         self.links = Links()
         self._lock = threading.RLock()
         self._books: dict[str, _Book] = {}
