@@ -112,7 +112,7 @@ class Portfolio:
         if not steps:
             return 0
         evaluations = (
-            1500 * min(1.0, (1000 / steps) ** 0.4) if steps > 1000 else min(500 + 60.0 * steps, 1_500_000 / steps)
+            1500 * min(1.0, (1000 / steps) ** 0.4) if steps > 1000 else min(10_000.0, 1_500_000 / steps)
         )
         return int(self._effort * evaluations * steps)
 
