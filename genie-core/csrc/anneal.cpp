@@ -59,7 +59,7 @@ struct Critical {
   }
 };
 
-constexpr int kIdeas = 10;  // at most so many are looked at for one that is tried
+constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
 
 class Annealer {
  public:
@@ -74,7 +74,7 @@ class Annealer {
     const double scale = std::max(current.scalar(), 1e-300);
     // The more often each step can be tried, the hotter: there is time to cool down.
     const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
-    const double heat = std::min(0.05, 0.004 * std::pow(std::max(1.0, tries), 0.4));
+    const double heat = std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
     const double hot = heat * scale, cold = 0.002 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;

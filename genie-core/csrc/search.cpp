@@ -8,6 +8,7 @@ namespace {
 
 // Shares of the budget: for grains from coarse to fine, for blocks; the rest is for steps.
 constexpr double kLevels = 0.2, kBlocks = 0.15;
+constexpr double kOften = 15.0;  // times that each step can be tried
 
 class Searcher {
  public:
@@ -37,8 +38,6 @@ class Searcher {
 
   void keep(Candidate candidate) {
     if (!any_ || candidate.score.better(best_.score)) {
-      if (any_) second_ = best_;
-      two_ = any_;
       best_ = candidate;
       any_ = true;
     }
@@ -109,11 +108,16 @@ class Searcher {
         offer(made.refine(p_, candidate.units), "annealed, block by block");
       }
     }
-    Candidate candidate = best_;
-    anneal(judge_, candidate, judge_.left, seed_ + 17);
-    if (candidate.score.better(best_.score)) {
-      candidate.rule = "annealed";
-      best_ = candidate;
+    // Then steps. Where each can be tried often, chance decides much: three tries, and the last one from the best.
+    const double tries = static_cast<double>(judge_.left) / (static_cast<double>(p_.steps) * p_.steps);
+    const Candidate start = best_;
+    for (int rest = tries > kOften ? 3 : 1; rest > 0; --rest) {
+      Candidate candidate = rest > 1 ? start : best_;
+      anneal(judge_, candidate, judge_.left / rest, seed_ + 17 * rest);
+      if (candidate.score.better(best_.score)) {
+        candidate.rule = "annealed";
+        best_ = candidate;
+      }
     }
   }
 
@@ -190,8 +194,8 @@ class Searcher {
   Judge judge_;
   int64_t budget_;
   uint64_t seed_;
-  bool any_ = false, two_ = false, proven_ = false;
-  Candidate best_, second_;
+  bool any_ = false, proven_ = false;
+  Candidate best_;
   Candidate single_;
   std::vector<Candidate> pool_;
   std::vector<Coarse> coarser_;
