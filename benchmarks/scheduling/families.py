@@ -93,9 +93,7 @@ def attention(p: Program, x: int, heads: int, past: int, outputs: list[int]) -> 
     head = width // heads
     q, k, v = (p.linear(x, width) for _ in range(3))
     q, k, v = (p.view(each, (batch, new, heads, head)) for each in (q, k, v))
-    q, k, v = (
-        p.op("transpose", Ref(each), 1, 2, shape=(batch, heads, new, head), view=True) for each in (q, k, v)
-    )
+    q, k, v = (p.op("transpose", Ref(each), 1, 2, shape=(batch, heads, new, head), view=True) for each in (q, k, v))
     q, k = (p.binary("mul", each, each) for each in (q, k))  # rotary positions, in brief
     if past:
         keys, values = (p.input((batch, heads, past, head), "state") for _ in range(2))
@@ -203,9 +201,7 @@ def recommendation(tables: int, width: int, batch: int) -> Graph:
     found = []
     for table in range(tables):
         p.inside(f"tables.{table}")
-        rows = p.op(
-            "embedding", Ref(p.weight(1_000_000, width)), Ref(p.input((batch, 20))), shape=(batch, 20, width)
-        )
+        rows = p.op("embedding", Ref(p.weight(1_000_000, width)), Ref(p.input((batch, 20))), shape=(batch, 20, width))
         pooled = p.op("sum", Ref(rows), shape=(batch, width))
         found.append(p.unary("relu", p.linear(p.unary("relu", p.linear(pooled, 4 * width)), width)))
     p.inside("dense")
@@ -269,7 +265,9 @@ def layered(nodes: int, devices: Sequence[Device], ratio: float, seed: int, wide
 # --- all of them -----------------------------------------------------------------------------------
 
 
-def gpus(count: int, memory: float = 80.0, tflops: Sequence[float] = (300.0,), gbps: float = 100.0) -> tuple[Device, ...]:
+def gpus(
+    count: int, memory: float = 80.0, tflops: Sequence[float] = (300.0,), gbps: float = 100.0
+) -> tuple[Device, ...]:
     return tuple(
         Device(
             id=f"gpu{n}",

@@ -113,8 +113,9 @@ class Portfolio:
 
     def _budget(self, steps: int) -> int:
         """How many steps may be evaluated in all."""
-        smaller = 1 + max(0.0, 1 - steps / 800)  # takes less for all else
-        return int(self._effort * min(_MOST * steps, _STEPS * smaller))
+        # A small graph takes less for all else, and a large one is given more time.
+        share = 1 + max(0.0, 1 - steps / 800) if steps < 4000 else (steps / 4000) ** 0.6
+        return int(self._effort * min(_MOST * steps, _STEPS * share))
 
     def _pointless(self, outlook: Outlook) -> bool:
         """Whether one device is done before another could be told to help."""
