@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from genie.graph import Graph
+from genie.graph.operands import operands
 from genie.graph.sizes import sizes
 from genie.plan.records import Link, Transfer
 
@@ -35,8 +36,8 @@ def transfers(
     size = sizes(graph) if size is None else size
     holders: dict[int, list[int]] = {value: [home] for value, home in homes.items()}
     moves: list[Transfer] = []
-    for step, (node, place) in enumerate(zip(graph.steps, places, strict=True)):
-        for value in node.operands():
+    for step, (node, taken, place) in enumerate(zip(graph.steps, operands(graph), places, strict=True)):
+        for value in taken:
             at = holders.setdefault(value, [place])
             if place not in at:
                 cost = links.seconds(at[0], place, size[value])
@@ -77,24 +78,26 @@ def peaks(
         holding.setdefault(value, {})[device] = allocation
 
     first_use: dict[int, int] = {}
-    for node, place in zip(graph.steps, places, strict=True):
-        for value in node.operands():
+    for taken, place in zip(operands(graph), places, strict=True):
+        for value in taken:
             first_use.setdefault(value, place)
     usual = places[0] if places else 0
     for entry in graph.inputs:
         hold(entry.value, homes.get(entry.value, first_use.get(entry.value, usual)))
     most = list(held)
-    for node, place, gone in zip(graph.steps, places, releases, strict=True):
-        for value in node.operands():
+    for node, taken, place, gone in zip(graph.steps, operands(graph), places, releases, strict=True):
+        for value in taken:
             if place not in holding[value]:
                 hold(value, place)
         parent: dict[int, int] = {}
-        for output, operand in node.aliases:
-            parent.setdefault(output, operand)
+        if node.aliases:
+            for output, operand in node.aliases:
+                parent.setdefault(output, operand)
         for value in node.outputs:
             if value >= 0:
                 hold(value, place, holding[parent[value]][place] if value in parent else -1)
-        most = list(map(max, most, held))
+        if held[place] > most[place]:
+            most[place] = held[place]
         for value in gone:
             for device, allocation in holding.pop(value).items():
                 sharers[allocation] -= 1

@@ -9,6 +9,7 @@ import msgspec
 
 from genie import graph as graphs
 from genie.errors import PlanError
+from genie.graph.operands import operands
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
 from genie.plan.records import Decision, Transfer
@@ -120,8 +121,8 @@ def _verify_releases(plan: ExecutionPlan) -> None:
     made = bytearray(len(graph.values))
     for entry in graph.inputs:
         made[entry.value] = 1
-    for node, gone in zip(graph.steps, plan.releases, strict=True):
-        for value in node.operands():
+    for node, taken, gone in zip(graph.steps, operands(graph), plan.releases, strict=True):
+        for value in taken:
             if made[value] != 1:
                 raise PlanError(f"node {node.id} ({node.target}): operand %{value} was released before")
         for value in node.outputs:
@@ -153,12 +154,12 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
         arrivals.setdefault(move.before, []).append(move)
     # Value → devices that hold it; inputs without a home are brought to where they are used.
     present: dict[int, set[int]] = {value: {home} for value, home in plan.homes}
-    for step, (node, made) in enumerate(zip(graph.steps, plan.decisions, strict=True)):
+    for step, (node, taken, made) in enumerate(zip(graph.steps, operands(graph), plan.decisions, strict=True)):
         for move in arrivals.get(step, ()):
             if move.source == move.target or move.source not in present.get(move.value, ()):
                 raise PlanError(f"%{move.value} is sent from a device that does not hold it, before node {node.id}")
             present[move.value].add(move.target)
-        for value in node.operands():
+        for value in taken:
             if made.device not in present.setdefault(value, {made.device}):
                 raise PlanError(f"node {node.id} ({node.target}): operand %{value} is not on its device")
         for value in node.outputs:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from genie.graph import Graph
+from genie.graph.operands import operands
 from genie.plan.records import Decision, Transfer
 
 _NEVER = float("inf")
@@ -88,6 +89,7 @@ class _Clock:
         self.outgoing: dict[tuple[int, int], list[int]] = {}  # (value, device) → transfers from there
         for number, move in enumerate(moves):
             self.outgoing.setdefault((move.value, move.source), []).append(number)
+        self.operands = operands(graph)
         self.waiting_for = {(move.value, move.target) for move in moves}
         self.arrived: dict[tuple[int, int], tuple[float, int]] = {}  # → when, and by which transfer
         self.queue: list[list[int]] = [[] for _ in range(devices)]
@@ -174,7 +176,7 @@ class _Clock:
             node = self.graph.steps[step]
             start = self.free[device]
             waits, on = ("device", steps[at - 1]) if at else ("", -1)
-            for value in node.operands():
+            for value in self.operands[step]:
                 if (value, device) in self.waiting_for:
                     there = self.arrived.get((value, device))
                     if there is None:
@@ -187,7 +189,7 @@ class _Clock:
             self.busy[device] += took
             self.steps[step] = Span(start, finish, waits, on)
             for value in node.outputs:
-                if value >= 0:
+                if (value, device) in self.outgoing:
                     self._there(value, device, finish)
             self.at[device] = at + 1
 
