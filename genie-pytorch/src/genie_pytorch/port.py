@@ -178,6 +178,7 @@ class Port:
             self._session(device).fetch(handle, out)
         except RemoteOpError as error:
             raise self._located(device, error) from None
+        self._engines[device].looked()
 
     def describe(self, device: int, handle: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         try:

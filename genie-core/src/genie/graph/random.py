@@ -68,7 +68,10 @@ _OVERLOADS = {
     ("rnn_tanh", "data"): _PACKED,
     ("_scaled_dot_product_flash_attention", "quantized"): _Spare(probability=6),
 }
-DRAWING = frozenset({f"aten::{name}" for name in _DRAWS} | {"prims::normal", "prims::uniform"})
+# Those of torch's compiler are there once it was imported.
+_PRIMS = ("normal", "uniform", "inductor_seed", "inductor_seeds", "inductor_rand_eager_offset")
+_PRIMS += ("inductor_rand_eager_offsets",)
+DRAWING = frozenset({f"aten::{name}" for name in _DRAWS} | {f"prims::{name}" for name in _PRIMS})
 
 
 def _spared(node: Node) -> int:

@@ -20,7 +20,7 @@ from genie.profile.rooflines import Seen, fitted
 from genie.profile.signature import Asked, Family, Signature, device_key, questions, signature_of
 from genie.profile.table import MOST_ROWS, Table
 from genie.schedule.cost import Calibration, DeviceRoof, asked_of
-from genie.schedule.links import Links, Reach
+from genie.schedule.links import Links, Reach, Transfers
 from genie.telemetry import get_logger
 from genie.timing import Timing, fault
 
@@ -114,7 +114,7 @@ class Profile:
 
     # --- what is asked ----------------------------------------------------------------------------
 
-    def model(self, devices: Sequence[Device] = (), links: Links | None = None) -> ProfiledCostModel:
+    def model(self, devices: Sequence[Device] = (), links: Links | Transfers | None = None) -> ProfiledCostModel:
         """A cost model over what is known at the time of each question; of other devices than ``devices``, too."""
         return ProfiledCostModel(self, self.links if links is None else links)
 
@@ -284,7 +284,7 @@ class ProfiledCostModel:
 
     name = "profiled"
 
-    def __init__(self, profile: Profile, links: Links) -> None:
+    def __init__(self, profile: Profile, links: Links | Transfers) -> None:
         self.profile = profile
         self._links = links
 
@@ -310,6 +310,16 @@ class ProfiledCostModel:
             made = dict(zip(different, answers, strict=True))
             found += [made[number] for number in numbers]
         return found
+
+    @property
+    def epoch(self) -> int:
+        return self.profile.epoch
+
+    def observe(self, device: Device, rows: Sequence[Timing]) -> None:
+        self.profile.observe(device_key(device), rows)
+
+    def save(self) -> object:
+        return self.profile.save()
 
     def estimate_transfer(self, src: Device, dst: Device, bytes: int) -> float:
         return self._links.seconds(src, dst, bytes)

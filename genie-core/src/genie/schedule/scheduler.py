@@ -110,13 +110,15 @@ class Scheduler:
         exclude: Mapping[Where, Collection[str] | str] | None = None,
         draws: str | None = None,
         occupied: Mapping[str, int] | None = None,
+        like: ExecutionPlan | None = None,
     ) -> ExecutionPlan:
         """A verified plan.
 
         ``homes`` says on which device (by id) inputs live already: weights that are there, caches. To use one elsewhere
         costs a transfer from there. ``occupied`` are
         bytes of devices that other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
-        of their modules, must or must not run; ``draws`` names the device that draws random numbers.
+        of their modules, must or must not run; ``draws`` names the device that draws random numbers. ``like`` a plan of
+        the graph nodes stay where they are: what that costs by today's estimates.
 
         Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
@@ -141,7 +143,7 @@ class Scheduler:
             refuse(graph, [device.id for device in devices], conflict(len(steps), len(devices), held))
         size = () if one else sizes(graph)
         outlook = Outlook(seconds, need, self.policy, capacities, links, groups, living, releases, size, self._caps)
-        placement, rule = self._place(graph, outlook, held)
+        placement, rule = self._place(graph, outlook) if like is None else (like.placement, "as it was")
         places = self._places(graph, placement, held)
         rows: Sequence[tuple[float, ...]] = [()] * len(steps) if one else list(zip(*seconds, strict=True))
         decisions = self._decisions(places, appraisals, rows)
@@ -172,7 +174,7 @@ class Scheduler:
         verify_plan(plan)
         return plan
 
-    def _place(self, graph: Graph, outlook: Outlook, held: Sequence[Constraint]) -> tuple[Mapping[int, str], str]:
+    def _place(self, graph: Graph, outlook: Outlook) -> tuple[Mapping[int, str], str]:
         if not isinstance(self._strategy, InformedStrategy):
             return self._strategy.place(graph, self.devices), f"strategy {_name(self._strategy)}"
         return self._strategy.place_knowing(graph, self.devices, outlook)

@@ -34,6 +34,15 @@ class Residency(NamedTuple):
     held: Mapping[str, int]  # bytes that other values take
 
 
+class Used(NamedTuple):
+    """A plan in use."""
+
+    number: int
+    plan: ExecutionPlan
+    runs: int
+    known: Residency
+
+
 NOWHERE = Residency({}, frozenset(), {})
 
 Planner = Callable[[Graph, Residency], ExecutionPlan]
@@ -64,13 +73,21 @@ class SpreadSession:
     numbers are drawn.
 
     ``planner`` places a graph anew when what it writes to lives elsewhere. Without it, such a plan is refused.
+    ``devices`` are the members' as plans name them.
     """
 
-    def __init__(self, device: Device, members: Sequence[Session], planner: Planner | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        members: Sequence[Session],
+        planner: Planner | None = None,
+        devices: Sequence[Device] = (),
+    ) -> None:
         self.device = device
         self.members = tuple(members)
+        self.devices = tuple(devices) or tuple(member.device for member in members)
         self._planner = planner
-        self._number = {member.device.id: number for number, member in enumerate(self.members)}
+        self._number = {each.id: number for number, each in enumerate(self.devices)}
         self._lock = threading.Lock()
         self._directory = Directory()
         self._moves = Moves(self.members)
@@ -86,6 +103,7 @@ class SpreadSession:
         self._freed: deque[int] = deque()
         self._next = _OWN_HANDLES
         self._executions = 0
+        self._last: dict[int, tuple[int, Mapping[int, int]]] = {}  # plan → executions, handles of the last one's inputs
 
     # --- where values are ---------------------------------------------------------------------------
 
@@ -99,12 +117,12 @@ class SpreadSession:
         for value, handle in handle_of.items():
             home = self._home_of(handle)
             if home is not None:
-                homes[value] = self.members[home].device.id
+                homes[value] = self.devices[home].id
                 if self._directory.alone(handle):
                     movable.add(value)
                 member, size = self._sizes.get(handle, (home, 0))
                 held[member] -= size
-        others = {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)}
+        others = {each.id: max(size, 0) for each, size in zip(self.devices, held, strict=True)}
         return Residency(homes, frozenset(movable), others)
 
     def _home_of(self, handle: int) -> int | None:
@@ -122,6 +140,22 @@ class SpreadSession:
                 self._plans.append(plan)
                 self._numbers[content] = known
             return known
+
+    def used(self) -> list[Used]:
+        """The plans that are executed, and what is known of their inputs now."""
+        with self._lock:
+            self._sweep()
+            return [
+                Used(number, self._plans[number], runs, self._residency(handle_of))
+                for number, (runs, handle_of) in self._last.items()
+            ]
+
+    def replace(self, number: int, plan: ExecutionPlan) -> None:
+        """From the next execution on, a plan is this one: the same graph, placed otherwise."""
+        with self._lock:
+            self._placings = {key: placing for key, placing in self._placings.items() if key[0] != number}
+            self._plans[number] = plan
+            self._place(number, (), plan)
 
     def _place(self, number: int, homes: tuple[int | None, ...], plan: ExecutionPlan) -> _Placing:
         members = []
@@ -178,7 +212,7 @@ class SpreadSession:
         if stuck < 0:
             self._placings[number, homes] = placing
             return placing
-        lives = self.members[self._directory.home(handle_of[stuck])[0]].device.id
+        lives = self.devices[self._directory.home(handle_of[stuck])[0]].id
         if self._planner is None:
             raise PlanError(
                 f"input %{stuck} is written to, shares its memory with other values, and lives on {lives}; "
@@ -213,7 +247,7 @@ class SpreadSession:
         if known is None:
             plan = self._plans[number]
             ids = [device.id for device in plan.devices]
-            known = self._place(*key, gathered(plan, ids.index(self.members[member].device.id)))
+            known = self._place(*key, gathered(plan, ids.index(self.devices[member].id)))
         return known
 
     # --- work ---------------------------------------------------------------------------------------
@@ -297,6 +331,7 @@ class SpreadSession:
             if part.frees:
                 self.members[member].free([there[value, device] for value in part.frees])
         self._executions += 1
+        self._last[number] = (self._last.get(number, (0,))[0] + 1, handle_of)
         self._settle(graph, placing, first, handle_of, made)
 
     def _settle(
@@ -355,7 +390,7 @@ class SpreadSession:
 
     def _roomiest(self, size: int) -> int:
         """The first member with room for so many bytes besides what it holds, or the one with most room."""
-        room = [each.device.memory_bytes - held for each, held in zip(self.members, self._held, strict=True)]
+        room = [each.memory_bytes - held for each, held in zip(self.devices, self._held, strict=True)]
         # A tenth is left for what programs compute.
         fits = [
             number for number, each in enumerate(self.members) if size <= room[number] - each.device.memory_bytes // 10
