@@ -2,11 +2,11 @@
 
     python benchmarks/bench_scheduler.py [--json] [--rounds N] [--starts N] [--effort X] [--dagbench PATH]
 
-Times are of one thread (CPU seconds: others share the machine), medians over rounds on freshly built graphs. Quality is
-the latency of the plan over the best known, which is the best of long searches from ``--starts`` seeds with ``--effort``
-times the budget, and of the plan itself; tiny graphs are also placed in every possible way. ``--dagbench`` names a copy
-of https://github.com/ANRGUSC/dag-bench (``git clone``), whose graphs are read in place; the schedules to beat come from
-the library that goes with it (``pip install anrg-saga``).
+Times are of one thread (CPU seconds: others share the machine), medians over rounds on freshly built graphs. Quality
+is the latency of the plan over the best known, which is the best of long searches from ``--starts`` seeds with
+``--effort`` times the budget, and of the plan itself; tiny graphs are also placed in every possible way. ``--dagbench``
+names a copy of https://github.com/ANRGUSC/dag-bench (``git clone``), whose graphs are read in place; the schedules to
+beat come from the library that goes with it (``pip install anrg-saga``).
 """
 
 from __future__ import annotations

@@ -38,6 +38,18 @@ class Transfer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seconds: float
 
 
+class Again(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """``step`` is run once more, on ``device``, before step ``before``: what it makes is computed there, not sent.
+
+    Its operands are not released yet, or made again there for the same step. What it makes that was released before is
+    forgotten after step ``before``.
+    """
+
+    step: int
+    device: int
+    before: int
+
+
 class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The way from one of the plan's devices to another: seconds = ``latency`` + bytes / ``bytes_per_second``."""
 
@@ -64,10 +76,21 @@ class Stage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     steps: tuple[int, ...]
 
 
-def stages(graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Transfer]) -> tuple[Stage, ...]:
-    """The stages of a placed graph, each after those it takes values from."""
+def repeats(again: Sequence[Again]) -> dict[int, list[Again]]:
+    """Those before each step."""
+    found: dict[int, list[Again]] = {}
+    for each in again:
+        found.setdefault(each.before, []).append(each)
+    return found
+
+
+def stages(
+    graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Transfer], again: Sequence[Again] = ()
+) -> tuple[Stage, ...]:
+    """The stages of a placed graph, each after those it takes values from. Steps that are run again are listed where
+    they are, too."""
     places = [made.device for made in decisions]
-    if not transfers:
+    if not transfers and not again:
         by_device: dict[int, list[int]] = {}
         for step, place in enumerate(places):
             by_device.setdefault(place, []).append(step)
@@ -76,10 +99,12 @@ def stages(graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Tran
     departs = {move.value for move in transfers}
     found: list[tuple[int, list[int]]] = []
     running: dict[int, list[int]] = {}
+    repeated = repeats(again)
     for step, (node, place) in enumerate(zip(graph.steps, places, strict=True)):
         if place not in running or (step, place) in arrives:
             running[place] = []
             found.append((place, running[place]))
+        running[place] += [each.step for each in repeated.get(step, ())]
         running[place].append(step)
         if not departs.isdisjoint(node.outputs):
             del running[place]
