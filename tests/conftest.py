@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from genie import telemetry
+
 Distribution = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def logs() -> None:
+    """As in a program that has started: else the first test that looks at logs would be taken for a program with a
+    set-up of its own."""
+    telemetry.configure()
+    telemetry.get_logger("tests").debug("configured")
 
 
 @pytest.fixture(autouse=True)

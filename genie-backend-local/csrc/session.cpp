@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -27,6 +28,39 @@ int64_t bytes_of(const Spec& spec) {
     }
   }
   return bytes;
+}
+
+// Elements from the first to the last of a value with strides; 0 if they overlap in a way that a copy can't have, or
+// there are none.
+int64_t extent_of(const Spec& spec) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  if (spec.stride.size() != spec.shape.size()) {
+    throw Refused(Refusal::node, "a value has another number of strides than of dimensions");
+  }
+  for (size_t dim = 0; dim < spec.shape.size(); ++dim) {
+    if (spec.stride[dim] < 0) {
+      throw Refused(Refusal::node, "a value has a negative stride");
+    }
+    if (spec.shape[dim] == 0) {
+      return 0;
+    }
+    if (spec.shape[dim] > 1 && spec.stride[dim] > 0) {
+      dims.emplace_back(spec.stride[dim], spec.shape[dim]);
+    }
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t extent = 1;
+  for (const auto& [stride, size] : dims) {
+    int64_t reach = 0;
+    if (stride < extent) {
+      return 0;
+    }
+    if (__builtin_mul_overflow(stride, size - 1, &reach) || __builtin_add_overflow(extent, reach, &extent) ||
+        extent > (int64_t{1} << 56)) {
+      throw Refused(Refusal::node, "the strides of a value do not fit 64 bits");
+    }
+  }
+  return extent;
 }
 
 Spec spec_of(const at::Tensor& tensor) {
@@ -63,16 +97,6 @@ void check_fetchable(const at::Tensor& tensor) {
 // Whether the value's elements lie in host memory as they are wanted. A tensor of zeros may have no memory at all.
 bool is_plain(const at::Tensor& tensor) {
   return tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
-}
-
-// Errors of PyTorch outside of a plan's steps.
-template <class Function>
-auto translated(Function&& function) {
-  try {
-    return function();
-  } catch (const c10::Error&) {
-    throw Poisoned(std::make_shared<const Failure>(current_failure()));
-  }
 }
 
 }  // namespace
@@ -117,18 +141,26 @@ void Session::load(int64_t id, std::shared_ptr<Plan> plan) {
   plans_[id] = std::move(plan);
 }
 
-void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
-  const Lock lock(lock_);
+std::shared_ptr<Plan>& Session::known_plan(int64_t id) {
   check_open();
   const auto found = plans_.find(id);
   if (found == plans_.end()) {
     throw Refused(Refusal::node, "plan " + std::to_string(id) + " is unknown");
   }
-  auto& plan = *found->second;
+  return found->second;
+}
+
+void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
+  const Lock lock(lock_);
+  auto& plan = *known_plan(id);
   plan.receive(bindings, size);
+  run(plan, plan.prediction->words());
+}
+
+void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
   ++counters_.executions;
   Run run(*this, plan);
-  run.bind(plan.prediction->words());
+  run.bind(words);
   try {
     {
       const CleanState clean(device_, warnings_);
@@ -157,7 +189,7 @@ void Session::commit(int64_t handle, const at::Tensor& host) {
   const auto bytes = static_cast<int64_t>(host.nbytes());
   memory_.admit(bytes, "an upload");
   const CleanState clean(device_, warnings_);
-  insert(handle, device_.is_cpu() ? host : translated([&] { return host.to(device_); }));
+  insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }));
   counters_.uploaded += bytes;
 }
 
@@ -167,9 +199,43 @@ void Session::upload(int64_t handle, const Spec& spec, const void* data, size_t 
         Refusal::node,
         std::to_string(size) + " bytes for a value of " + std::to_string(bytes_of(spec)) + " bytes");
   }
+  const auto extent = spec.stride.empty() ? 0 : extent_of(spec);
   const auto host = allocate(spec);
   std::memcpy(host.mutable_data_ptr(), data, size);
-  commit(handle, host);
+  if (extent > 0) {
+    commit(handle, lay_out(host, spec, extent));
+  } else {
+    commit(handle, host);
+  }
+}
+
+at::Tensor Session::lay_out(const at::Tensor& host, const Spec& spec, int64_t extent) {
+  const Lock lock(lock_);
+  check_open();
+  memory_.admit(extent * static_cast<int64_t>(host.itemsize()), "an upload");
+  const CleanState clean(device_, warnings_);
+  return translated([&] {
+    // Of a dimension that repeats its elements, one is kept.
+    auto kept = host;
+    auto sizes = spec.shape;
+    for (size_t dim = 0; dim < sizes.size(); ++dim) {
+      if (spec.stride[dim] == 0 && sizes[dim] > 1) {
+        sizes[dim] = 1;
+        kept = kept.narrow(static_cast<int64_t>(dim), 0, 1);
+      }
+    }
+    auto laid = at::empty_strided(sizes, spec.stride, host.options().device(device_));
+    laid.copy_(kept);
+    laid.unsafeGetTensorImpl()->set_sizes_and_strides(spec.shape, spec.stride);
+    return laid;
+  });
+}
+
+void Session::poison(int64_t handle, Failure failure) {
+  const Lock lock(lock_);
+  check_open();
+  check_new(handle);
+  values_[handle].failure = std::make_shared<const Failure>(std::move(failure));
 }
 
 Spec Session::describe(int64_t handle) {
@@ -181,6 +247,10 @@ Spec Session::describe(int64_t handle) {
 
 Bytes Session::fetch(int64_t handle, Spec& spec) {
   const Lock lock(lock_);
+  return read(handle, spec);
+}
+
+Bytes Session::read(int64_t handle, Spec& spec) {
   const auto& tensor = look(handle);
   check_fetchable(tensor);
   spec = spec_of(tensor);
@@ -306,6 +376,7 @@ Counters Session::counters() {
   counters.plans = static_cast<int64_t>(plans_.size());
   counters.memory = memory_.live();
   counters.peak_memory = memory_.peak();
+  counters.timed = timer_.timed();
   counters.kept = static_cast<int64_t>(kept_bytes());
   return counters;
 }
@@ -315,6 +386,21 @@ std::vector<std::string> Session::take_warnings() {
   std::vector<std::string> texts(warnings_.begin(), warnings_.end());
   warnings_.clear();
   return texts;
+}
+
+std::vector<TimingRow> Session::take_timings() {
+  const Lock lock(lock_);
+  check_open();
+  return timer_.take();
+}
+
+void Session::set_timing(double share) {
+  const Lock lock(lock_);
+  check_open();
+  if (!(share >= 0 && share <= 1)) {
+    throw Refused(Refusal::node, "timing takes a share of the time from 0 to 1, not " + std::to_string(share));
+  }
+  timer_.set_share(share);
 }
 
 void Session::close() {

@@ -89,6 +89,7 @@ struct Stream {
   uint32_t sent_since_look = 0;
   bool tracing = false; // a whole program is being traced: it must stay one segment
   bool broken = false; // … and did not
+  bool rehearsing = false; // what is recorded is never sent: see step.h
   // Another thread goes on with it: it keeps what is pending, and nothing of the thread that ended.
   void forget_thread();
   // The program looks at a value.
@@ -120,6 +121,7 @@ class Lock {
   Lock& operator=(const Lock&) = delete;
 };
 
+// Where tensors go that name no index: what the program set, else what the application says.
 c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex index);
 
@@ -132,12 +134,21 @@ size_t stream_count();
 void order(Stream& stream, const at::Tensor& tensor);
 void check_made(const Value& value);
 
+// A device may stand for several. Its session wants an execution's words as they are, and operators over lists are
+// recorded tensor by tensor, for each is where it is.
+void set_spread(int16_t device, bool spread);
+bool is_spread(int16_t device);
+
 // A segment cut off its stream, with all that its execution needs.
 struct Closed {
   Segment segment;
   std::vector<uint32_t> outputs; // values somebody still holds
   std::vector<uint64_t> words;   // see genie.bindings
 };
+
+// Cuts the pending segment off; `drop` forgets it, and its values were never made.
+Segment cut(Stream& stream);
+Segment drop(Stream& stream);
 
 // The two halves of a flush. Closing names what survives; running makes the plan, or finds it, and executes it.
 Closed close(Stream& stream);

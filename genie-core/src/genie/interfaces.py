@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.timing import Timing
 
 Buffer = bytes | bytearray | memoryview
+_T = TypeVar("_T")
 
 
 class Fetched(Protocol):
@@ -41,7 +44,8 @@ class Session(Protocol):
         the execution may wait for it, to travel in one message."""
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
-        """A new contiguous value from host bytes, which the callee has taken when the call returns.
+        """A new value from host bytes in C order, which the callee has taken when the call returns. It is laid out by
+        the spec's strides, where the device can; contiguous without.
         ``shared`` marks content likely to be known already (weights): it is offered by digest first."""
 
     def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:
@@ -69,6 +73,58 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class TakesWords(Protocol):
+    """What a session may be besides: one that wants the words of a binding (:mod:`genie.bindings`), not their bytes."""
+
+    def execute_words(self, plan: int, words: Sequence[int], *, more: bool = False) -> None: ...
+
+    def loop_words(
+        self, plan: int, words: Sequence[int], loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """As :meth:`Looping.loop`, or ``None`` when the plan, with these words, can't be repeated in one place."""
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """What a session may be besides: one that sends values to others of its kind directly. An inlet of one session is
+    where values arrive that another, given it, sends. Errors arrive in place of values."""
+
+    def inlet(self, source: str) -> Any: ...
+
+    def outlet(self, inlet: Any) -> int: ...
+
+    def send(self, outlet: int, handle: int) -> None:
+        """What ``handle`` is at this point of the session's work goes on its way; the work goes on."""
+
+    def receive(self, inlet: Any, position: int, handle: int) -> None:
+        """What was sent at ``position`` (from 0) is ``handle``; what follows in the session waits for it."""
+
+
+@runtime_checkable
+class Looping(Protocol):
+    """What a session may be besides: one that repeats a plan by itself, without being told each time."""
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """Run a loaded plan up to ``times`` times. ``bindings`` are the first iteration's, as for ``execute``, and
+        the memory of what was sent last stays with them.
+
+        The iterator gives, after each iteration and as soon as they are known, the elements of the outputs in
+        ``loop.emit``, and ends after the last; it raises what a step raised, and then the loop is over, too. From the
+        first iteration on the plan's output handles are the last iteration's. Whoever stops iterating ends the loop,
+        after a few more iterations perhaps; other calls may come between. Raises :class:`genie.errors.PlanError` for
+        a loop that does not fit the plan."""
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """What a session may be besides: one that times some of its executions, operator by operator."""
+
+    def profile(self, share: float | None = None) -> Sequence[Timing]:
+        """How long operators took since the last call. ``share`` says how much of the time the timing may take from
+        now on: a few thousandths unless said; 1 times every execution, 0 none."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """Executes plans. ``options`` come validated from :mod:`genie.config`."""
 
@@ -81,17 +137,28 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Hosting(Protocol):
+    """What a backend may be besides: one that lets its devices pass for others, as emulation asks it to."""
+
+    def stand_in(self, real: Device, stated: Device) -> Backend:
+        """A backend of the one device ``stated``, whose work the backend's own device ``real`` does. Its sessions keep
+        within the stated memory together, and errors name the stated device."""
+
+
 class Engine(Protocol):
-    """What a frontend is given for one device index: the session, with the stages before it composed.
+    """What a frontend is given for one device index, which may stand for several devices: the session, with the
+    stages before it composed.
 
     ``prepare`` is graph → annotate → schedule → verify → load; its result is remembered by the frontend under
-    the graph's fingerprint. The rest is the session's.
+    the graph's fingerprint. ``handles``, where known, are what its inputs are when it is first executed: where those
+    live is where it should run. The rest is the session's.
     """
 
     device: Device
     session: Session
 
-    def prepare(self, graph: Graph) -> int: ...
+    def prepare(self, graph: Graph, handles: Sequence[int] = ()) -> int: ...
 
 
 @runtime_checkable
@@ -121,6 +188,14 @@ class Frontend(Protocol):
 
 
 @runtime_checkable
+class Launches(Protocol):
+    """What a frontend may be besides: one whose compiled programs can be called without waiting for the results."""
+
+    def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+        """Call what :meth:`Frontend.compile` gave; what is returned gives the results, and waits for them."""
+
+
+@runtime_checkable
 class TakesMarks(Protocol):
     """What a frontend may be besides: one whose programs and tensors take the user's word (``genie.mark``). What is
     said of a thread, and when that changes, it learns from :mod:`genie.marks`."""
@@ -131,6 +206,17 @@ class TakesMarks(Protocol):
 
     def mark(self, target: Any, word: Semantics) -> None:
         """Keep ``word`` with ``target``, as long as that lives. What it says wins over what was said before."""
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """What a frontend may be besides: one whose language models generate with the loop on the device."""
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :func:`genie.generate`; ``options`` are its keyword arguments for the program's kind. An iterator of
+        tokens if ``stream``. ``offload`` says whether the device may run the loop by itself."""
 
 
 @runtime_checkable

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
 from genie.graph import Graph, Semantics, TensorSpec
 from genie.interfaces import Buffer, Engine
-from genie_pytorch import lift, modules, regions, scopes, whole
+from genie_pytorch import generation, lift, modules, regions, scopes, whole
 from genie_pytorch.capture import Capture
 from genie_pytorch.dtypes import dtype_named, name_of
 from genie_pytorch.lift import can_lift, on_device
 from genie_pytorch.port import port
+
+_T = TypeVar("_T")
 
 _OF_TENSORS = frozenset(("residency", "modality", "colocation_group"))
 _OF_MODULES = _OF_TENSORS | {"phase", "role", "priority", "device"}
@@ -33,6 +35,16 @@ class PyTorchFrontend:
 
     def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
         return whole.compile(program, port.index_of(engine))
+
+    def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+        """See :class:`genie.interfaces.Launches`."""
+        return whole.launch(compiled, *args, **kwargs)
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :class:`genie.interfaces.Generating`."""
+        return generation.generate(program, ids, port.index_of(engine), offload, stream, dict(options))
 
     def accepts(self, program: object) -> bool:
         return isinstance(program, torch.Tensor | torch.nn.Module) or callable(program)

@@ -6,16 +6,17 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from genie import telemetry
-from genie.api import devices
+from genie.api import device_count, devices
 from genie.api import engine as connect
 from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Engine, Session
+from genie.interfaces import Buffer, Engine, Looping, Session, TakesWords
+from genie.loops import Loop
 from genie_pytorch import lower
 from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
 from genie_pytorch.native import _C, source_text
@@ -65,6 +66,8 @@ class Port:
             for index, device in enumerate(devices()):
                 if device.id == engine.device.id and self.engine(index) is engine:
                     return index
+            if device_count() > 1 and self.engine(device_count()) is engine:
+                return device_count()
             index = max([FIRST_PRIVATE - 1, *self._engines]) + 1
             self._connected(index, engine)
             return index
@@ -105,6 +108,7 @@ class Port:
         _C.check_geometry(settings.debug_checks)
         engine.session.seed(0, self._seeds.setdefault(device, self._seed))
         _C.set_host_like(device, engine.device.type.lower() == "cpu")
+        _C.set_spread(device, isinstance(engine.session, TakesWords))
         return engine
 
     def graph(self, number: int) -> Graph:
@@ -115,7 +119,7 @@ class Port:
     def prepare(self, device: int, segment: lower.Description, whole: bool) -> tuple[int, int]:
         """The plan's id, and the graph's number here."""
         graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
-        plan = self.engine(device).prepare(graph)
+        plan = self.engine(device).prepare(graph, [handle for _, _, handle, _ in segment["inputs"]])
         if self._log_operators:
             self._log(graph)
         number = next(self._numbered)
@@ -124,6 +128,38 @@ class Port:
 
     def execute(self, device: int, plan: int, bindings: bytes, look: bool) -> None:
         self._session(device).execute(plan, bindings, more=look)
+
+    def execute_words(self, device: int, plan: int, words: bytes, look: bool) -> None:
+        session = self._session(device)
+        assert isinstance(session, TakesWords)
+        session.execute_words(plan, memoryview(words).cast("Q").tolist(), more=look)
+
+    def default_device(self) -> int:
+        """The index of tensors that name none: the one device, or that of all of them."""
+        count = device_count()
+        return count if count > 1 else 0
+
+    def repeats(self, device: int) -> bool:
+        """Whether the device may run loops by itself."""
+        return isinstance(self.engine(device).session, Looping | TakesWords)
+
+    def loop(
+        self, device: int, plan: int, bindings: bytes, loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """See :class:`genie.interfaces.Looping`; errors name the program's line. ``None``: not this plan."""
+        session = self._session(device)
+        if isinstance(session, TakesWords):
+            iterations = session.loop_words(plan, memoryview(bindings).cast("Q").tolist(), loop, times)
+        else:
+            assert isinstance(session, Looping)
+            iterations = session.loop(plan, bindings, loop, times)
+        return None if iterations is None else self._emitted(device, iterations)
+
+    def _emitted(self, device: int, iterations: Iterator[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
+        try:
+            yield from iterations
+        except RemoteOpError as error:
+            raise self._located(device, error) from None
 
     def upload(
         self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool

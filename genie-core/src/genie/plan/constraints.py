@@ -54,13 +54,14 @@ def _shared_memory(graph: Graph, homes: Mapping[int, int]) -> list[Constraint]:
     if not root and not written:
         return []
     why: dict[int, str] = {}
-    outlives = [entry.value for entry in graph.inputs if not entry.donated]
+    # The memory of an input, be it donated or not, may have other names that the graph does not see.
+    entered = [entry.value for entry in graph.inputs]
     survivors: dict[int, int] = {}
-    for value in dict.fromkeys((*outlives, *graph.outputs)):
+    for value in dict.fromkeys((*entered, *graph.outputs)):
         if value in root:
             other = survivors.setdefault(first(value), value)
             if other != value:
-                why.setdefault(first(value), f"%{other} and %{value} share memory and outlive the graph")
+                why.setdefault(first(value), f"%{other} and %{value} share memory and may outlive the graph")
     for value in written:
         family = first(value)
         why[family] = f"the memory of %{family} is written in place"

@@ -26,6 +26,10 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: float = 0.0
     bound: str = ""
 
+    def on(self, device: int) -> float:
+        """Seconds on a device; those where it was decided to run, when the plan knows of no other."""
+        return self.elsewhere[device] if self.elsewhere else self.seconds
+
 
 class Transfer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value sent from one device to another, once, before step ``before``."""

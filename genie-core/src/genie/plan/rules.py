@@ -12,7 +12,7 @@ from genie.errors import PlanError
 from genie.graph.operands import operands
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
-from genie.plan.records import Transfer, repeats
+from genie.plan.records import Decision, Transfer, repeats
 
 if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
@@ -47,9 +47,20 @@ def verify(plan: ExecutionPlan) -> None:
 
 
 def bare(plan: ExecutionPlan) -> ExecutionPlan:
-    """The verified plan as a node needs it: its graph without the evidence for labels, and most of the labels."""
+    """The verified plan as those need it who run it: what runs where, and nothing of why. Plans that differ in
+    estimates alone are one."""
     verify(plan)
-    new = msgspec.structs.replace(plan, graph=graphs.bare(plan.graph), constraints=())
+    new = msgspec.structs.replace(
+        plan,
+        graph=graphs.bare(plan.graph),
+        decisions=tuple([Decision(made.device, 0.0, "") for made in plan.decisions]),
+        rules=(),
+        policy="",
+        latency=0.0,
+        peak_memory=(),
+        constraints=(),
+        capacities=(),
+    )
     new.__dict__["_verified"] = True
     return new
 
@@ -141,8 +152,6 @@ def _verify_again(plan: ExecutionPlan) -> None:
             raise PlanError(f"node {node.id} ({node.target}) does more than make values: it can't be run again")
         if plan.decisions[each.before].device != each.device or plan.decisions[each.step].device == each.device:
             raise PlanError(f"node {node.id} ({node.target}) is run again where it is not needed")
-        if not plan.decisions[each.step].elsewhere:
-            raise PlanError(f"node {node.id} ({node.target}) is run again at a cost nobody knows")
 
 
 def _verify_transfers(plan: ExecutionPlan) -> None:

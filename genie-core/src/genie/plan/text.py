@@ -49,7 +49,7 @@ def lines(plan: ExecutionPlan) -> Iterator[str]:
         for step in stage.steps:
             if plan.decisions[step].device != stage.device:
                 node = plan.graph.steps[step]
-                yield f"    #{node.id} {node.target} again: {time_text(plan.decisions[step].elsewhere[stage.device])}"
+                yield f"    #{node.id} {node.target} again: {time_text(plan.decisions[step].on(stage.device))}"
                 continue
             for move in arrivals.get(step, ()):
                 what = f"%{move.value} {spec_text(plan.graph.values[move.value])}"

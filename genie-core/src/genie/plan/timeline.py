@@ -215,7 +215,7 @@ class _Clock:
                         start = there[0]
                         waits, on = "transfer", there[1]
             made = self.decisions[step]
-            took = made.seconds if made.device == device else made.elsewhere[device]
+            took = made.on(device)
             finish = self.free[device] = start + took
             self.busy[device] += took
             self.steps[number] = Span(start, finish, waits, on)

@@ -42,14 +42,20 @@ def farewell(met: Met) -> None:
     met.connection.close()
 
 
-def meet(transport: Transport, address: str, device: int, timeout: float, *, genie: str = "") -> Met:
-    """Open a session on device number ``device`` of the node at ``address``; -1 only asks.
+def meet(transport: Transport, address: str, device: int, timeout: float, *, genie: str = "", channel: str = "") -> Met:
+    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, or connects a channel.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
     """
     hello = Hello(
-        major=PROTOCOL[0], minor=PROTOCOL[1], genie=genie, device=device, host=host_identity(), client=client_name()
+        major=PROTOCOL[0],
+        minor=PROTOCOL[1],
+        genie=genie,
+        device=device,
+        host=host_identity(),
+        client=client_name(),
+        channel=channel,
     )
     deadline = time.monotonic() + timeout
     connection = transport.connect(address, timeout)

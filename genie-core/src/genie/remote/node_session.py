@@ -19,19 +19,21 @@ from genie.errors import (
     NodeError,
     OutOfMemory,
     ProtocolError,
+    UnsupportedOperation,
     VersionMismatch,
 )
 from genie.graph import TensorSpec
-from genie.host import flat
-from genie.interfaces import Buffer, Connection, Session
+from genie.host import HostValue, flat
+from genie.interfaces import Buffer, Connection, Looping, Profiling, Session
+from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
+from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, frames, messages
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE = int(Kind.EXECUTE)
-_FEW = 4096  # bytes that travel within a record
+_EXECUTE, _LOOP = map(int, (Kind.EXECUTE, Kind.LOOP))
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -64,6 +66,13 @@ class Sharing(Protocol):
     def adopt(self, handle: int, value: object) -> None: ...
 
 
+@runtime_checkable
+class Poisoning(Protocol):
+    """A local session may take an error in place of a value: whoever looks at it, or needs it, gets that."""
+
+    def poison(self, handle: int, error: GenieError) -> None: ...
+
+
 class _Refused(Exception):
     """An upload has no place: the handle knows why."""
 
@@ -84,6 +93,7 @@ class NodeSession:
         store: ContentStore,
         limits: Limits,
         capacity: int,
+        channels: Channels,
     ) -> None:
         self.name = name
         self.device: Device = session.device
@@ -94,10 +104,12 @@ class NodeSession:
         self._store = store
         self._limits = limits
         self._capacity = capacity
+        self._channels = channels
         self._plans: list[int] = []
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
         self._work: dict[int, Callable[[memoryview], None]] = {
@@ -107,6 +119,9 @@ class NodeSession:
             Kind.SEED: self._seed,
             Kind.SET_GENERATOR_STATE: self._set_generator_state,
             Kind.UPLOAD_COMMIT: self._commit,
+            Kind.OUTLET: self._outlet,
+            Kind.SEND: self._send,
+            Kind.RECEIVE: self._receive,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -115,6 +130,8 @@ class NodeSession:
             Kind.GENERATOR_STATE: self._generator_state,
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
+            Kind.INLET: self._inlet,
+            Kind.PROFILE: self._profile,
         }
 
     def serve(self) -> None:
@@ -132,6 +149,7 @@ class NodeSession:
         finally:
             self._dialogue.close()
             self._connection.close()
+            self._channels.close()
             self._shared.clear()
             self._allocation = None
             self._store.release(self.name)
@@ -157,6 +175,8 @@ class NodeSession:
                 self._work[kind](body)
             elif kind in self._requests:
                 self._answer(seq, kind, body)
+            elif kind == _LOOP:
+                self._repeat(seq, body)
             else:
                 self._dialogue.hear(kind)  # raises for all but BYE
                 return False
@@ -164,10 +184,7 @@ class NodeSession:
 
     def _execute(self, body: memoryview) -> None:
         number, used = messages.get_varint(body)
-        try:
-            plan = self._plans[number]
-        except IndexError:
-            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+        plan = self._plan(number)
         if plan < 0:
             self._defer(self._failed_plans[number])
             return
@@ -176,6 +193,40 @@ class NodeSession:
         except GenieError as error:
             # What it needed may be missing because its upload failed: that is the reason to tell.
             self._defer(next(iter(self._failed.values()), error))
+
+    def _plan(self, number: int) -> int:
+        """Its number in the local session, negative if it was refused."""
+        try:
+            return self._plans[number]
+        except IndexError:
+            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+
+    def _repeat(self, seq: int, body: memoryview) -> None:
+        """A LOOP: an answer per iteration, as it ends."""
+        count, begin = loops.get(body)
+        try:
+            if begin is not None:
+                self._begin_loop(begin)
+            for answer in self._loop.run(count):
+                self._connection.send(frames.one(seq, Kind.LOOPED, answer))
+        except ConnectionLost:
+            raise
+        except (GenieError, MemoryError) as error:
+            self._loop.end()  # more of it may be asked for already
+            self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
+
+    def _begin_loop(self, begin: loops.Begin) -> None:
+        self._loop.end()
+        plan = self._plan(begin.plan)
+        if plan < 0:
+            raise self._failed_plans[begin.plan]
+        if not isinstance(self._session, Looping):
+            raise UnsupportedOperation(f"the backend of {self.device.id} does not repeat plans", where=self.name)
+        try:
+            self._loop.begin(self._session.loop(plan, begin.bindings, begin.loop, begin.times))
+        finally:
+            # What went wrong before is the reason to tell; with the bindings both sides' memory moved on.
+            self._tell_deferred()
 
     # --- bulk data: checked before it is received ---------------------------------------------------
 
@@ -206,7 +257,7 @@ class NodeSession:
         raise ProtocolError(f"record kind {kind} takes no bulk data")
 
     def _memory_of(self, spec: TensorSpec, size: int) -> memoryview:
-        if isinstance(self._session, Allocating):
+        if isinstance(self._session, Allocating) and spec.stride is None:
             self._allocation = self._session.allocate(spec)
             return self._allocation.data
         if size > self._capacity:
@@ -318,6 +369,43 @@ class NodeSession:
         except GenieError as error:
             self._defer(error)
 
+    # --- values from and to other nodes -------------------------------------------------------------
+
+    def _outlet(self, body: memoryview) -> None:
+        opened = channels.get_outlet(body)
+        self._channels.connect(opened.number, opened.target)
+
+    def _send(self, body: memoryview) -> None:
+        number, handle = channels.get_send(body)
+        self._channels.send(number, lambda: self._sent(handle))
+
+    def _sent(self, handle: int) -> HostValue:
+        try:
+            spec = self._session.describe(handle)  # strides and all: what is computed there must be laid out as here
+            data = memoryview(self._session.fetch(handle).data)
+            # It leaves later: of what is not shared, later work might write to it before.
+            return HostValue(spec, data if isinstance(self._session, Sharing) else memoryview(bytes(data)))
+        except GenieError as error:
+            # What it needed may be missing because of an earlier failure: that is the reason to tell.
+            raise self._failed.get(handle) or self._deferred or error from None
+
+    def _receive(self, body: memoryview) -> None:
+        number, position, handle = channels.get_receive(body)
+        try:
+            value = self._channels.receive(number, position)
+            self._session.upload(handle, value.spec, value.data)
+        except (ProtocolError, LimitExceeded):
+            raise
+        except (GenieError, MemoryError) as error:
+            if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
+                self._session.poison(handle, error)
+            else:
+                self._fail(handle, error)
+
+    def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        opening = channels.get_opening(body)
+        return Kind.INLET_OPEN, channels.put(self._channels.open(opening.number, opening.source)), None
+
     def _defer(self, error: GenieError) -> None:
         if self._deferred is None:
             self._deferred = error
@@ -343,10 +431,13 @@ class NodeSession:
         else:
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
 
-    def _look(self, handle: int) -> None:
+    def _tell_deferred(self) -> None:
         if self._deferred is not None:
             error, self._deferred = self._deferred, None
             raise error
+
+    def _look(self, handle: int) -> None:
+        self._tell_deferred()
         if self._failed and handle in self._failed:
             raise self._failed[handle]
 
@@ -367,7 +458,7 @@ class NodeSession:
         spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
         if data.ndim != 1 or data.format != "B":
             data = flat(data)
-        if len(data) <= _FEW:
+        if len(data) <= FEW:
             return Kind.VALUE, messages.put_result(spec, data), None
         return Kind.VALUE, messages.put_result(spec), data
 
@@ -387,6 +478,11 @@ class NodeSession:
         counters = {name: int(number) for name, number in self.stats().items()}
         return Kind.COUNTERS, messages.put_struct(counters), None
 
+    def _profile(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        share = profiles.get_share(body)
+        rows = self._session.profile(share) if isinstance(self._session, Profiling) else ()
+        return Kind.PROFILED, profiles.put_rows(rows), None
+
     # --- the end ------------------------------------------------------------------------------------
 
     def stats(self) -> Mapping[str, int]:
@@ -395,9 +491,11 @@ class NodeSession:
     def stop(self) -> None:
         """From any thread: no further message is read."""
         self._connection.close()
+        self._channels.interrupt()
 
     def abandon(self) -> None:
         """It was never served."""
+        self._channels.close()
         self._session.close()
 
     def _dismiss(self, error: GenieError) -> None:

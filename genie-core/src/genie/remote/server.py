@@ -32,6 +32,7 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.interfaces import Backend, Connection, Listener, Transport
+from genie.remote.channels import Channels, Inlet, Inlets
 from genie.remote.content import ContentStore
 from genie.remote.identity import host_identity
 from genie.remote.node_session import NodeSession
@@ -91,6 +92,7 @@ class NodeServer:
         self._limits = limits or Limits()
         self._max_sessions = max_sessions
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
+        self._inlets = Inlets(self._limits)
         self._devices: tuple[Device, ...] = ()  # as the backend names them
         self._named: tuple[Device, ...] = ()  # as clients see them
         self._listeners: list[Listener] = []
@@ -219,7 +221,7 @@ class NodeServer:
             threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        session: NodeSession | None = None
+        session: NodeSession | Inlet | None = None
         dialogue = Dialogue(client=False)
         try:
             session = self._greet(connection, dialogue)
@@ -235,6 +237,9 @@ class NodeServer:
         if session is None:
             connection.close()
             return
+        if isinstance(session, Inlet):
+            session.pump(connection)
+            return
         try:
             session.serve()
         finally:
@@ -242,7 +247,7 @@ class NodeServer:
                 self._sessions.pop(session.name, None)
                 self._changed.notify_all()
 
-    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | None:
+    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)
         seq, kind, body = frames.single(message.header)
         dialogue.numbered(seq)
@@ -257,7 +262,8 @@ class NodeServer:
                 where=self.address,
                 hint="install the same version of Genie on both sides",
             )
-        session = None if hello.device < 0 else self._open(connection, dialogue, hello)
+        inlet = self._inlets.claim(hello.channel) if hello.channel else None
+        session = None if hello.device < 0 or inlet is not None else self._open(connection, dialogue, hello)
         try:
             welcome = Welcome(
                 major=PROTOCOL[0],
@@ -278,8 +284,10 @@ class NodeServer:
                 with self._changed:
                     self._sessions.pop(session.name, None)
                     self._changed.notify_all()
+            if inlet is not None:
+                inlet.end(ConnectionLost("the sender was lost when it connected", where=inlet.source))
             raise
-        return session
+        return session or inlet
 
     def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello) -> NodeSession:
         if hello.device >= len(self._devices):
@@ -291,7 +299,9 @@ class NodeServer:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
         local = self._backend.connect(device)
-        session = NodeSession(name, connection, dialogue, local, self._store, self._limits, device.memory_bytes)
+        channels = Channels(self._inlets, self._transport)
+        capacity = device.memory_bytes
+        session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels)
         info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time())
         with self._changed:
             if self._draining:
@@ -346,7 +356,7 @@ class NodeServer:
                 self._directory = None
             return
         self._listeners.append(listener)
-        self.local_address = listener.address
+        self.local_address = self._inlets.local_address = listener.address
 
 
 def _each_its_name(devices: Sequence[Device]) -> tuple[Device, ...]:

@@ -9,18 +9,24 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
 
 from genie import codec
 from genie.device import Device
-from genie.errors import BackendError, LimitExceeded, LocalProtocolError, ProtocolError
+from genie.errors import BackendError, LimitExceeded, LocalProtocolError, PlanError, ProtocolError
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
+from genie.loops import MOST_ITERATIONS, Loop
 from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
+from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
-from genie.wire import Dialogue, Kind, Limits, messages
+from genie.timing import Timing
+from genie.wire import Dialogue, Kind, Limits, channels, messages, profiles
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -28,6 +34,13 @@ _PLANS_REMEMBERED = 512
 _SPECS_REMEMBERED = 256
 
 _EXECUTE = int(Kind.EXECUTE)
+
+
+class Inlet(NamedTuple):
+    """Where values from another session arrive."""
+
+    number: int
+    target: channels.Target
 
 
 class RemoteSession:
@@ -46,6 +59,8 @@ class RemoteSession:
         self._specs: dict[bytes, tuple[TensorSpec, int]] = {}
         self._plans_sent = 0
         self._executions = 0
+        self._inlets = 0
+        self._outlets = 0
 
     # --- work -------------------------------------------------------------------------------------
 
@@ -79,26 +94,41 @@ class RemoteSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         with self._lock:
-            if not 0 <= plan < len(self._plan_heads):
-                raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+            head = self._head(plan)
             talk = self._conversation
             if self._offers.unsettled:
                 self._offers.settle()
             if talk.freed:
                 talk.queue_freed()
-            talk.queue(_EXECUTE, self._plan_heads[plan] + bindings)
+            talk.queue(_EXECUTE, head + bindings)
             self._executions += 1
             if not more:
                 talk.push()
 
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`. Other calls may come between iterations: they wait for those that
+        are asked for already."""
+        if not 0 < times < MOST_ITERATIONS:
+            raise PlanError(f"a loop of {times} iterations")
+        with self._lock:
+            head = self._head(plan)
+            self._settle()
+            self._executions += 1
+            return RemoteLoop(self._lock, self._conversation, head, bindings, loop, times)
+
+    def _head(self, plan: int) -> bytes:
+        if not 0 <= plan < len(self._plan_heads):
+            raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+        return self._plan_heads[plan]
+
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         view = flat(data)
-        spec = TensorSpec(tuple(spec.shape), spec.dtype)
+        spec = TensorSpec(tuple(spec.shape), spec.dtype, spec.stride)
         size = messages.spec_bytes(spec, self._conversation.limits)
         if len(view) != size:
             raise LocalProtocolError(f"{len(view)} bytes for a value of {size} (shape {spec.shape}, {spec.dtype})")
         with self._lock:
-            if shared and size >= OFFERED:
+            if shared and size >= OFFERED and spec.stride is None:
                 self._offers.add(handle, spec, view)
             else:
                 self._upload(handle, spec, view)
@@ -128,6 +158,36 @@ class RemoteSession:
         with self._lock:
             payload = messages.HANDLE.pack(generator) + bytes(state)
             self._conversation.queue(Kind.SET_GENERATOR_STATE, payload)
+
+    # --- values from and to other sessions ----------------------------------------------------------
+
+    def inlet(self, source: str) -> Inlet:
+        """Open one for a sender called ``source``: for :meth:`outlet` of the session that is to send."""
+        with self._lock:
+            self._settle()
+            number = self._inlets
+            self._inlets = number + 1
+            payload = channels.put(channels.Opening(number=number, source=source))
+            answer, _ = self._conversation.ask(Kind.INLET, payload, Kind.INLET_OPEN)
+            target = self._conversation.read(channels.get_target, answer)
+            return Inlet(number, msgspec.structs.replace(target, address=self._conversation.node))
+
+    def outlet(self, inlet: Inlet) -> int:
+        with self._lock:
+            number = self._outlets
+            self._outlets = number + 1
+            self._conversation.queue(Kind.OUTLET, channels.put(channels.Outlet(number=number, target=inlet.target)))
+            return number
+
+    def send(self, outlet: int, handle: int) -> None:
+        with self._lock:
+            self._settle()
+            self._conversation.queue(Kind.SEND, channels.put_send(outlet, handle))
+            self._conversation.push()
+
+    def receive(self, inlet: Inlet, position: int, handle: int) -> None:
+        with self._lock:
+            self._conversation.queue(Kind.RECEIVE, channels.put_receive(inlet.number, position, handle))
 
     # --- looks ------------------------------------------------------------------------------------
 
@@ -223,6 +283,15 @@ class RemoteSession:
             answer, _ = self._conversation.ask(Kind.STATS, b"", Kind.COUNTERS)
             counters = self._conversation.read(messages.get_counters, answer)
         return {**counters, **self.traffic}
+
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`: how long operators took on the node."""
+        if share is not None and not 0 <= share <= 1:
+            raise LocalProtocolError(f"timing takes a share of the time from 0 to 1, not {share!r}")
+        with self._lock:
+            self._settle()
+            answer, _ = self._conversation.ask(Kind.PROFILE, profiles.put_share(share), Kind.PROFILED)
+            return self._conversation.read(profiles.get_rows, answer)
 
     def close(self) -> None:
         with self._lock:

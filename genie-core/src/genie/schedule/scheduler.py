@@ -114,12 +114,14 @@ class Scheduler:
         pins: Mapping[Where, str] | None = None,
         exclude: Mapping[Where, Collection[str] | str] | None = None,
         draws: str | None = None,
+        occupied: Mapping[str, int] | None = None,
     ) -> ExecutionPlan:
         """A verified plan.
 
         ``homes`` says on which device (by id) inputs live already: weights that are there, caches. To use one elsewhere
-        costs a transfer from there. ``pins`` and ``exclude`` say where nodes, by their ids or the paths of their
-        modules, must or must not run; ``draws`` names the device that draws random numbers.
+        costs a transfer from there. ``occupied`` are
+        bytes of devices that other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
+        of their modules, must or must not run; ``draws`` names the device that draws random numbers.
 
         Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
@@ -134,7 +136,9 @@ class Scheduler:
         seconds = [each.seconds for each in appraisals]
         releases = liveness(graph)
         need = memory(graph, releases)
-        capacities = [d.memory_bytes - taken for d, taken in zip(devices, self._reserved, strict=True)]
+        now = _reserved(devices, occupied or {})
+        taken = [min(a + b, d.memory_bytes) for a, b, d in zip(self._reserved, now, devices, strict=True)]
+        capacities = [device.memory_bytes - its for device, its in zip(devices, taken, strict=True)]
         held = wanted if one else [*wanted, *exact(graph, living)]
         links = () if one else ways(devices, self._transfer, self._source)
         groups = Groups([], []) if one else grouped(len(steps), len(devices), held)
@@ -173,7 +177,7 @@ class Scheduler:
             links=links,
             homes=tuple(sorted(living.items())),
             constraints=tuple(wanted),
-            capacities=tuple(capacities) if any(self._reserved) else (),
+            capacities=tuple(capacities) if any(taken) else (),
         )
         verify_plan(plan)
         return plan

@@ -28,6 +28,9 @@ class Kind(IntEnum):
     SET_GENERATOR_STATE = 21
     UPLOAD_CHUNK = 22
     UPLOAD_COMMIT = 23
+    SEND = 24
+    RECEIVE = 25
+    OUTLET = 26
 
     # Answered, in order.
     UPLOAD_BEGIN = 32
@@ -36,6 +39,9 @@ class Kind(IntEnum):
     GENERATOR_STATE = 35
     SYNC = 36
     STATS = 37
+    INLET = 38
+    PROFILE = 40
+    LOOP = 41  # by several answers
 
     # Answers.
     HELD = 48
@@ -44,6 +50,9 @@ class Kind(IntEnum):
     STATE = 51
     DONE = 52
     COUNTERS = 53
+    INLET_OPEN = 54
+    PROFILED = 56
+    LOOPED = 57
 
 
 WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)

@@ -30,7 +30,8 @@ LARGEST_HANDLE: Final = (1 << 63) - 1
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """``device`` is the device's number on the node; -1 asks for the welcome alone."""
+    """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
+    values names the ``channel`` instead, by the token that the other gave out for it."""
 
     major: int
     minor: int
@@ -38,6 +39,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     device: int = -1
     host: str = ""
     client: str = ""
+    channel: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +101,10 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
         raise LimitExceeded(f"a tensor of rank {len(spec.shape)}; the limit is {limits.rank}")
     if any(not 0 <= size <= LARGEST_HANDLE for size in spec.shape):
         raise ProtocolError(f"a tensor with the impossible shape {spec.shape}")
+    if spec.stride is not None and not (
+        len(spec.stride) == len(spec.shape) and all(0 <= step <= LARGEST_HANDLE for step in spec.stride)
+    ):
+        raise ProtocolError(f"a tensor of shape {spec.shape} with the impossible strides {spec.stride}")
     size = math.prod(spec.shape) * item
     if size > limits.tensor:
         raise LimitExceeded(

@@ -1,0 +1,245 @@
+"""A plan for several devices as plans for one each: a part per stage, and what passes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from genie.bindings import parameters
+from genie.graph import Arg, Graph, Input, Many, Node, Ref
+from genie.plan import ExecutionPlan, liveness, verify
+
+
+class Part(NamedTuple):
+    """A stage as a plan of its own. Values are numbered as in the whole plan."""
+
+    device: int  # in the whole plan's table
+    plan: ExecutionPlan
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    words: tuple[int, ...]  # positions of its parameters among the whole's
+    brings: tuple[int, ...]  # inputs of the whole that no part before it takes on this device
+    arrives: tuple[int, ...]  # values that other devices make and it takes
+    departs: tuple[tuple[int, int], ...]  # (value, device), once it is done
+    frees: tuple[int, ...]  # what nobody here needs after that
+
+
+class Split(NamedTuple):
+    """All parts, each after those it takes values from, and what holds for the plan as a whole."""
+
+    parts: tuple[Part, ...]
+    brought: tuple[tuple[int, int], ...]  # (input value, device that uses it)
+    scattered: frozenset[int]  # inputs that several devices use
+    home: dict[int, int]  # value → the device it is made on; of an input, the first that uses it
+    bound: tuple[int, ...]  # inputs that share memory with what is written or outlives the plan: copies won't do
+    written: tuple[int, ...]  # inputs whose memory is written
+    roots: tuple[int, ...]  # per output: the first value that shares its memory
+    donated: tuple[tuple[int, frozenset[int]], ...]  # (input value, devices that use it up)
+    sizes: tuple[int, ...]  # per output: the bytes of its memory, if that is its own
+
+
+def split(plan: ExecutionPlan) -> Split:
+    graph = plan.graph
+    entered = {entry.value: entry for entry in graph.inputs}
+    stages = [(stage.device, stage.steps) for stage in plan.stages]
+    home: dict[int, int] = {}
+    for device, steps in stages:
+        for step in steps:
+            node = graph.steps[step]
+            for value in node.operands():
+                home.setdefault(value, device)
+            for value in node.outputs:
+                home[value] = device
+    untouched = [value for value in dict.fromkeys(graph.outputs) if value in entered and value not in home]
+    home.update(dict.fromkeys(untouched, 0))
+
+    users: dict[tuple[int, int], int] = {}  # (value, device) → the last stage that takes it there
+    needed: list[tuple[int, ...]] = []
+    for number, (device, steps) in enumerate(stages):
+        made: set[int] = set()
+        takes: dict[int, None] = {}
+        for step in steps:
+            takes.update((value, None) for value in graph.steps[step].operands() if value not in made)
+            made.update(graph.steps[step].outputs)
+        needed.append(tuple(takes))
+        users.update(((value, device), number) for value in takes)
+    targets: dict[int, list[int]] = {}  # made value → other devices that take it
+    for value, device in users:
+        if value not in entered and home[value] != device:
+            targets.setdefault(value, []).append(device)
+
+    lasting = set(graph.outputs)
+    words = _words(graph)
+    parts = []
+    arrived: set[tuple[int, int]] = set()
+    brought: dict[tuple[int, int], None] = {}
+    for number, (device, steps) in enumerate(stages):
+        gone = {
+            value
+            for value in needed[number]
+            if users[value, device] == number
+            and (entered[value].donated if value in entered else home[value] != device or value not in lasting)
+        }
+        made = {value for step in steps for value in graph.steps[step].outputs if value >= 0}
+        departs = tuple((value, target) for value in sorted(made) for target in targets.get(value, ()))
+        leaving = [value for value in graph.outputs if value in made]
+        kept = {value for value in made if (value, device) in users}
+        passed = sorted((kept | {value for value, _ in departs}) - set(leaving))
+        outputs = (*leaving, *passed)
+        arrives = tuple(
+            value
+            for value in needed[number]
+            if value not in entered and home[value] != device and (value, device) not in arrived
+        )
+        arrived.update((value, device) for value in arrives)
+        brings = tuple(value for value in needed[number] if value in entered and (value, device) not in brought)
+        brought.update(((value, device), None) for value in brings)
+        parts.append(
+            Part(
+                device,
+                _alone(plan, device, steps, needed[number], outputs, gone),
+                needed[number],
+                outputs,
+                tuple(position for step in steps for position in words[step]),
+                brings,
+                arrives,
+                departs,
+                tuple(value for value in passed if value not in kept),
+            )
+        )
+    if untouched:
+        alone = tuple(value for value in graph.outputs if value in set(untouched))
+        passing = tuple(untouched)
+        whole = _alone(plan, 0, (), passing, alone, set())
+        parts.append(Part(0, whole, passing, alone, (), passing, (), (), ()))
+        brought.update(((value, 0), None) for value in passing)
+    root = _roots(graph)
+    families = _families(graph, root)
+    used_by: dict[int, set[int]] = {value: set() for value in entered}
+    for value, device in brought:
+        used_by[value].add(device)
+    return Split(
+        tuple(parts),
+        tuple(brought),
+        frozenset(value for value, devices in used_by.items() if len(devices) > 1),
+        home,
+        tuple(value for value in entered if value in home and root[value] in families.bound),
+        tuple(value for value in entered if root[value] in families.written),
+        tuple(root[value] for value in graph.outputs),
+        tuple((value, frozenset(used_by[value])) for value, entry in entered.items() if entry.donated),
+        tuple(graph.values[value].nbytes if root[value] == value else 0 for value in graph.outputs),
+    )
+
+
+def gathered(plan: ExecutionPlan, device: int) -> ExecutionPlan:
+    """The plan with everything on one of its devices."""
+    decisions = tuple(msgspec.structs.replace(made, device=device) for made in plan.decisions)
+    return msgspec.structs.replace(plan, decisions=decisions, transfers=(), peak_memory=())
+
+
+class _Families(NamedTuple):
+    written: frozenset[int]
+    bound: frozenset[int]
+
+
+def _roots(graph: Graph) -> list[int]:
+    root = list(range(len(graph.values)))
+    for node in graph.steps:
+        for output, operand in node.aliases:
+            root[output] = root[operand]
+    return root
+
+
+def _families(graph: Graph, root: Sequence[int]) -> _Families:
+    """Roots of memory that is written, and of memory that must stay where it is: written, or known after the plan
+    under two names. An input's memory may have others that the graph does not see, be it donated or not."""
+    written = frozenset(root[value] for node in graph.steps for value in node.mutates)
+    surviving: dict[int, int] = {}
+    for value in {*(entry.value for entry in graph.inputs), *graph.outputs}:
+        surviving[root[value]] = surviving.get(root[value], 0) + 1
+    return _Families(written, written | {value for value, count in surviving.items() if count > 1})
+
+
+def _words(graph: Graph) -> list[range]:
+    """Per step, where its parameters are among the graph's."""
+    found, start = [], 0
+    for node in graph.steps:
+        count = sum(map(_numbers, node.args))
+        found.append(range(start, start + count))
+        start += count
+    assert start == len(parameters(graph))
+    return found
+
+
+def _numbers(arg: Arg) -> int:
+    if isinstance(arg, Many):
+        return sum(map(_numbers, arg.items))
+    if isinstance(arg, bool):
+        return 0
+    number = getattr(arg, "number", arg)
+    return int(isinstance(number, int | float) and not isinstance(number, bool))
+
+
+def _alone(
+    plan: ExecutionPlan,
+    device: int,
+    steps: Sequence[int],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    donated: set[int],
+) -> ExecutionPlan:
+    """The plan of some steps for the one device they run on."""
+    graph = plan.graph
+    entered = {entry.value: entry for entry in graph.inputs}
+    number: dict[int, int] = {-1: -1}
+    for value in (*inputs, *(value for step in steps for value in graph.steps[step].outputs)):
+        if value >= 0:
+            number.setdefault(value, len(number) - 1)
+    nodes = tuple(
+        Node(
+            place,
+            node.operation,
+            node.overload,
+            tuple(_renumbered(arg, number) for arg in node.args),
+            tuple(number[value] for value in node.outputs),
+            tuple(number[value] for value in node.mutates),
+            tuple((number[output], number[operand]) for output, operand in node.aliases),
+            node.module,
+            node.source,
+            node.semantics,
+        )
+        for place, node in enumerate(graph.steps[step] for step in steps)
+    )
+    alone = Graph(
+        values=tuple(graph.values[value] for value in number if value >= 0),
+        inputs=tuple(
+            msgspec.structs.replace(entered.get(value, Input(0)), value=number[value], donated=value in donated)
+            for value in inputs
+        ),
+        steps=nodes,
+        outputs=tuple(number[value] for value in outputs),
+        modules=graph.modules,
+        sources=graph.sources,
+        backend_type=graph.backend_type,
+        name=graph.name,
+    )
+    made = ExecutionPlan(
+        graph=alone,
+        devices=(plan.devices[device],),
+        decisions=tuple(msgspec.structs.replace(plan.decisions[step], device=0, elsewhere=()) for step in steps),
+        releases=liveness(alone),
+        rules=plan.rules,
+        policy=plan.policy,
+    )
+    verify(made)
+    return made
+
+
+def _renumbered(arg: Arg, number: dict[int, int]) -> Arg:
+    if isinstance(arg, Ref):
+        return Ref(number[arg.value])
+    if isinstance(arg, Many):
+        return Many(tuple(_renumbered(item, number) for item in arg.items))
+    return arg
