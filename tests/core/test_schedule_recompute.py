@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from genie.codec import decode, encode
 from genie.errors import PlanError
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
-from genie.plan import Again, Stage, verify
+from genie.plan import Again, Stage, bare, verify
 from genie.schedule import Scheduler
 
 A, B = device("a"), device("b")
@@ -135,3 +135,10 @@ def test_graphs_without_repeats_are_as_before():
     graph = graph_of([[0], [1]], [8, 8, 8], 1, [2])
     model = Table({(n, d): 1.0 for n in range(2) for d in "ab"}, latency=0.5)
     assert scheduled(graph, model, places="aa").again == ()
+
+
+def test_a_plan_without_estimates_still_says_what_is_made_again():
+    plan = bare(scheduled(table_for_both(), costs(), homes={0: "b"}))
+    assert len(plan.again) == 2
+    assert decode(encode(plan)) == plan
+    assert plan.timeline.makespan > 0  # of transfers alone
