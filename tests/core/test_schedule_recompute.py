@@ -18,7 +18,7 @@ A, B = device("a"), device("b")
 
 
 def scheduled(graph, model, recompute=True, places="aaab", **asked):
-    scheduler = Scheduler([A, B], recompute=recompute)
+    scheduler = Scheduler([A, B], recompute_ms=1e3 * recompute)
     scheduler.set_cost_model(model)
     scheduler.set_placement_strategy(Fixed(places))
     return scheduler.schedule(graph, **asked)
@@ -116,7 +116,7 @@ def test_a_plan_is_never_worse_for_it_and_keeps_every_rule(problem, policy):
     graph, devices, model = problem
     plans = []
     for recompute in (False, True):
-        scheduler = Scheduler(devices, policy, recompute=recompute)
+        scheduler = Scheduler(devices, policy, recompute_ms=1e3 * recompute)
         scheduler.set_cost_model(model)
         try:
             plans.append(scheduler.schedule(graph))

@@ -155,7 +155,11 @@ class Runtime:
     def scheduler(self, devices: Sequence[Device], policy: str = "") -> Scheduler:
         settings = self.settings
         name = policy or settings.policy
-        scheduler = Scheduler(devices=devices, policy=self._plugins.make("policy", name, settings))
+        scheduler = Scheduler(
+            devices=devices,
+            policy=self._plugins.make("policy", name, settings),
+            recompute_ms=settings.recomputation_threshold_ms,
+        )
         scheduler.set_cost_model(self.cost_model())
         scheduler.set_placement_strategy(self._plugins.make("placement_strategy", settings.placement, settings))
         return scheduler

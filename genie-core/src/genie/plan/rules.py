@@ -193,7 +193,7 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
                 present[value] = {made.device}
         if repeated:
             for value in plan.releases[step]:
-                del present[value]
+                present.pop(value, None)  # an input that nobody uses was nowhere
             for each in repeated.get(step, ()):
                 for value in graph.steps[each.step].outputs:
                     if gone.get(value, step) < step:

@@ -21,8 +21,10 @@ def choices(
     moves: Sequence[Transfer],
     held: Sequence[Constraint],
     releases: Sequence[Sequence[int]],
+    most: float,
 ) -> list[Option]:
-    """For transfers of what is cheaper to make again where it goes: seconds saved, and the steps, in order.
+    """For transfers of what is cheaper to make again where it goes, in at most ``most`` seconds: seconds saved, and
+    the steps, in order.
 
     Only steps that change nothing are run twice: none that writes, draws random numbers, or shares memory that is
     written to or outlives the graph under two names; and only from operands that are there anyhow.
@@ -60,6 +62,8 @@ def choices(
         step = maker.get(value)
         if step is None or left <= 0 or barred[step] or device not in allowed.get(step, {device}):
             return None
+        if places[step] == device:  # it was here, and is released by then
+            return None
         found: dict[int, None] = {}
         for operand in takes[step]:
             if there.get((operand, device), before) < before <= gone.get(operand, before):
@@ -76,8 +80,9 @@ def choices(
         steps = steps_for(move.value, move.target, move.before, _DEEPEST)
         if steps is None:
             continue
-        saved = move.seconds - sum(seconds[move.target][step] for step in steps)
-        if saved > 0:
+        takes_again = sum(seconds[move.target][step] for step in steps)
+        saved = move.seconds - takes_again
+        if saved > 0 and takes_again <= most:
             found.append((saved, tuple(Again(step, move.target, move.before) for step in steps)))
     found.sort(key=lambda each: -each[0])
     return found

@@ -59,8 +59,8 @@ class Scheduler:
 
     ``latency_cap_ms`` and ``cost_cap`` (seconds of devices times their TFLOPS) are kept if any placement keeps them;
     if none does, the plan says so among its rules, or with ``strict`` there is none. ``reserved`` are bytes of devices
-    that others hold. With ``recompute`` a value may be computed again on a second device, where that is cheaper than to
-    send it (``plan.again``); whoever runs the plan must know of that.
+    that others hold. A value may be computed again on a second device, where that is cheaper than to send it and takes
+    up to ``recompute_ms`` (``plan.again``).
 
     >>> gpu = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100)
     >>> plan = Scheduler(devices=[gpu], policy="min_latency").schedule(Graph((), (), (), ()))
@@ -77,7 +77,7 @@ class Scheduler:
         cost_cap: float | None = None,
         strict: bool = False,
         reserved: Mapping[str, int] | None = None,
-        recompute: bool = False,
+        recompute_ms: float = 0.0,
     ) -> None:
         self.devices = tuple(devices)
         if not self.devices:
@@ -87,7 +87,7 @@ class Scheduler:
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
         self._caps = Caps(latency_cap_ms, cost_cap, strict).checked()
         self._reserved = _reserved(self.devices, reserved or {})
-        self._recompute = recompute
+        self._recompute = recompute_ms / 1e3
         self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
@@ -277,7 +277,7 @@ class Scheduler:
                 return float("inf")
             return self.policy.score(times.makespan, busy, self.devices)
 
-        options = choices(graph, places, outlook.seconds, moves, held, outlook.releases)
+        options = choices(graph, places, outlook.seconds, moves, held, outlook.releases, self._recompute)
         if not options:
             return ()
         times = timeline(graph, decisions, moves, count)

@@ -320,7 +320,8 @@ class SpreadSession:
             vector = [start, *(there[value, device] for value in part.inputs)]
             vector += scalars if placing.whole else (scalars[position] for position in part.words)
             for offset, value in enumerate(part.outputs):
-                made.setdefault(value, deque()).append(start + offset)
+                if split.home[value] == device:  # not what is made once more
+                    made.setdefault(value, deque()).append(start + offset)
                 there.setdefault((value, device), start + offset)
             bindings = loaded.prediction.encode(vector, anew=loaded.doubtful)
             loaded.doubtful = True
