@@ -341,8 +341,11 @@ Score Objective::score(const Outcome& outcome) const {
       found.value = cost;
       break;
     case kThroughput:
-      for (size_t device = 0; device < outcome.busy.size(); ++device)
-        found.value = std::max({found.value, outcome.busy[device], outcome.sent[device], outcome.received[device]});
+      for (size_t device = 0; device < outcome.busy.size(); ++device) {
+        const double sent = outcome.sent[device], received = outcome.received[device];
+        const double work = outcome.busy[device] + handling[device] * (sent + received);
+        found.value = std::max({found.value, work, sent, received});
+      }
       break;
     case kUser: {
       const auto [value, violation] = user(outcome);

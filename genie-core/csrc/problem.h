@@ -173,6 +173,7 @@ struct Objective {
   enum Kind { kLatency, kCost, kThroughput, kUser };
   Kind kind = kLatency;
   std::vector<double> price;  // device → what a second on it costs
+  std::vector<double> handling;  // device → the share of a transfer's time that its work takes (kThroughput)
   double latency_cap = 0.0;   // seconds; 0: none
   double cost_cap = 0.0;      // 0: none
   double handover = 0.0;      // seconds that each further device must gain (kLatency)

@@ -99,6 +99,8 @@ class Portfolio:
             return problem.search(
                 objective=chosen.name if native else "min_latency",
                 price=[device.compute_tflops for device in devices],
+                # The kernels of a CPU and its sockets take the same cores; of a GPU they do not.
+                handling=[1.0 if device.kind == "cpu" else 0.0 for device in devices],
                 latency_cap=(caps.latency_ms or 0.0) / 1e3,
                 cost_cap=caps.cost or 0.0,
                 handover=_soonest(outlook),
