@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
     decode_loop: bool = True  # genie.generate() lets the node run the loop
     profile_dir: str = ""  # where measurements are kept; "" is $XDG_DATA_HOME/genie
     log_level: str = "WARNING"

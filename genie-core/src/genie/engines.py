@@ -87,9 +87,11 @@ class SpreadEngine(DeviceEngine):
         scheduler: Scheduler,
         annotated: Annotate,
         learns: Learning | None = None,
+        *,
+        prefetch: bool = True,
     ) -> None:
         devices = scheduler.devices  # one per session
-        spread = SpreadSession(everything(devices), sessions, self._placed, devices)
+        spread = SpreadSession(everything(devices), sessions, self._placed, devices, prefetch=prefetch)
         super().__init__(spread.device, spread, scheduler, annotated, learns)
         self._spread = spread
         self._epoch = learns.epoch if learns is not None else 0

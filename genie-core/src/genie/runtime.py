@@ -123,7 +123,9 @@ class Runtime:
                 self._engines[key] = (
                     DeviceEngine(devices[0], sessions[0], scheduler, self.annotated, self._learning())
                     if len(devices) == 1
-                    else SpreadEngine(sessions, scheduler, self.annotated, self._learning())
+                    else SpreadEngine(
+                        sessions, scheduler, self.annotated, self._learning(), prefetch=self.settings.prefetch
+                    )
                 )
             return self._engines[key]
 

@@ -73,7 +73,8 @@ class SpreadSession:
     numbers are drawn.
 
     ``planner`` places a graph anew when what it writes to lives elsewhere. Without it, such a plan is refused.
-    ``devices`` are the members' as plans name them.
+    ``devices`` are the members' as plans name them. Without ``prefetch`` a value that lives elsewhere sets out when
+    the stage that needs it is about to run, not when the plan begins.
     """
 
     def __init__(
@@ -82,8 +83,11 @@ class SpreadSession:
         members: Sequence[Session],
         planner: Planner | None = None,
         devices: Sequence[Device] = (),
+        *,
+        prefetch: bool = True,
     ) -> None:
         self.device = device
+        self._prefetch = prefetch
         self.members = tuple(members)
         self.devices = tuple(devices) or tuple(member.device for member in members)
         self._planner = planner
@@ -306,7 +310,8 @@ class SpreadSession:
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
         # What is elsewhere sets out now, and is received by the part that needs it: it travels while others compute.
         for value, device in split.brought:
-            self._send(handle_of[value], members[device], wait=value not in split.scattered)
+            if self._prefetch or value in split.scattered:
+                self._send(handle_of[value], members[device], wait=value not in split.scattered)
         made: dict[int, deque[int]] = {}  # output of the plan → what it is called
         for part, loaded in zip(split.parts, placing.loaded, strict=True):
             device, member = part.device, members[part.device]
