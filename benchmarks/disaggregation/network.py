@@ -1,0 +1,345 @@
+"""Client and nodes on a network of their own: namespaces whose only link is one we shape.
+
+Each host is a network namespace with one TUN device; ``forwarder.py`` is the wire between them. A TUN device, not a
+veth pair, since the delay has to be made outside of the kernel where it has no netem: what a namespace sends is read as
+IP packets, kept until it would have arrived, and written to the other's device. Both ends run the kernel's own TCP.
+Namespaces have no name and live as long as the processes in them, so nothing is left behind, however a run ends.
+
+Where namespaces may not be made (it takes root), :func:`open_network` gives a relay of TCP connections in this
+namespace, shaped the same way, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from disaggregation.shaping import Profile
+
+FORWARDER = Path(__file__).with_name("forwarder.py")
+MTU = 65_520
+DEADLINE = 30.0  # of any answer of the forwarder
+_START_SECONDS = 180.0
+_STOP_SECONDS = 10.0
+
+_CLONE_NEWNET = 0x40000000
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# A path of 2.5 Gbit/s and 10 ms holds 3 MB: windows must not be what limits it.
+_SYSCTLS = {
+    "net/ipv4/tcp_rmem": "4096 1048576 67108864",
+    "net/ipv4/tcp_wmem": "4096 1048576 67108864",
+    "net/ipv4/tcp_congestion_control": "cubic",
+    "net/ipv4/tcp_slow_start_after_idle": "0",
+}
+
+Counts = Mapping[str, Sequence[int]]
+
+
+class Network(Protocol):
+    """What the harness needs. ``kind`` says in words what the network is made of."""
+
+    kind: str
+    addresses: tuple[str, ...]  # of the nodes, as the client reaches them
+
+    def shape(self, profile: Profile) -> None: ...
+
+    def counts(self) -> Counts:
+        """Packets and bytes so far by direction, ``"0>1"``; the client is 0, nodes count from 1."""
+
+    def enter(self) -> None:
+        """This thread, and those it starts from now on, are the client."""
+
+
+class _Forwarder:
+    """The process, and orders to it."""
+
+    def __init__(self, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(DEADLINE)
+        self.process = subprocess.Popen(
+            [sys.executable, str(FORWARDER), "--control", str(theirs.fileno()), *arguments],
+            pass_fds=[theirs.fileno(), *pass_fds],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def ask(self, **order: Any) -> Any:
+        with self._lock:
+            self._control.sendall(json.dumps(order).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                data = self._control.recv(1 << 16)
+                if not data:
+                    raise RuntimeError("the forwarder ended; its reason is above")
+                answer += data
+            return json.loads(answer)
+
+    def shape(self, profile: Profile) -> None:
+        self.ask(rate=profile.rate, delay=profile.round_trip / 2)
+
+    def close(self) -> None:
+        self._control.close()  # which ends it
+        _end(self.process)
+
+
+class Namespaces:
+    """The client's namespace and one per node."""
+
+    def __init__(self, nodes: int, start: Callable[[int, str], subprocess.Popen[bytes]]) -> None:
+        """``start`` runs node k so that it listens at the address given, in the namespace it is called in."""
+        self.kind = f"network namespaces, TUN devices (MTU {MTU}), forwarded and shaped in user space"
+        self._spaces: list[int] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forwarder: _Forwarder | None = None
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        devices: list[int] = []
+        try:
+            for host in range(nodes + 1):
+                _call(_libc.unshare, _CLONE_NEWNET)
+                self._spaces.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+                devices.append(_tun(f"10.77.0.{host + 1}/24"))
+            _call(_libc.setns, home, _CLONE_NEWNET)
+            self._forwarder = _Forwarder("--tun", ",".join(map(str, devices)), pass_fds=devices)
+            for index in range(nodes):
+                _call(_libc.setns, self._spaces[index + 1], _CLONE_NEWNET)
+                self._processes.append(start(index, f"10.77.0.{index + 2}"))
+            self.addresses = tuple(_address(process) for process in self._processes)
+        except BaseException:
+            _call(_libc.setns, home, _CLONE_NEWNET)
+            self.close()
+            raise
+        finally:
+            for device in devices:
+                os.close(device)
+        _call(_libc.setns, home, _CLONE_NEWNET)
+        self._home = home
+
+    def shape(self, profile: Profile) -> None:
+        assert self._forwarder is not None
+        self._forwarder.shape(profile)
+
+    def counts(self) -> Counts:
+        assert self._forwarder is not None
+        return dict(self._forwarder.ask(counters=True))
+
+    def enter(self) -> None:
+        _call(_libc.setns, self._spaces[0], _CLONE_NEWNET)
+
+    def close(self) -> None:
+        for process in self._processes:
+            _end(process)
+        if self._forwarder is not None:
+            self._forwarder.close()
+        for space in self._spaces:
+            os.close(space)
+        self._spaces = []
+
+
+class Relayed:
+    """Everything in this namespace; the client's connections to nodes pass a relay. What nodes send to each other does
+    not, so plans over several nodes are not to be judged here."""
+
+    def __init__(self, nodes: int, start: Callable[[int, str], subprocess.Popen[bytes]], why: str) -> None:
+        self.kind = f"one namespace, TCP connections relayed and shaped in user space ({why})"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forwarder: _Forwarder | None = None
+        try:
+            self._processes = [start(index, "127.0.0.1") for index in range(nodes)]
+            targets = [_address(process) for process in self._processes]
+            self._forwarder = _Forwarder("--relay", ",".join(targets))
+            ports = json.loads(_line(self._forwarder.process, DEADLINE))
+            self.addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+        except BaseException:
+            self.close()
+            raise
+
+    def shape(self, profile: Profile) -> None:
+        assert self._forwarder is not None
+        self._forwarder.shape(profile)
+
+    def counts(self) -> Counts:
+        assert self._forwarder is not None
+        return dict(self._forwarder.ask(counters=True))
+
+    def enter(self) -> None:
+        """Nothing to enter."""
+
+    def close(self) -> None:
+        for process in self._processes:
+            _end(process)
+        if self._forwarder is not None:
+            self._forwarder.close()
+
+
+def why_not() -> str:
+    """Why namespaces can't be made here; empty if they can. Tried in a process of its own."""
+    if not os.path.exists("/dev/net/tun"):
+        return "there is no /dev/net/tun"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _call(_libc.unshare, _CLONE_NEWNET)
+            os.close(_tun("10.77.0.1/24"))
+            status = 0
+        except (OSError, subprocess.SubprocessError):
+            pass
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return "" if status == 0 else "namespaces and TUN devices take root"
+
+
+@contextlib.contextmanager
+def open_network(nodes: int = 1, threads: int = 1, relayed: bool = False) -> Iterator[Network]:
+    """Nodes that run, on a network without limits so far. Call it before this process has threads."""
+
+    def start(index: int, host: str) -> subprocess.Popen[bytes]:
+        del index
+        command = [sys.executable, "-m", "genie", "serve", "--host", host, "--port", "0", "--device", "cpu", "--json"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GENIE_UNIX_SOCKETS": "0"}
+        return subprocess.Popen(
+            [*command, "--threads", str(threads)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+    why = "asked for" if relayed else why_not()
+    network = Relayed(nodes, start, why) if why else Namespaces(nodes, start)
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _call(function: Any, *arguments: int) -> None:
+    if function(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _tun(address: str) -> int:
+    """A TUN device in this thread's namespace, up."""
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"link0", _IFF_TUN | _IFF_NO_PI))
+        for command in (
+            "link set lo up",
+            f"addr add {address} dev link0",
+            f"link set link0 mtu {MTU} txqueuelen 1000 up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True, timeout=DEADLINE)
+        for name, value in _SYSCTLS.items():
+            with contextlib.suppress(OSError):  # a kernel that has it otherwise: told by the probe of the link
+                Path("/proc/sys", name).write_text(value)
+    except BaseException:
+        os.close(device)
+        raise
+    return device
+
+
+def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], seconds)[0]:
+        raise RuntimeError(f"no answer from process {process.pid} within {seconds:g} s")
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"process {process.pid} ended with status {process.wait(_STOP_SECONDS)}; see above")
+    return line
+
+
+def _address(process: subprocess.Popen[bytes]) -> str:
+    return str(json.loads(_line(process, _START_SECONDS))["address"])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+# --- what a link really does ----------------------------------------------------------------------
+
+
+class Probe:
+    """Plain sockets beside Genie's: an echo, and bulk, over the same link."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("", 0))
+        self.port = self._listener.getsockname()[1]
+
+    def serve(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while size := int.from_bytes(_exactly(sock, 8), "little"):
+            left = size
+            while left:
+                left -= len(sock.recv(min(left, 1 << 20)))
+            sock.sendall(b"\0")
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            return b"\0" * size
+        data += more
+    return data
+
+
+def measure_link(address: str, seconds: float = 1.0) -> dict[str, float]:
+    """Round trip (ms) and bandwidth (Mbit/s) of a plain socket to the probe at ``address``."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def there_and_back(size: int, data: bytes) -> float:
+            start = time.perf_counter()
+            sock.sendall(size.to_bytes(8, "little") + data)
+            _exactly(sock, 1)
+            return time.perf_counter() - start
+
+        echoes = sorted(there_and_back(1, b"\0") for _ in range(50))
+        size = 1 << 20
+        data = bytes(size)
+        taken = there_and_back(size, data)
+        while taken < seconds and size < 1 << 27:
+            size *= 2
+            data = bytes(size)
+            taken = there_and_back(size, data)
+        sock.sendall(bytes(8))
+    round_trip = echoes[len(echoes) // 2]
+    return {"round trip ms": round_trip * 1e3, "Mbit/s": size * 8 / (taken - round_trip) / 1e6}
