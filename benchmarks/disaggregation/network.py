@@ -23,7 +23,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +30,7 @@ from typing import Any, Protocol
 from disaggregation.shaping import Profile
 
 FORWARDER = Path(__file__).with_name("forwarder.py")
+PROBE = Path(__file__).with_name("probe.py")
 MTU = 65_520
 DEADLINE = 30.0  # of any answer of the forwarder
 _START_SECONDS = 180.0
@@ -51,6 +51,7 @@ _SYSCTLS = {
 }
 
 Counts = Mapping[str, Sequence[int]]
+Start = Callable[[int, str], subprocess.Popen[bytes]]
 
 
 class Network(Protocol):
@@ -58,6 +59,7 @@ class Network(Protocol):
 
     kind: str
     addresses: tuple[str, ...]  # of the nodes, as the client reaches them
+    probe: str  # where :func:`measure_link` finds its other end, beside the first node
 
     def shape(self, profile: Profile) -> None: ...
 
@@ -105,13 +107,13 @@ class _Forwarder:
 class Namespaces:
     """The client's namespace and one per node."""
 
-    def __init__(self, nodes: int, start: Callable[[int, str], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, nodes: int, start: Start) -> None:
         """``start`` runs node k so that it listens at the address given, in the namespace it is called in."""
         self.kind = f"network namespaces, TUN devices (MTU {MTU}), forwarded and shaped in user space"
         self._spaces: list[int] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._forwarder: _Forwarder | None = None
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        home = self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         devices: list[int] = []
         try:
             for host in range(nodes + 1):
@@ -123,16 +125,17 @@ class Namespaces:
             for index in range(nodes):
                 _call(_libc.setns, self._spaces[index + 1], _CLONE_NEWNET)
                 self._processes.append(start(index, f"10.77.0.{index + 2}"))
-            self.addresses = tuple(_address(process) for process in self._processes)
+                if index == 0:
+                    self._processes.append(_start_probe(index, "10.77.0.2"))
+            first, self.probe, *others = (_address(process) for process in self._processes)
+            self.addresses = (first, *others)
         except BaseException:
-            _call(_libc.setns, home, _CLONE_NEWNET)
             self.close()
             raise
         finally:
+            _call(_libc.setns, home, _CLONE_NEWNET)
             for device in devices:
                 os.close(device)
-        _call(_libc.setns, home, _CLONE_NEWNET)
-        self._home = home
 
     def shape(self, profile: Profile) -> None:
         assert self._forwarder is not None
@@ -150,25 +153,27 @@ class Namespaces:
             _end(process)
         if self._forwarder is not None:
             self._forwarder.close()
-        for space in self._spaces:
+        _call(_libc.setns, self._home, _CLONE_NEWNET)
+        for space in (*self._spaces, self._home):
             os.close(space)
-        self._spaces = []
 
 
 class Relayed:
     """Everything in this namespace; the client's connections to nodes pass a relay. What nodes send to each other does
     not, so plans over several nodes are not to be judged here."""
 
-    def __init__(self, nodes: int, start: Callable[[int, str], subprocess.Popen[bytes]], why: str) -> None:
+    def __init__(self, nodes: int, start: Start, why: str) -> None:
         self.kind = f"one namespace, TCP connections relayed and shaped in user space ({why})"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._forwarder: _Forwarder | None = None
         try:
-            self._processes = [start(index, "127.0.0.1") for index in range(nodes)]
+            for each in (start, *[start] * (nodes - 1), _start_probe):
+                self._processes.append(each(len(self._processes), "127.0.0.1"))
             targets = [_address(process) for process in self._processes]
             self._forwarder = _Forwarder("--relay", ",".join(targets))
             ports = json.loads(_line(self._forwarder.process, DEADLINE))
-            self.addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+            *nodes_at, self.probe = (f"127.0.0.1:{port}" for port in ports)
+            self.addresses = tuple(nodes_at)
         except BaseException:
             self.close()
             raise
@@ -216,16 +221,8 @@ def open_network(nodes: int = 1, threads: int = 1, relayed: bool = False) -> Ite
 
     def start(index: int, host: str) -> subprocess.Popen[bytes]:
         del index
-        command = [sys.executable, "-m", "genie", "serve", "--host", host, "--port", "0", "--device", "cpu", "--json"]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GENIE_UNIX_SOCKETS": "0"}
-        return subprocess.Popen(
-            [*command, "--threads", str(threads)],
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        command = ["-m", "genie", "serve", "--host", host, "--port", "0", "--device", "cpu", "--json"]
+        return _start([*command, "--threads", str(threads)], OMP_NUM_THREADS=str(threads), GENIE_UNIX_SOCKETS="0")
 
     why = "asked for" if relayed else why_not()
     network = Relayed(nodes, start, why) if why else Namespaces(nodes, start)
@@ -233,6 +230,23 @@ def open_network(nodes: int = 1, threads: int = 1, relayed: bool = False) -> Ite
         yield network
     finally:
         network.close()
+
+
+def _start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
+    """A Python process that ends with this one, however that ends."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        start_new_session=True,  # Ctrl-C is for this process, which then ends the others
+        preexec_fn=_die_with_parent,
+    )
+
+
+def _start_probe(index: int, host: str) -> subprocess.Popen[bytes]:
+    del index
+    return _start([str(PROBE), "--serve", host])
 
 
 def _die_with_parent() -> None:
@@ -288,58 +302,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
-
-
-# --- what a link really does ----------------------------------------------------------------------
-
-
-class Probe:
-    """Plain sockets beside Genie's: an echo, and bulk, over the same link."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("", 0))
-        self.port = self._listener.getsockname()[1]
-
-    def serve(self) -> None:
-        sock, _ = self._listener.accept()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while size := int.from_bytes(_exactly(sock, 8), "little"):
-            left = size
-            while left:
-                left -= len(sock.recv(min(left, 1 << 20)))
-            sock.sendall(b"\0")
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            return b"\0" * size
-        data += more
-    return data
-
-
-def measure_link(address: str, seconds: float = 1.0) -> dict[str, float]:
-    """Round trip (ms) and bandwidth (Mbit/s) of a plain socket to the probe at ``address``."""
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=DEADLINE) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def there_and_back(size: int, data: bytes) -> float:
-            start = time.perf_counter()
-            sock.sendall(size.to_bytes(8, "little") + data)
-            _exactly(sock, 1)
-            return time.perf_counter() - start
-
-        echoes = sorted(there_and_back(1, b"\0") for _ in range(50))
-        size = 1 << 20
-        data = bytes(size)
-        taken = there_and_back(size, data)
-        while taken < seconds and size < 1 << 27:
-            size *= 2
-            data = bytes(size)
-            taken = there_and_back(size, data)
-        sock.sendall(bytes(8))
-    round_trip = echoes[len(echoes) // 2]
-    return {"round trip ms": round_trip * 1e3, "Mbit/s": size * 8 / (taken - round_trip) / 1e6}

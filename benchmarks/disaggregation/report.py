@@ -1,0 +1,103 @@
+"""Rows as tables, and what they say about the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from measure import table
+
+TARGET_BYTES = 0.70  # of blind's
+TARGET_LATENCY = 0.85
+TARGET_LOOP = 0.9  # of the speed over the shortest round trip, over the longest
+# The mode that does all there is, by how much it does.
+_FULLEST = ("loop", "full", "sample")
+
+Row = dict[str, Any]
+
+
+def quantile(numbers: Sequence[float], share: float) -> float:
+    ordered = sorted(numbers)
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def ratios(rows: Sequence[Row]) -> None:
+    """Adds each mode's bytes beside blind's, per unit."""
+    blind = next((row for row in rows if row["mode"] == "blind"), None)
+    for row in rows:
+        if blind is not None and row["mode"] != "local":
+            row["bytes_ratio"] = (row["up"] + row["down"]) / (blind["up"] + blind["down"])
+            row["wire_ratio"] = (row["wire_up"] + row["wire_down"]) / (blind["wire_up"] + blind["wire_down"])
+
+
+def fullest(rows: Sequence[Row]) -> Row | None:
+    """Of one workload under one profile."""
+    by_mode = {row["mode"]: row for row in rows}
+    return next((by_mode[mode] for mode in _FULLEST if mode in by_mode), None)
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["workload"], row["profile"]), []).append(row)
+    return groups
+
+
+def missed(rows: Sequence[Row]) -> Iterator[str]:
+    speeds: dict[tuple[str, str], dict[str, float]] = {}
+    for (workload, profile), group in _groups(rows).items():
+        best = fullest(group)
+        if best is None or "bytes_ratio" not in best:
+            continue
+        if best["wire_ratio"] > TARGET_BYTES:
+            yield f"{workload}, {profile}: {best['mode']} puts {best['wire_ratio']:.2f} × blind's bytes on the wire"
+        if best["latency_ratio"] > TARGET_LATENCY:
+            yield f"{workload}, {profile}: {best['mode']} takes {best['latency_ratio']:.2f} × blind's time"
+        if best["mode"] == "loop":
+            rate, _, trip = profile.partition("/")
+            speeds.setdefault((workload, rate), {})[trip] = best["units_per_s"]
+    for (workload, rate), by_trip in speeds.items():
+        if {"0.2ms", "10ms"} <= set(by_trip) and by_trip["10ms"] < TARGET_LOOP * by_trip["0.2ms"]:
+            share = by_trip["10ms"] / by_trip["0.2ms"]
+            yield f"{workload}, {rate}: over 10 ms the loop runs at {share:.2f} of its speed over 0.2 ms"
+
+
+def progress(rows: Sequence[Row], seconds: float) -> str:
+    best = fullest(rows)
+    first = rows[0]
+    said = f"{first['workload']}, {first['profile']}:"
+    if best is not None and "latency_ratio" in best:
+        said += f" {best['mode']} {best['latency_ratio']:.2f} × blind's time, {best['wire_ratio']:.4f} × its bytes"
+    wrong = sum(len(row["wrong"]) for row in rows)
+    return f"{said}{f'; {wrong} WRONG' if wrong else ''} ({seconds:.0f} s)"
+
+
+def text(result: dict[str, Any]) -> str:
+    parts = [f"torch {result['torch']}, {result['cores']} cores; {result['network']}"]
+    parts.append("The links, as plain sockets find them:\n" + table(result["links"]))
+    for (workload, profile), group in _groups(result["rows"]).items():
+        unit = group[0]["unit"]
+        shown = [
+            {
+                "mode": row["mode"],
+                f"ms/{unit}": row["ms_per_unit"],
+                "low": row["ms_low"] / row["units"],
+                "high": row["ms_high"] / row["units"],
+                f"{unit}/s": row["units_per_s"],
+                "up B": row["up"],
+                "down B": row["down"],
+                "wire up B": row["wire_up"],
+                "wire down B": row["wire_down"],
+                "round trips": row["answers"],
+                "× time": row.get("latency_ratio"),
+                "× bytes": row.get("bytes_ratio"),
+                "× wire": row.get("wire_ratio"),
+                "runs": row["runs"],
+                "right": not row["wrong"],
+            }
+            for row in group
+        ]
+        parts.append(f"{workload}, {profile}, per {unit}; × blind\n" + table(shown))
+    said = [f"WRONG: {each}" for each in result["wrong"]]
+    said += [f"target missed: {each}" for each in result["targets_missed"]]
+    return "\n\n".join([*parts, "\n".join(said) or "all targets met"])
