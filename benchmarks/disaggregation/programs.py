@@ -86,13 +86,12 @@ class Chat:
     def run(self, model: Any, place: Place, sample: Sample = argmax) -> Tensor:
         past, token, said = None, None, []
         for turn in self.words():
-            ids = place(turn) if token is None else torch.cat([token, place(turn)], 1)
+            ids = turn if token is None else torch.cat([place(token), place(turn)], 1)
             for _ in range(self.new):
-                out = model(input_ids=ids, past_key_values=past, use_cache=True)
+                out = model(input_ids=place(ids), past_key_values=past, use_cache=True)
                 past = out.past_key_values
-                token = sample(out.logits[:, -1:])
+                token = ids = sample(out.logits[:, -1:])
                 said.append(token.cpu())  # the user sees it
-                token = ids = place(token)
         return torch.cat(said, 1)
 
 
@@ -108,7 +107,7 @@ def smollm2_chat(tiny: bool = False) -> Chat:
         return Chat(
             "SmolLM2 chat", workloads.llama(layers=2, width=64, dtype=torch.float32).model, (8, 4), 3, 1024
         )
-    return Chat("SmolLM2 chat", workloads.smollm2().model, (40, 24), 64, 49152)
+    return Chat("SmolLM2 chat", workloads.smollm2().model, (40, 24), 32, 49152)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ class Questions:
 
     questions: int = 4
     length: int = 12  # words of each
-    width: int = 256
+    width: int = 64  # the example's, as all that follows
     side: int = 64
     answers: int = 100
     name: str = "VQA"
@@ -136,7 +135,7 @@ class Questions:
         example = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(example)
         torch.manual_seed(0)
-        model: nn.Module = example.Answerer(width=self.width, heads=max(1, self.width // 32)).eval()
+        model: nn.Module = example.Answerer(width=self.width, heads=self.width // 16).eval()
         return model
 
     def short(self) -> Questions:
