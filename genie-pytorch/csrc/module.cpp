@@ -100,6 +100,10 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
   m.def("stats", &stats);
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
+  m.def(
+      "set_spread",
+      [](int device, bool spread) { set_spread(static_cast<int16_t>(device), spread); },
+      "Whether the device stands for several.");
   m.def("source_named", &source_named);
   m.def(
       "set_origin",

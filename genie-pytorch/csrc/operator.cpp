@@ -157,6 +157,7 @@ Operator::Operator(c10::OperatorHandle op)
       "aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::linalg_eig", "aten::_fft_r2c",
       "aten::_linalg_svd", "aten::_embedding_bag_forward_only", "aten::multilabel_margin_loss_forward", "aten::_embedding_bag"};
   ask_node = differs.count(name) != 0;
+  over_lists = name.rfind("aten::_foreach_", 0) == 0;
   const auto found = rules().find(name);
   if (found != rules().end() && overload.find("out") == std::string::npos) {
     rule = found->second;

@@ -53,6 +53,7 @@ struct Operator {
   bool reshapes = false;         // changes the geometry of its first argument in place
   bool host_returns = false;
   bool ask_node = false;         // its meta kernel is known to differ from the real one
+  bool over_lists = false;       // the same for each tensor of its lists
   bool takes_host_index = false; // indices may live on the host, as on every accelerator
   std::vector<size_t> writes_unsaid; // arguments written though the schema doesn't say so, …
   size_t writes_unsaid_if = 0;       // … when this flag is true

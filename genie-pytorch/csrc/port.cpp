@@ -60,6 +60,13 @@ void execute(int16_t device, int64_t plan, const std::string& bindings, bool loo
   call([&](py::object& port) { port.attr("execute")(device, plan, py::bytes(bindings), py::bool_(look)); });
 }
 
+void execute_words(int16_t device, int64_t plan, const std::vector<uint64_t>& words, bool look) {
+  call([&](py::object& port) {
+    const py::bytes bytes(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(uint64_t));
+    port.attr("execute_words")(device, plan, bytes, py::bool_(look));
+  });
+}
+
 void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight) {
   call([&](py::object& port) {
     port.attr("upload")(
@@ -136,6 +143,10 @@ void refuse(const std::string& op, const std::string& reason) {
 void ended(int16_t device) {
   call([&](py::object& port) { port.attr("ended")(device); });
   TORCH_INTERNAL_ASSERT(false, "genie: the end of a session was not raised");
+}
+
+int default_device() {
+  return call([](py::object& port) { return port.attr("default_device")().cast<int>(); });
 }
 
 bool connected(int16_t device) {

@@ -18,6 +18,7 @@ namespace port {
 std::pair<int64_t, int64_t> prepare(int16_t device, const Segment& segment, const std::vector<uint32_t>& outputs, bool whole);
 // `look`: the program is about to look at a value, so this may travel with the question.
 void execute(int16_t device, int64_t plan, const std::string& bindings, bool look);
+void execute_words(int16_t device, int64_t plan, const std::vector<uint64_t>& words, bool look);
 void upload(int16_t device, uint64_t handle, const Spec& spec, const void* data, size_t nbytes, bool weight);
 void fetch(int16_t device, uint64_t handle, void* data, size_t nbytes);
 Spec describe(int16_t device, uint64_t handle);
@@ -34,6 +35,8 @@ void warn_mixed(const std::string& op);
 // Raises genie.errors.SessionClosed: a tensor of an earlier life of the device was used.
 [[noreturn]] void ended(int16_t device);
 bool connected(int16_t device);
+// Where tensors go that name no index; connects, if that is what it takes to know.
+int default_device();
 
 } // namespace port
 

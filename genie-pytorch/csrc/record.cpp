@@ -382,6 +382,13 @@ void record(const Operator& op, Stack* stack) {
     at::AutoDispatchBelowADInplaceOrView below;
     return op.handle.callBoxed(stack);
   }
+  if (op.over_lists && is_spread(static_cast<int16_t>(operands.device))) {
+    // What the host's kernel does is one operator per tensor.
+    for (auto& arg : args) {
+      stack->push_back(std::move(arg));
+    }
+    return op.handle.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  }
   if (operands.host) {
     if (capture_depth() == 0 && !op.takes_host_index && !op.mutates) {
       for (auto& arg : args) {

@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <deque>
 #include <unordered_set>
 
@@ -31,6 +33,8 @@ struct Uploads {
 };
 std::unordered_map<int16_t, Uploads> uploads;
 
+std::array<std::atomic<bool>, 128> spread_devices{};
+
 std::deque<std::unique_ptr<Stream>> streams;
 std::vector<Stream*> idle; // of threads that ended; what they have pending is sent by whoever needs it
 
@@ -44,7 +48,8 @@ struct Mine {
 };
 thread_local Mine mine;
 
-thread_local c10::DeviceIndex thread_device = 0;
+thread_local c10::DeviceIndex thread_device = -1; // the program has not said
+std::atomic<int> default_device{-1}; // not known yet
 
 uint64_t next_serial() {
   static uint64_t serial = 0;
@@ -69,6 +74,14 @@ std::unordered_map<int16_t, PlanTable> plans;
 std::unordered_map<int16_t, std::unordered_map<int64_t, std::shared_ptr<Plan>>> plans_by_id;
 
 } // namespace
+
+void set_spread(int16_t device, bool spread) {
+  spread_devices[static_cast<size_t>(device)] = spread;
+}
+
+bool is_spread(int16_t device) {
+  return spread_devices[static_cast<size_t>(device)];
+}
 
 void check_made(const Value& value) {
   if (value.epoch != Value::current_epoch) {
@@ -98,11 +111,20 @@ Lock::~Lock() {
 }
 
 c10::DeviceIndex current_device() {
-  return thread_device;
+  if (thread_device >= 0) {
+    return thread_device;
+  }
+  auto device = default_device.load(std::memory_order_relaxed);
+  if (device < 0) {
+    device = port::default_device();
+    default_device = device;
+  }
+  return static_cast<c10::DeviceIndex>(device);
 }
 
 void set_current_device(c10::DeviceIndex index) {
-  thread_device = index;
+  // PyTorch puts back what was: what the program did not say stays unsaid, for it changes with the cluster.
+  thread_device = index == default_device ? -1 : index;
 }
 
 uint64_t new_handle(int16_t device, bool held) {
@@ -390,10 +412,14 @@ void execute(
     Stream& stream, const Known& known, std::vector<uint64_t> words, bool look, std::vector<int64_t> reshaped) {
   send_forgotten(stream.device);
   const auto& plan = known.plan;
-  const auto bindings = plan->encode(words);
-  plan->doubtful = true;
-  port::execute(stream.device, plan->id, bindings, look);
-  plan->doubtful = false;
+  if (is_spread(stream.device)) {
+    port::execute_words(stream.device, plan->id, words, look);
+  } else {
+    const auto bindings = plan->encode(words);
+    plan->doubtful = true;
+    port::execute(stream.device, plan->id, bindings, look);
+    plan->doubtful = false;
+  }
   constexpr size_t kHistory = 4096;
   if (stream.history.size() < kHistory) {
     stream.history.push_back({known, std::move(words), std::move(reshaped)});
@@ -510,6 +536,7 @@ void reset() {
     stream->earlier.clear();
   }
   ++Value::current_epoch;
+  default_device = -1;
   plans.clear();
   plans_by_id.clear();
   std::lock_guard<std::mutex> guard(forgotten_guard);

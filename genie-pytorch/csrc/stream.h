@@ -120,6 +120,7 @@ class Lock {
   Lock& operator=(const Lock&) = delete;
 };
 
+// Where tensors go that name no index: what the program set, else what the application says.
 c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex index);
 
@@ -131,6 +132,11 @@ size_t stream_count();
 // Sends what other streams have pending on a tensor's memory. Raises for a value that was never made.
 void order(Stream& stream, const at::Tensor& tensor);
 void check_made(const Value& value);
+
+// A device may stand for several. Its session wants an execution's words as they are, and operators over lists are
+// recorded tensor by tensor, for each is where it is.
+void set_spread(int16_t device, bool spread);
+bool is_spread(int16_t device);
 
 // A segment cut off its stream, with all that its execution needs.
 struct Closed {

@@ -21,7 +21,6 @@ from genie.errors import (
     PlanError,
     PluginNotFound,
     RemoteOpError,
-    SchedulingError,
 )
 from genie.graph import Graph
 from genie.interfaces import Session
@@ -140,7 +139,7 @@ def test_rdma_needs_its_backend(world: World) -> None:
 
 def test_set_backend_before_and_after_the_first_use(world: World) -> None:
     genie.set_backend("other")
-    assert genie.engine().device.id == "null:0"
+    assert genie.engine(0).device.id == "null:0"
     assert genie.settings().backend == "other"
     genie.set_backend("other")
     with pytest.raises(ConfigError, match="backend='other', not 'null'"):
@@ -202,7 +201,7 @@ def test_a_forked_child_does_not_use_its_parents_sessions(world: World) -> None:
 
 def test_an_engine_prepares_plans_and_counts(world: World) -> None:
     before = genie.get_stats()
-    engine = genie.engine(None)
+    engine = genie.engine(0)
     assert engine is genie.engine(0)
     assert isinstance(engine.session, Session)
     assert engine.prepare(graph()) == engine.prepare(graph())
@@ -215,7 +214,9 @@ def test_an_engine_prepares_plans_and_counts(world: World) -> None:
 def test_device_indexes_count_the_backends_devices(world: World) -> None:
     assert [device.id for device in genie.devices()] == ["null:0", "null:1"]
     assert genie.engine(1).device.id == "null:1"
-    for index in (2, -1):
+    assert genie.engine() is genie.engine(2)  # all of them
+    assert genie.engine().device.id == "null:0+null:1"
+    for index in (3, -1):
         with pytest.raises(ConfigError, match=rf"no device {index}.*null:0, null:1"):
             genie.engine(index)
 
@@ -396,15 +397,18 @@ def test_execute_refuses_what_does_not_fit(world: World) -> None:
         genie.execute(plan(), [Row(1, 2), object()])
 
 
-def test_a_plan_over_two_devices_is_refused(world: World) -> None:
+def test_a_plan_over_two_devices_runs_on_both(world: World) -> None:
     class Split(genie.PlacementStrategy):
         def place(self, graph, devices):  # type: ignore[no-untyped-def]
             return {node.id: devices[node.id % 2].id for node in graph.nodes()}
 
     scheduler = genie.Scheduler(genie.devices())
     scheduler.set_placement_strategy(Split())
-    with pytest.raises(SchedulingError, match=r"2 devices \(null:0, null:1\)"):
-        genie.execute(scheduler.schedule(graph()), [Row(1, 2), Row(3, 4)])
+    plan = scheduler.schedule(graph())
+    assert set(plan.placement.values()) == {"null:0", "null:1"}
+    (out,) = genie.execute(plan, [Row(1, 2), Row(3, 4)])
+    assert out.numbers == [12, 18]
+    assert genie.get_stats()["values_carried"] == 1
 
 
 def test_async_users(world: World) -> None:

@@ -196,7 +196,7 @@ def test_any_graph_is_scheduled_the_same_way_twice(graph):
     assert plan.text() == scheduler.schedule(graph).text()
     assert set(plan.placement) == {node.id for node in graph.steps}
     alone = [Scheduler([device]).schedule(graph).latency for device in (GPU, CPU)]
-    assert plan.latency == min(alone)
+    assert plan.latency <= min(alone)
 
 
 class AnyDevice:
@@ -240,7 +240,8 @@ def test_a_strategy_that_splits_gets_transfers_and_a_makespan():
     assert plan.explain(0).rule == "strategy Alternate"
     assert [(move.value, move.before, move.seconds) for move in plan.transfers] == [(2, 1, 10.0), (3, 2, 10.0)]
     assert plan.latency == 2 + 10 + 1 + 10 + 2
-    assert plan.peak_memory == (4 * 256, 2 * 256)
+    # The view is of what arrived: its memory counts once.
+    assert plan.peak_memory == (4 * 256, 256)
 
 
 class Answers:
@@ -284,10 +285,10 @@ def test_a_strategy_may_not_tear_written_memory_apart():
 
 
 def test_a_split_that_does_not_fit_is_refused():
-    tiny = Device(id="tiny", type="GPU", memory_gb=1.5, compute_tflops=1)
+    tiny = Device(id="tiny", type="GPU", memory_gb=0.5, compute_tflops=1)
     scheduler = Scheduler([GPU, tiny])
     scheduler.set_placement_strategy(Alternate())
-    with pytest.raises(SchedulingError, match=r"2 GiB on tiny, which has 1\.5 GiB"):
+    with pytest.raises(SchedulingError, match=r"1 GiB on tiny, which has 0\.5 GiB"):
         scheduler.schedule(matmul(16384))
 
 

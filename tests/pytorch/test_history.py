@@ -161,9 +161,9 @@ def test_fragments_say_what_enters_a_call(monkeypatch: pytest.MonkeyPatch) -> No
     engine = runtime.current().engine(0)
     prepare = type(engine).prepare
 
-    def watched(self: Any, graph: Graph) -> int:
+    def watched(self: Any, graph: Graph, *handles: Any) -> int:
         graphs.append(graph)
-        return prepare(self, graph)
+        return prepare(self, graph, *handles)
 
     monkeypatch.setattr(type(engine), "prepare", watched)
     model = nn.Linear(3, 3).to(DEVICE)

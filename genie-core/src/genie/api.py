@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from genie import config, runtime
 from genie.device import Cluster, Device
-from genie.errors import CaptureError, ConfigError, SchedulingError
+from genie.errors import CaptureError, ConfigError
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat, host_value
-from genie.interfaces import Backend, CostModel, Engine, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
+from genie.interfaces import (
+    Backend,
+    CostModel,
+    Engine,
+    Frontend,
+    Launches,
+    PatternMatcher,
+    PlacementStrategy,
+    Policy,
+    Transport,
+)
 from genie.plan import ExecutionPlan
 from genie.plugins import registry
 from genie.telemetry import Number
@@ -82,7 +93,8 @@ def devices() -> tuple[Device, ...]:
 
 
 def engine(index: int | None = None) -> Engine:
-    """For frontends: the stages composed for device ``index`` (``None`` is 0); connects on first use."""
+    """For frontends: the stages composed for device ``index``; connects on first use. ``None``, and the number of
+    devices, is all of them: the scheduler chooses."""
     return runtime.current().engine(index)
 
 
@@ -156,6 +168,45 @@ def run(
     return compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)(*args, **kwargs)
 
 
+def map(
+    program: Callable[..., _T],
+    inputs: Iterable[Any],
+    *,
+    in_flight: int | None = None,
+    backend: str | None = None,
+    devices: Sequence[Device] | None = None,
+    policy: str | None = "max_throughput",
+    frontend: str | None = None,
+) -> Iterator[_T]:
+    """The program over a stream of inputs: its results, in order, while later inputs are under way.
+
+    An input is the program's one argument, or a tuple of all. Up to ``in_flight`` calls (default: two per device) are
+    under way at once: where the plan has stages on several devices, those work side by side. A call that fails raises
+    when its result is due; what was under way behind it is dropped.
+
+    >>> for scores in genie.map(model, batches):  # doctest: +SKIP
+    ...     print(scores.argmax(-1))
+    """
+    its = runtime.frontend(frontend or "", program)
+    called = compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)
+    if not isinstance(its, Launches):
+        raise CaptureError(f"the frontend {its.name!r} waits for each result", hint="call the program in a loop")
+    most = in_flight if in_flight is not None else 2 * max(len(devices or runtime.current().devices(backend or "")), 1)
+    if most < 1:
+        raise ConfigError(f"in_flight must be at least 1, not {in_flight}")
+    return _mapped(its, called, inputs, most)
+
+
+def _mapped(its: Launches, called: Callable[..., _T], inputs: Iterable[Any], most: int) -> Iterator[_T]:
+    under_way: deque[Callable[[], _T]] = deque()
+    for each in inputs:
+        under_way.append(its.launch(called, *(each if isinstance(each, tuple) else (each,))))
+        if len(under_way) >= most:
+            yield under_way.popleft()()
+    while under_way:
+        yield under_way.popleft()()
+
+
 def compile(
     program: Callable[..., _T],
     *,
@@ -224,28 +275,26 @@ def _identity(program: object) -> tuple[int, ...]:
 
 
 def _target(backend: str | None, devices: Sequence[Device] | None, policy: str | None) -> Engine:
-    """The engine of the first of ``devices`` (default: the first there is)."""
+    """The engine of ``devices`` (default: all there are)."""
     now = runtime.current()
     if devices is None:
-        return now.engine(0, backend or "", policy or "")
+        return now.engine(None, backend or "", policy or "")
     if not devices:
         raise ConfigError("devices= names no device", hint="leave it out to use the configured ones")
     if not now.connected and not now.settings.nodes and all(device.address for device in devices):
         now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
-    return now.engine(now.index_of(devices[0], backend or ""), backend or "", policy or "")
+    indices = dict.fromkeys(now.index_of(device, backend or "") for device in devices)
+    return now.spread(tuple(indices), backend or "", policy or "")
 
 
 def _execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None, backend: str) -> list[Any]:
     now = runtime.current()
-    used = set(plan.placement.values())
-    if len(used) > 1:
-        raise SchedulingError(
-            f"the plan spans {len(used)} devices ({', '.join(sorted(used))}); one device runs a plan as yet",
-            hint="schedule it for one device",
-        )
-    device = next((device for device in plan.devices if device.id in used), None)
+    used = {made.device for made in plan.decisions} or {0}
+    devices = [plan.devices[number] for number in sorted(used)] if plan.devices else [None]
+    # A plan for several devices needs the very ones: what was decided holds for no others.
+    indices = tuple(now.index_of(device, backend, exact=len(devices) > 1) for device in devices)
     given = [_to_host(value) for value in inputs]
-    values = now.executor(now.index_of(device, backend, exact=False), backend).run(plan, [value for value, _ in given])
+    values = now.executor(indices, backend).run(plan, [value for value, _ in given])
     its = runtime.frontend(frontend) if frontend else next((its for _, its in given if its is not None), None)
     return [its.from_host(value.spec, value.data) for value in values] if its is not None else list(values)
 

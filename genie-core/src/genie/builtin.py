@@ -25,7 +25,12 @@ def genie_placement_strategies() -> Offers:
 
         return SingleDevice()
 
-    return {"single_device": single_device}
+    def portfolio(settings: Settings) -> Any:
+        from genie.schedule.portfolio import Portfolio
+
+        return Portfolio()
+
+    return {"portfolio": portfolio, "single_device": single_device}
 
 
 @hookimpl

@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     frontend: str = ""  # which one genie.capture() uses; "" is the only one installed
     policy: str = "min_latency"
     cost_model: str = "roofline"
-    placement: str = "single_device"
+    placement: str = "portfolio"
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
-from genie.graph import DTYPES, Arg, Graph, Many, Node, Ref, TensorSpec, refs
+from genie.graph import Arg, Many, Node, Ref, TensorSpec, refs
+from genie.graph.sizes import nbytes as nbytes
+from genie.graph.sizes import sizes as sizes
 
 _Shape = tuple[int, ...]
 _Rule = Callable[["_Call"], int]
@@ -157,26 +159,6 @@ _WRITES_SOME = {
     f"aten::{name}_"
     for name in ("index_copy", "index_put", "_index_put_impl", "scatter", "scatter_add", "index_add", "index_fill")
 }  # fmt: skip
-
-
-def nbytes(spec: TensorSpec) -> int:
-    """Bytes of memory behind a value: an expanded dimension (stride 0) has one element."""
-    if spec.stride is None or 0 not in spec.stride:
-        return prod(spec.shape) * DTYPES[spec.dtype]
-    kept = (dim if step else min(dim, 1) for dim, step in zip(spec.shape, spec.stride, strict=True))
-    return prod(kept) * DTYPES[spec.dtype]
-
-
-def sizes(graph: Graph) -> list[int]:
-    """:func:`nbytes` of all the graph's values."""
-    memo: dict[TensorSpec, int] = {}
-    found: list[int] = []
-    for spec in graph.values:
-        size = memo.get(spec)
-        if size is None:
-            size = memo[spec] = nbytes(spec)
-        found.append(size)
-    return found
 
 
 def work(node: Node, values: Sequence[TensorSpec], size: Sequence[int] | Mapping[int, int]) -> Work:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.plan import ExecutionPlan
 
 Buffer = bytes | bytearray | memoryview
+_T = TypeVar("_T")
 
 
 class Fetched(Protocol):
@@ -70,9 +71,16 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class TakesWords(Protocol):
+    """What a session may be besides: one that wants the words of a binding (:mod:`genie.bindings`), not their bytes."""
+
+    def execute_words(self, plan: int, words: Sequence[int], *, more: bool = False) -> None: ...
+
+
+@runtime_checkable
 class Linked(Protocol):
     """What a session may be besides: one that sends values to others of its kind directly. An inlet of one session is
-    where values arrive that another, given it, sends; the order is kept. Errors arrive in place of values."""
+    where values arrive that another, given it, sends. Errors arrive in place of values."""
 
     def inlet(self, source: str) -> Any: ...
 
@@ -81,8 +89,8 @@ class Linked(Protocol):
     def send(self, outlet: int, handle: int) -> None:
         """What ``handle`` is at this point of the session's work goes on its way; the work goes on."""
 
-    def receive(self, inlet: Any, handle: int) -> None:
-        """The next value that arrives is ``handle``; what follows in the session waits for it."""
+    def receive(self, inlet: Any, position: int, handle: int) -> None:
+        """What was sent at ``position`` (from 0) is ``handle``; what follows in the session waits for it."""
 
 
 @runtime_checkable
@@ -99,16 +107,18 @@ class Backend(Protocol):
 
 
 class Engine(Protocol):
-    """What a frontend is given for one device index: the session, with the stages before it composed.
+    """What a frontend is given for one device index, which may stand for several devices: the session, with the
+    stages before it composed.
 
     ``prepare`` is graph → annotate → schedule → verify → load; its result is remembered by the frontend under
-    the graph's fingerprint. The rest is the session's.
+    the graph's fingerprint. ``handles``, where known, are what its inputs are when it is first executed: where those
+    live is where it should run. The rest is the session's.
     """
 
     device: Device
     session: Session
 
-    def prepare(self, graph: Graph) -> int: ...
+    def prepare(self, graph: Graph, handles: Sequence[int] = ()) -> int: ...
 
 
 @runtime_checkable
@@ -135,6 +145,14 @@ class Frontend(Protocol):
 
     def from_host(self, spec: TensorSpec, data: Buffer) -> Any:
         """The framework's own tensor with these elements."""
+
+
+@runtime_checkable
+class Launches(Protocol):
+    """What a frontend may be besides: one whose compiled programs can be called without waiting for the results."""
+
+    def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+        """Call what :meth:`Frontend.compile` gave; what is returned gives the results, and waits for them."""
 
 
 @runtime_checkable

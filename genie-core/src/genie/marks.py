@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _FIELDS = {"phase": "phase", "modality": "modality", "residency": "residency", "role": "role"} | {
     "priority": "priority",
     "colocate": "colocation_group",
+    "device": "device",
 }
 _WORDS: Mapping[str, Mapping[str, object]] = {"phase": PHASES, "modality": MODALITIES, "residency": RESIDENCIES}
 _LONGEST = 256
@@ -40,7 +41,8 @@ def mark(target: _T, /, **labels: str | int) -> _T: ...
 def mark(target: Any = None, /, **labels: str | int) -> Any:
     """Say what a part of the program is for.
 
-    Labels: ``phase``, ``modality``, ``residency``, ``role``, ``priority``, ``colocate``.
+    Labels: ``phase``, ``modality``, ``residency``, ``role``, ``priority``, ``colocate``, and ``device``: the id of the
+    device it must run on.
 
     >>> with genie.mark(phase="decode"):  # doctest: +SKIP
     ...     model(token)

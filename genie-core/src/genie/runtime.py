@@ -5,53 +5,22 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from genie import config, telemetry
 from genie.annotate import annotate
 from genie.device import Device
+from genie.engines import DeviceEngine, SpreadEngine, everything
 from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginError
 from genie.execute import Executor
 from genie.graph import Graph
-from genie.graph import verify as verify_graph
-from genie.graph.once import forget
 from genie.interfaces import Backend, Frontend, PatternMatcher, Session
-from genie.plan import verify as verify_plan
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
+from genie.spread import SpreadSession
 
 log = telemetry.get_logger("genie.runtime")
-
-
-class DeviceEngine:
-    """The stages composed for one device: what a frontend is given (:class:`genie.interfaces.Engine`)."""
-
-    def __init__(
-        self,
-        device: Device,
-        session: Session,
-        scheduler: Scheduler,
-        annotated: Callable[[Graph], Graph],
-    ) -> None:
-        self.device = device
-        self.session = session
-        self._scheduler = scheduler
-        self._annotated = annotated
-
-    def prepare(self, graph: Graph) -> int:
-        """Graph → annotate → schedule → verify → load. The plan's id in the session."""
-        started = time.perf_counter_ns()
-        verify_graph(graph)
-        plan = self._scheduler.schedule(self._annotated(graph))
-        forget(graph)
-        verify_plan(plan)
-        number = self.session.load(plan)
-        telemetry.counters.add("graphs")
-        telemetry.counters.add("graph_nodes", len(graph.steps))
-        telemetry.counters.add("prepare_ns", time.perf_counter_ns() - started)
-        return number
 
 
 class Runtime:
@@ -63,8 +32,8 @@ class Runtime:
         self._lock = threading.RLock()
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, tuple[Device, ...]] = {}
-        self._engines: dict[tuple[str, int, str], DeviceEngine] = {}
-        self._executors: dict[tuple[str, int], Executor] = {}
+        self._engines: dict[tuple[str, tuple[Device, ...], str], DeviceEngine] = {}
+        self._executors: dict[tuple[str, tuple[Device, ...]], Executor] = {}
         self._patterns: tuple[int, tuple[PatternMatcher, ...]] = (-1, ())
         self._default = ""
 
@@ -131,24 +100,53 @@ class Runtime:
         return next(alike, 0)
 
     def engine(self, index: int | None = None, backend: str = "", policy: str = "") -> DeviceEngine:
-        """The engine of a device, with a session of its own, made now if need be."""
-        key = (backend or self.backend_name(), index or 0, policy or self.settings.policy)
+        """The engine of a device, with a session of its own, made now if need be. ``None``, and the index after the
+        last device's, is all of them: the scheduler chooses."""
+        name = backend or self.backend_name()
+        count = len(self._open(name))
+        return (
+            self.spread(range(count), name, policy) if index in (None, count) else self.spread((index,), name, policy)
+        )
+
+    def spread(self, indices: Sequence[int], backend: str = "", policy: str = "") -> DeviceEngine:
+        """The engine of several devices."""
+        name = backend or self.backend_name()
+        devices = tuple(self.device(index, name) for index in indices)
+        if len(devices) > 1:
+            devices = tuple(sorted(devices, key=lambda device: -device.compute_tflops))
+        key = (name, devices, policy or self.settings.policy)
         with self._lock:
             if key not in self._engines:
-                device = self.device(index, key[0])
-                scheduler = self.scheduler((device,), key[2])
-                session = self._backends[key[0]].connect(device)
-                self._engines[key] = DeviceEngine(device, session, scheduler, self.annotated)
+                sessions = self._connected(name, devices)
+                scheduler = self.scheduler(devices, key[2])
+                self._engines[key] = (
+                    DeviceEngine(devices[0], sessions[0], scheduler, self.annotated)
+                    if len(devices) == 1
+                    else SpreadEngine(sessions, scheduler, self.annotated)
+                )
             return self._engines[key]
 
-    def executor(self, index: int = 0, backend: str = "") -> Executor:
-        """Runs whole plans on a device, in a session apart from the frontends'."""
-        key = (backend or self.backend_name(), index)
+    def _connected(self, backend: str, devices: Sequence[Device]) -> list[Session]:
+        sessions: list[Session] = []
+        try:
+            for device in devices:
+                sessions.append(self._backends[backend].connect(device))
+        except BaseException:
+            for session in sessions:
+                session.close()
+            raise
+        return sessions
+
+    def executor(self, indices: Sequence[int] = (0,), backend: str = "") -> Executor:
+        """Runs whole plans on devices, in sessions apart from the frontends'."""
+        name = backend or self.backend_name()
+        devices = tuple(self.device(index, name) for index in indices)
         with self._lock:
-            executor = self._executors.get(key)
+            executor = self._executors.get((name, devices))
             if executor is None or executor.closed:
-                device = self.device(index, key[0])
-                executor = self._executors[key] = Executor(self._backends[key[0]].connect(device))
+                sessions = self._connected(name, devices)
+                session = sessions[0] if len(sessions) == 1 else SpreadSession(everything(devices), sessions)
+                executor = self._executors[name, devices] = Executor(session)
             return executor
 
     def scheduler(self, devices: Sequence[Device], policy: str = "") -> Scheduler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,8 +16,10 @@ from genie_pytorch.dtypes import dtype_named, name_of
 from genie_pytorch.lift import can_lift, on_device
 from genie_pytorch.port import port
 
+_T = TypeVar("_T")
+
 _OF_TENSORS = frozenset(("residency", "modality", "colocation_group"))
-_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority"}
+_OF_MODULES = _OF_TENSORS | {"phase", "role", "priority", "device"}
 
 
 class PyTorchFrontend:
@@ -33,6 +35,10 @@ class PyTorchFrontend:
 
     def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
         return whole.compile(program, port.index_of(engine))
+
+    def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+        """See :class:`genie.interfaces.Launches`."""
+        return whole.launch(compiled, *args, **kwargs)
 
     def accepts(self, program: object) -> bool:
         return isinstance(program, torch.Tensor | torch.nn.Module) or callable(program)

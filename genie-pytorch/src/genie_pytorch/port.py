@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from genie import telemetry
-from genie.api import devices
+from genie.api import device_count, devices
 from genie.api import engine as connect
 from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Engine, Session
+from genie.interfaces import Engine, Session, TakesWords
 from genie_pytorch import lower
 from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
 from genie_pytorch.native import _C, source_text
@@ -65,6 +65,8 @@ class Port:
             for index, device in enumerate(devices()):
                 if device.id == engine.device.id and self.engine(index) is engine:
                     return index
+            if device_count() > 1 and self.engine(device_count()) is engine:
+                return device_count()
             index = max([FIRST_PRIVATE - 1, *self._engines]) + 1
             self._connected(index, engine)
             return index
@@ -105,6 +107,7 @@ class Port:
         _C.check_geometry(settings.debug_checks)
         engine.session.seed(0, self._seeds.setdefault(device, self._seed))
         _C.set_host_like(device, engine.device.type.lower() == "cpu")
+        _C.set_spread(device, isinstance(engine.session, TakesWords))
         return engine
 
     def graph(self, number: int) -> Graph:
@@ -115,7 +118,7 @@ class Port:
     def prepare(self, device: int, segment: lower.Description, whole: bool) -> tuple[int, int]:
         """The plan's id, and the graph's number here."""
         graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
-        plan = self.engine(device).prepare(graph)
+        plan = self.engine(device).prepare(graph, [handle for _, _, handle, _ in segment["inputs"]])
         if self._log_operators:
             self._log(graph)
         number = next(self._numbered)
@@ -124,6 +127,16 @@ class Port:
 
     def execute(self, device: int, plan: int, bindings: bytes, look: bool) -> None:
         self._session(device).execute(plan, bindings, more=look)
+
+    def execute_words(self, device: int, plan: int, words: bytes, look: bool) -> None:
+        session = self._session(device)
+        assert isinstance(session, TakesWords)
+        session.execute_words(plan, memoryview(words).cast("Q").tolist(), more=look)
+
+    def default_device(self) -> int:
+        """The index of tensors that name none: the one device, or that of all of them."""
+        count = device_count()
+        return count if count > 1 else 0
 
     def upload(
         self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool

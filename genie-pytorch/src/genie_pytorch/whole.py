@@ -25,6 +25,29 @@ log = telemetry.get_logger("genie.pytorch")
 
 _LARGEST_RECIPES = 256  # of one graph whose sizes vary
 
+_away = threading.local()  # .depth: within launch()
+
+
+def launch(compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
+    """Call what :func:`compile` gave, without waiting for its results: those are had by calling what is returned."""
+    _away.depth = getattr(_away, "depth", 0) + 1
+    try:
+        result = compiled(*args, **kwargs)
+    finally:
+        _away.depth -= 1
+    if isinstance(compiled, Compiled) and compiled.lives_there(args, kwargs):
+        return lambda: result
+    return lambda: _home(result)
+
+
+def _stays() -> bool:
+    return getattr(_away, "depth", 0) > 0
+
+
+def _home(result: _T) -> _T:
+    brought: _T = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu() if on_device(tensor) else tensor, result)
+    return brought
+
 
 def compile(program: Callable[..., _T], index: int) -> Callable[..., _T]:
     """``program`` captured whole and run on device ``index``; recorded as it goes where Dynamo can't capture it.
@@ -85,11 +108,9 @@ class Compiled:
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with Capture(self._device, self._lifts):
             result = self.program(*args, **kwargs)
-        if self._lives_there(args, kwargs):
-            return result
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu() if on_device(tensor) else tensor, result)
+        return result if _stays() or self.lives_there(args, kwargs) else _home(result)
 
-    def _lives_there(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def lives_there(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the program is about tensors on the device, and would answer with such by itself."""
         tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         if self._module is not None:
@@ -229,7 +250,7 @@ class Runner:
         for i in recipe.written:
             self._lifts.bring_home(inputs[i], there[i])
         answer = list(recipe.constants)
-        if not self._hosts and not any(self._brings_home):
+        if _stays() or (not self._hosts and not any(self._brings_home)):
             for position, tensor in zip(recipe.positions, made, strict=True):
                 answer[position] = tensor
             return answer

@@ -235,6 +235,7 @@ def _shared(merged: Merged, standing: Standing, made: ValueSemantics | None, cac
             group or cached or None,
             (True if cached else None) if related is None else related,
             get("call"),
+            get("device"),
             evidence,
         ),
     )

@@ -19,7 +19,7 @@ FIELDS = {"semantic_role": "role", "compute_flops": "flops", "can_parallelize": 
     name: name for name in Semantics.__struct_fields__ if name != "evidence"
 }
 _TYPES: dict[str, type] = (
-    dict.fromkeys(("role", "phase", "modality", "residency", "memory_pattern", "colocation_group"), str)
+    dict.fromkeys(("role", "phase", "modality", "residency", "memory_pattern", "colocation_group", "device"), str)
     | dict.fromkeys(("parallelizable", "critical_path", "kv_cache_related"), bool)
     | dict.fromkeys(("flops", "bytes_read", "bytes_written", "priority", "call"), int)
 )
@@ -81,6 +81,8 @@ class Reader:
             field = FIELDS.get(key)
             if field is None:
                 raise Garbage(f"there is no label {key!r}; labels: {', '.join(sorted(FIELDS))}")
+            if field == "device" and self._source != "user":
+                raise Garbage("only the user says on which device a node runs")
             check(field, value, key)
             why = given.get(field) or Evidence(field, self._source, self._by)  # type: ignore[arg-type]
             strength = STRENGTH["user" if self._source == "user" else why.source]

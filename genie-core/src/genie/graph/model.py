@@ -113,6 +113,7 @@ class Semantics(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     colocation_group: str | None = None
     kv_cache_related: bool | None = None
     call: int | None = None  # which call of the program's model, counted from 0
+    device: str | None = None  # where the user wants it to run
     evidence: tuple[Evidence, ...] = ()
 
 

@@ -272,7 +272,7 @@ def _fault(known: Semantics | ValueSemantics, sound: dict[int, Evidence] | None 
             return f"{known.priority} is no priority"
         if known.call is not None and not 0 <= known.call < _INT64:
             return f"{known.call} is no number of a call"
-        texts: tuple[str | None, ...] = (known.role, known.phase)
+        texts: tuple[str | None, ...] = (known.role, known.phase, known.device)
     else:
         texts = ()
     for text in (*texts, known.modality, known.residency, known.memory_pattern, known.colocation_group):

@@ -1,20 +1,41 @@
 """Plans: a graph with a place for every node, and all that follows from it."""
 
+from genie.plan.constraints import Groups, broken, conflict, exact, grouped
+from genie.plan.explanation import Alternative, Explanation
 from genie.plan.lives import liveness, split_storage
-from genie.plan.model import ExecutionPlan, Explanation
-from genie.plan.records import Decision, Link, Stage, Transfer, stages
+from genie.plan.model import ExecutionPlan
+from genie.plan.moves import Links, peaks, transfers
+from genie.plan.pinning import in_module, refuse
+from genie.plan.records import Constraint, Decision, Link, Stage, Transfer, stages
 from genie.plan.rules import bare, verify
+from genie.plan.timeline import Span, Timeline, makespan, timeline
 
 __all__ = [
+    "Alternative",
+    "Constraint",
     "Decision",
     "ExecutionPlan",
     "Explanation",
+    "Groups",
     "Link",
+    "Links",
+    "Span",
     "Stage",
+    "Timeline",
     "Transfer",
     "bare",
+    "broken",
+    "conflict",
+    "exact",
+    "grouped",
+    "in_module",
     "liveness",
+    "makespan",
+    "peaks",
+    "refuse",
     "split_storage",
     "stages",
+    "timeline",
+    "transfers",
     "verify",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 
@@ -11,8 +11,12 @@ import msgspec
 
 from genie.device import Device
 from genie.errors import PlanError
-from genie.graph import Graph, Node, node_text, printable, spec_text
-from genie.plan.records import Decision, Link, Stage, Transfer, stages
+from genie.graph import Graph, Node, printable
+from genie.plan.explanation import Explanation, explain
+from genie.plan.pinning import pinned
+from genie.plan.records import Constraint, Decision, Link, Stage, Transfer, stages
+from genie.plan.text import lines
+from genie.plan.timeline import Timeline, timeline
 
 
 class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
@@ -20,7 +24,8 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
 
     ``releases`` lists values (donated inputs and what nodes make) that nobody uses after the step and that are no
     output. ``peak_memory`` is an estimate in bytes per device, weights and inputs included; ``latency`` one in
-    seconds.
+    seconds. ``homes`` pairs inputs with the devices they live on; others start where they are used first.
+    ``constraints`` are those that were asked for, besides the ones every plan keeps (:func:`genie.plan.exact`).
     """
 
     graph: Graph
@@ -33,6 +38,9 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
     latency: float = 0.0
     peak_memory: tuple[int, ...] = ()  # per device
     links: tuple[Link, ...] = ()  # what estimates of transfers are made of
+    homes: tuple[tuple[int, int], ...] = ()  # (value, device)
+    constraints: tuple[Constraint, ...] = ()
+    capacities: tuple[int, ...] = ()  # bytes per device that were free for this plan; none: all of its memory
 
     @property
     def latency_ms(self) -> float:
@@ -49,6 +57,11 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
         return stages(self.graph, self.decisions, self.transfers)
 
     @cached_property
+    def timeline(self) -> Timeline:
+        """When every step runs and every transfer is under way, by the plan's estimates."""
+        return timeline(self.graph, self.decisions, self.transfers, len(self.devices))
+
+    @cached_property
     def placement(self) -> Mapping[int, str]:
         """Node id → device id."""
         ids = [device.id for device in self.devices]
@@ -56,33 +69,34 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
             {node.id: ids[made.device] for node, made in zip(self.graph.steps, self.decisions, strict=True)}
         )
 
-    def explain(self, node: int | Node) -> Explanation:
-        """Why a node runs where it does. Raises :class:`PlanError` for a node the plan does not have."""
+    def step_of(self, node: int | Node) -> int:
+        """The position of a node, given as it is or by its id. Raises :class:`PlanError` when the plan has none."""
         wanted = node.id if isinstance(node, Node) else node
         steps = self.graph.steps
         step = bisect_left(steps, wanted, key=lambda candidate: candidate.id)
-        if step == len(steps) or steps[step].id != wanted:
+        if step == len(steps) or steps[step].id != wanted or isinstance(wanted, bool):
             raise PlanError(f"the plan has no node {wanted!r}")
-        made = self.decisions[step]
-        ids = [device.id for device in self.devices]
-        return Explanation(
-            node=wanted,
-            line=node_text(steps[step], self.graph),
-            device=ids[made.device],
-            rule=self.rules[made.rule] if self.rules else "",
-            seconds=made.seconds,
-            source=made.source,
-            elsewhere={ids[i]: cost for i, cost in enumerate(made.elsewhere) if i != made.device},
-            arrivals=tuple(
-                f"%{move.value} from {ids[move.source]}: {move.bytes} bytes in {_time(move.seconds)}"
-                for move in self.transfers
-                if move.target == made.device and move.before == step
-            ),
-        )
+        return step
+
+    def explain(self, node: int | Node) -> Explanation:
+        """Why a node runs where it does, and what other places would cost. Raises :class:`PlanError` for a node the
+        plan does not have."""
+        return explain(self, self.step_of(node))
+
+    def pin(self, node: int | Node | str, device: str) -> ExecutionPlan:
+        """A plan with ``node`` (or all nodes of the module of that path) on ``device``, with what must go with it, and
+        everything else as it was.
+
+        Raises :class:`PlanError` for a node, module or device there is not, and ``SchedulingError`` when it can't be:
+        with the smallest set of constraints in conflict, or what memory is needed and there.
+
+        >>> plan.pin("model.layers.3", "gpu1").placement  # doctest: +SKIP
+        """
+        return pinned(self, node, device)
 
     def text(self) -> str:
         """The plan as stable text."""
-        return "\n".join(map(printable, _lines(self))) + "\n"
+        return "\n".join(map(printable, lines(self))) + "\n"
 
     def __repr__(self) -> str:
         places = ", ".join(device.id for device in self.devices)
@@ -90,59 +104,3 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
 
     def __str__(self) -> str:
         return self.text()
-
-
-class Explanation(msgspec.Struct, frozen=True):
-    """The answer of :meth:`ExecutionPlan.explain`; prints as a short paragraph."""
-
-    node: int
-    line: str
-    device: str
-    rule: str
-    seconds: float
-    source: str
-    elsewhere: dict[str, float]
-    arrivals: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [self.line, f"  runs on {self.device}, by rule: {self.rule}"]
-        lines.append(f"  estimated {_time(self.seconds)} ({self.source})")
-        lines += [f"  on {device} it would take {_time(cost)}" for device, cost in self.elsewhere.items()]
-        lines += [f"  needs {arrival}" for arrival in self.arrivals]
-        return "\n".join(lines)
-
-
-# --- text --------------------------------------------------------------------------------------
-
-
-def _time(seconds: float) -> str:
-    for scale, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def _lines(plan: ExecutionPlan) -> Iterator[str]:
-    ids = [device.id for device in plan.devices]
-    yield f"plan policy={plan.policy} latency={_time(plan.latency)}"
-    for number, device in enumerate(plan.devices):
-        peak = f" peak={plan.peak_memory[number]}" if plan.peak_memory else ""
-        yield f"  device {device.id} {device.type} {device.memory_gb:g} GiB {device.compute_tflops:g} TFLOPS{peak}"
-    for rule in plan.rules:
-        yield f"  rule {rule}"
-    arrivals: dict[int, list[Transfer]] = {}
-    for move in plan.transfers:
-        arrivals.setdefault(move.before, []).append(move)
-    for stage in plan.stages:
-        yield f"  stage on {ids[stage.device]}"
-        for step in stage.steps:
-            for move in arrivals.get(step, ()):
-                what = f"%{move.value} {spec_text(plan.graph.values[move.value])}"
-                yield f"    move {what} from {ids[move.source]}: {move.bytes} bytes in {_time(move.seconds)}"
-            made = plan.decisions[step]
-            node = plan.graph.steps[step]
-            gone = (
-                f", then free {' '.join(f'%{value}' for value in plan.releases[step])}" if plan.releases[step] else ""
-            )
-            yield f"    #{node.id} {node.target}: {_time(made.seconds)} {made.source}{gone}"
-    yield from plan.graph.text().splitlines()

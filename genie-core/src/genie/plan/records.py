@@ -47,6 +47,15 @@ class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bytes_per_second: float
 
 
+class Constraint(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something that must hold, in words: ``steps`` run on one of ``devices``, or, where there are none, all on one
+    device."""
+
+    text: str
+    steps: tuple[int, ...]
+    devices: tuple[int, ...] = ()
+
+
 class Stage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Steps that one device runs in one go, in order: nothing arrives but before the first of them, and nothing is
     sent but after the last."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from genie import graph as graphs
 from genie.errors import PlanError
+from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
-from genie.plan.model import ExecutionPlan
-from genie.plan.records import Transfer
+from genie.plan.records import Decision, Transfer
+
+if TYPE_CHECKING:
+    from genie.plan.model import ExecutionPlan
 
 MAX_DEVICES = 1 << 10
 MAX_TEXT = 1 << 12
@@ -23,7 +27,9 @@ def verify(plan: ExecutionPlan) -> None:
     * Devices have different ids; indexes are within the plan's tables; estimates are finite and not negative.
     * A value is released once, at or after its last use; no output and no undonated input is.
     * A value used on a device where it was not made is transferred there before, from where it is.
-    * Values that share memory with one that is written to stay on one device.
+    * Values that share memory with one that is written to stay on one device; so does memory that outlives the graph
+      under two names, and so do the nodes that draw random numbers (:func:`genie.plan.exact`).
+    * The plan's own constraints hold.
     """
     if "_verified" in plan.__dict__:
         return
@@ -32,15 +38,27 @@ def verify(plan: ExecutionPlan) -> None:
         _verify_tables(plan)
         _verify_releases(plan)
         _verify_transfers(plan)
+        _verify_constraints(plan)
     except (TypeError, AttributeError) as error:
         raise PlanError(f"the plan holds a value of a wrong type: {error}") from error
     plan.__dict__["_verified"] = True
 
 
 def bare(plan: ExecutionPlan) -> ExecutionPlan:
-    """The verified plan as a node needs it: its graph without the evidence for labels, and most of the labels."""
+    """The verified plan as those need it who run it: what runs where, and nothing of why. Plans that differ in
+    estimates alone are one."""
     verify(plan)
-    new = msgspec.structs.replace(plan, graph=graphs.bare(plan.graph))
+    new = msgspec.structs.replace(
+        plan,
+        graph=graphs.bare(plan.graph),
+        decisions=tuple([Decision(made.device, 0.0, "") for made in plan.decisions]),
+        rules=(),
+        policy="",
+        latency=0.0,
+        peak_memory=(),
+        constraints=(),
+        capacities=(),
+    )
     new.__dict__["_verified"] = True
     return new
 
@@ -63,8 +81,18 @@ def _verify_tables(plan: ExecutionPlan) -> None:
         raise PlanError("peak_memory must be a number of bytes per device")
     if _no_time(plan.latency):
         raise PlanError(f"latency {plan.latency} is no time")
-    if rules > steps + 1 or any(len(rule) > MAX_TEXT for rule in plan.rules) or len(plan.policy) > MAX_TEXT:
+    if rules > steps + 3 or any(len(rule) > MAX_TEXT for rule in plan.rules) or len(plan.policy) > MAX_TEXT:
         raise PlanError("too many rules, or one too long")
+    if len(plan.constraints) > steps + MAX_DEVICES or any(len(held.text) > MAX_TEXT for held in plan.constraints):
+        raise PlanError("too many constraints, or one too long")
+    if len(plan.capacities) not in (0, devices) or any(has < 0 for has in plan.capacities):
+        raise PlanError("capacities must be a number of bytes per device")
+    inputs = {entry.value for entry in plan.graph.inputs} if plan.homes else set()
+    if len({value for value, _ in plan.homes}) < len(plan.homes):
+        raise PlanError("an input has two homes")
+    for value, home in plan.homes:
+        if value not in inputs or not 0 <= home < devices:
+            raise PlanError(f"the home of %{value} is no device of the plan, or it is no input")
     for node, made in zip(plan.graph.steps, plan.decisions, strict=True):
         if not 0 <= made.device < devices:
             raise PlanError(f"node {node.id} ({node.target}): device {made.device} is not in the plan's table")
@@ -110,7 +138,7 @@ def _verify_releases(plan: ExecutionPlan) -> None:
 def _verify_transfers(plan: ExecutionPlan) -> None:
     graph = plan.graph
     places = {made.device for made in plan.decisions}
-    if len(places) <= 1:
+    if len(places) <= 1 and not plan.homes:
         if plan.transfers:
             raise PlanError("transfers in a plan that runs on one device")
         return
@@ -123,7 +151,8 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
         if move.bytes < 0 or _no_time(move.seconds):
             raise PlanError(f"the transfer of %{move.value} has no size or time")
         arrivals.setdefault(move.before, []).append(move)
-    present: dict[int, set[int]] = {}  # value → devices that hold it; inputs are brought to where they are used
+    # Value → devices that hold it; inputs without a home are brought to where they are used.
+    present: dict[int, set[int]] = {value: {home} for value, home in plan.homes}
     for step, (node, made) in enumerate(zip(graph.steps, plan.decisions, strict=True)):
         for move in arrivals.get(step, ()):
             if move.source == move.target or move.source not in present.get(move.value, ()):
@@ -135,6 +164,24 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
         for value in node.outputs:
             if value >= 0:
                 present[value] = {made.device}
-    crossing = split_storage(graph, [made.device for made in plan.decisions])
-    if crossing is not None:
-        raise PlanError(f"%{crossing} shares memory that is written to, and lives on two devices")
+
+
+def _verify_constraints(plan: ExecutionPlan) -> None:
+    steps, devices = len(plan.graph.steps), len(plan.devices)
+    for held in plan.constraints:
+        if not all(0 <= step < steps for step in held.steps) or not all(
+            0 <= device < devices for device in held.devices
+        ):
+            raise PlanError("a constraint names a step or a device that the plan does not have")
+    places = [made.device for made in plan.decisions]
+    if len(set(places)) > 1:
+        crossing = split_storage(plan.graph, places)
+        if crossing is not None:
+            raise PlanError(f"%{crossing} shares memory that is written to, and lives on two devices")
+    if len(set(places)) > 1 or plan.homes:
+        first = broken(places, exact(plan.graph, dict(plan.homes)))
+        if first is not None:
+            raise PlanError(f"node {plan.graph.steps[first.steps[0]].id}: {first.text}, but not on one device")
+    first = broken(places, plan.constraints)
+    if first is not None:
+        raise PlanError(f"node {plan.graph.steps[first.steps[0]].id}: {first.text} does not hold")

@@ -36,8 +36,9 @@ class Inlet:
         self.source = source
         self._limits = limits
         self._changed = threading.Condition()
-        self._arrived: deque[HostValue | GenieError] = deque()
+        self._arrived: dict[int, HostValue | GenieError] = {}  # by position
         self._bytes = 0
+        self._wanted = False  # somebody waits for what has not arrived
         self._connected = False
         self._ended: GenieError | None = None
         self._connection: Connection | None = None
@@ -47,15 +48,15 @@ class Inlet:
         with self._changed:
             self._connected, self._connection = True, connection
             self._changed.notify_all()
-        expected = 1
+        position = 0
         try:
             while self._ended is None:
                 message = connection.receive(self._memory, None)
                 seq, kind, body = frames.single(message.header)
-                if seq != expected:
-                    raise ProtocolError(f"message {seq} arrived where {expected} was due")
-                expected = (expected + 1) & frames.SEQ_MASK
-                self._add(self._value(kind, body, message.buffers[0] if message.buffers else None))
+                if seq != (position + 1) & frames.SEQ_MASK:
+                    raise ProtocolError(f"message {seq} arrived where {position + 1} was due")
+                self._add(position, self._value(kind, body, message.buffers[0] if message.buffers else None))
+                position += 1
         except GenieError as error:
             self.end(ConnectionLost(f"{self.source} stopped sending: {error.message}", where=self.source))
 
@@ -65,8 +66,10 @@ class Inlet:
         spec, few = messages.get_result(body)
         if kind != Kind.VALUE or len(few) or messages.spec_bytes(messages.get_spec(spec), self._limits) != size:
             raise ProtocolError(f"{size} bytes of data that were not announced")
-        with self._changed:  # one value at least, however large: the taker waits for it
-            self._changed.wait_for(lambda: self._ended or not self._arrived or self._bytes + size <= _WAITING_BYTES)
+        with self._changed:  # however much waits already: what somebody waits for must get through
+            self._changed.wait_for(
+                lambda: self._ended or self._wanted or not self._arrived or self._bytes + size <= _WAITING_BYTES
+            )
         return [room(size)]
 
     def _value(self, kind: int, body: memoryview, data: object) -> HostValue | GenieError:
@@ -81,39 +84,45 @@ class Inlet:
             raise ProtocolError("a value of another size than it says")
         return HostValue(spec, bytes_)
 
-    def _add(self, arrived: HostValue | GenieError) -> None:
+    def _add(self, position: int, arrived: HostValue | GenieError) -> None:
         with self._changed:
-            self._arrived.append(arrived)
+            self._arrived[position] = arrived
             if isinstance(arrived, HostValue):
                 self._bytes += len(arrived.data)
             self._changed.notify_all()
 
-    def take(self) -> HostValue:
-        """The next value; the sender's error if that is what came. Raises :class:`ConnectionLost` for a sender that
-        is gone, :class:`DeadlineExceeded` for one that never came or sends nothing."""
+    def take(self, position: int) -> HostValue:
+        """The value sent at ``position``; the sender's error if that is what came. Raises :class:`ConnectionLost` for
+        a sender that is gone, :class:`DeadlineExceeded` for one that never came or sends nothing."""
         started = time.monotonic()
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._connected or self._ended or self._arrived, 3 * _CONNECT_SECONDS
-            ):
-                raise DeadlineExceeded(
-                    f"{self.source} did not connect within {3 * _CONNECT_SECONDS:g} s",
-                    where=self.source,
-                    hint="nodes send each other values directly: each must reach the others' data ports",
-                )
-            left = _ARRIVE_SECONDS - (time.monotonic() - started)
-            if not self._changed.wait_for(lambda: self._arrived or self._ended, left):
-                raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
-            if not self._arrived:
-                assert self._ended is not None
-                raise self._ended
-            arrived = self._arrived.popleft()
+            self._wanted = position not in self._arrived
+            self._changed.notify_all()
+            try:
+                self._wait(position, started)
+            finally:
+                self._wanted = False
+            arrived = self._arrived.pop(position)
             if isinstance(arrived, HostValue):
                 self._bytes -= len(arrived.data)
             self._changed.notify_all()
         if isinstance(arrived, GenieError):
             raise arrived
         return arrived
+
+    def _wait(self, position: int, started: float) -> None:
+        if not self._changed.wait_for(lambda: self._connected or self._ended, 3 * _CONNECT_SECONDS):
+            raise DeadlineExceeded(
+                f"{self.source} did not connect within {3 * _CONNECT_SECONDS:g} s",
+                where=self.source,
+                hint="nodes send each other values directly: each must reach the others' data ports",
+            )
+        left = _ARRIVE_SECONDS - (time.monotonic() - started)
+        if not self._changed.wait_for(lambda: position in self._arrived or self._ended, left):
+            raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
+        if position not in self._arrived:
+            assert self._ended is not None
+            raise self._ended
 
     def end(self, reason: GenieError) -> None:
         with self._changed:
@@ -255,10 +264,10 @@ class Channels:
             value = error
         self._outlets[number].put(value)
 
-    def receive(self, number: int) -> HostValue:
+    def receive(self, number: int, position: int) -> HostValue:
         if number not in self._inlets:
             raise ProtocolError(f"inlet {number} was never opened")
-        return self._inlets[number].take()
+        return self._inlets[number].take(position)
 
     def close(self) -> None:
         for inlet in self._inlets.values():

@@ -339,7 +339,7 @@ class NodeSession:
         self._channels.connect(opened.number, opened.target)
 
     def _send(self, body: memoryview) -> None:
-        number, handle = channels.get_passage(body, "SEND")
+        number, handle = channels.get_send(body)
         self._channels.send(number, lambda: self._sent(handle))
 
     def _sent(self, handle: int) -> HostValue:
@@ -351,9 +351,9 @@ class NodeSession:
             raise self._failed.get(handle) or self._deferred or error from None
 
     def _receive(self, body: memoryview) -> None:
-        number, handle = channels.get_passage(body, "RECEIVE")
+        number, position, handle = channels.get_receive(body)
         try:
-            value = self._channels.receive(number)
+            value = self._channels.receive(number, position)
             self._session.upload(handle, value.spec, value.data)
         except (ProtocolError, LimitExceeded):
             raise

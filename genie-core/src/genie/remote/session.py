@@ -164,12 +164,12 @@ class RemoteSession:
     def send(self, outlet: int, handle: int) -> None:
         with self._lock:
             self._settle()
-            self._conversation.queue(Kind.SEND, channels.put_passage(outlet, handle))
+            self._conversation.queue(Kind.SEND, channels.put_send(outlet, handle))
             self._conversation.push()
 
-    def receive(self, inlet: Inlet, handle: int) -> None:
+    def receive(self, inlet: Inlet, position: int, handle: int) -> None:
         with self._lock:
-            self._conversation.queue(Kind.RECEIVE, channels.put_passage(inlet.number, handle))
+            self._conversation.queue(Kind.RECEIVE, channels.put_receive(inlet.number, position, handle))
 
     # --- looks ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from genie.schedule.cost import Roofline, RooflineCostModel, Transfers
 from genie.schedule.placement import SingleDevice
 from genie.schedule.policy import policy
+from genie.schedule.portfolio import Portfolio
 from genie.schedule.scheduler import Scheduler
 
-__all__ = ["Roofline", "RooflineCostModel", "Scheduler", "SingleDevice", "Transfers", "policy"]
+__all__ = ["Portfolio", "Roofline", "RooflineCostModel", "Scheduler", "SingleDevice", "Transfers", "policy"]

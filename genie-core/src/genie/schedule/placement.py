@@ -1,4 +1,4 @@
-"""Placement strategies, and what they are told: estimates and memory."""
+"""Placement strategies, and what they are told: estimates, memory, and what must hold."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from genie.device import Device
 from genie.errors import SchedulingError
 from genie.graph import Graph
 from genie.interfaces import Policy
+from genie.plan import Groups, Link
 from genie.schedule.cost import RooflineCostModel
 from genie.schedule.evaluate import Memory, gib, memory
-from genie.schedule.policy import MinLatency
+from genie.schedule.policy import Caps, MinLatency
 
 
 class Outlook(NamedTuple):
-    """What the scheduler knows before placing. ``seconds[d][i]`` is step ``i`` on device ``d``."""
+    """What the scheduler knows before placing.
+
+    ``seconds[d][i]`` is step ``i`` on device ``d``. ``capacities`` are the bytes each device has for this graph;
+    ``groups`` the steps that must be together and where they may run; ``homes`` on which device (by number) inputs
+    live.
+    """
 
     seconds: Sequence[Sequence[float]]
     memory: Memory
     policy: Policy
+    capacities: Sequence[int] = ()
+    links: Sequence[Link] = ()
+    groups: Groups | None = None
+    homes: Mapping[int, int] = {}
+    releases: Sequence[Sequence[int]] = ()
+    size: Sequence[int] = ()
+    caps: Caps = Caps()
 
 
 @runtime_checkable
@@ -52,10 +65,11 @@ class SingleDevice:
             raise SchedulingError(
                 f"there is no device {self._device!r}", hint=f"devices: {', '.join(device.id for device in devices)}"
             )
+        capacities = outlook.capacities or [device.memory_bytes for device in devices]
         allowed = [number for number, device in enumerate(devices) if self._device in (None, device.id)]
-        fitting = [number for number in allowed if outlook.memory.peak <= devices[number].memory_bytes]
+        fitting = [number for number in allowed if outlook.memory.peak <= capacities[number]]
         if not fitting:
-            raise _too_large(outlook.memory, [devices[number] for number in allowed])
+            raise too_large(outlook.memory, [devices[n] for n in allowed], [capacities[n] for n in allowed])
         scores = {}
         for number in fitting:
             total = sum(outlook.seconds[number])
@@ -68,11 +82,12 @@ class SingleDevice:
         return dict.fromkeys([node.id for node in graph.steps], devices[best].id), f"whole graph on one device: {why}"
 
 
-def _too_large(need: Memory, devices: Sequence[Device]) -> SchedulingError:
-    have = ", ".join(f"{device.id} has {gib(device.memory_bytes)}" for device in devices) or "there is no device"
+def too_large(need: Memory, devices: Sequence[Device], capacities: Sequence[int], tried: str = "") -> SchedulingError:
+    """The error for a graph that no device, or no placement ``tried``, has memory for."""
+    have = ", ".join(f"{device.id} has {gib(has)}" for device, has in zip(devices, capacities, strict=True))
     return SchedulingError(
         f"the graph needs {gib(need.peak)} ({gib(need.inputs)} of weights and inputs, "
-        f"{gib(need.peak - need.inputs)} of results at once); {have}",
+        f"{gib(need.peak - need.inputs)} of results at once); {have or 'there is no device'}{tried}",
         where=f"node {need.node}" if need.node >= 0 else "",
         hint="use a device with more memory, a smaller batch or a smaller dtype",
     )

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import isfinite
+from typing import NamedTuple
 
 from genie.device import Device
 from genie.errors import ConfigError, SchedulingError
 from genie.graph import Graph, Node, verify
-from genie.interfaces import CostModel, PlacementStrategy, Policy
-from genie.plan import Decision, ExecutionPlan, Transfer, liveness, split_storage
+from genie.graph.sizes import sizes
+from genie.interfaces import Appraising, CostModel, Estimate, PlacementStrategy, Policy
+from genie.plan import (
+    Constraint,
+    Decision,
+    ExecutionPlan,
+    Groups,
+    Links,
+    Transfer,
+    broken,
+    conflict,
+    exact,
+    grouped,
+    liveness,
+    makespan,
+    peaks,
+    refuse,
+    split_storage,
+    timeline,
+    transfers,
+)
 from genie.plan import verify as verify_plan
+from genie.schedule.constraints import Where, asked, homes_of
 from genie.schedule.cost import RooflineCostModel, Transfers
-from genie.schedule.evaluate import gib, makespan, memory, split_peaks, transfers
-from genie.schedule.placement import InformedStrategy, Outlook, SingleDevice
+from genie.schedule.evaluate import gib, memory
+from genie.schedule.placement import InformedStrategy, Outlook
+from genie.schedule.policy import Caps
 from genie.schedule.policy import policy as policy_named
+from genie.schedule.portfolio import Portfolio
+from genie.schedule.ways import ways
 
 _Estimate = Callable[[Node, Device], float]
 
 
+class _Appraisal(NamedTuple):
+    """One device's estimates, by step; ``details`` when the cost model says where each comes from."""
+
+    seconds: Sequence[float]
+    details: Sequence[Estimate] | None
+
+
 class Scheduler:
     """Places graphs on ``devices``.
+
+    ``latency_cap_ms`` and ``cost_cap`` (seconds of devices times their TFLOPS) are kept if any placement keeps them;
+    if none does, the plan says so among its rules, or with ``strict`` there is none. ``reserved`` are bytes of devices
+    that others hold.
 
     >>> gpu = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100)
     >>> plan = Scheduler(devices=[gpu], policy="min_latency").schedule(Graph((), (), (), ()))
@@ -29,14 +65,25 @@ class Scheduler:
     0.0
     """
 
-    def __init__(self, devices: Sequence[Device], policy: str | Policy = "min_latency") -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        policy: str | Policy = "min_latency",
+        *,
+        latency_cap_ms: float | None = None,
+        cost_cap: float | None = None,
+        strict: bool = False,
+        reserved: Mapping[str, int] | None = None,
+    ) -> None:
         self.devices = tuple(devices)
         if not self.devices:
             raise ConfigError("a scheduler needs at least one device")
         if len({device.id for device in self.devices}) < len(self.devices):
             raise ConfigError("two devices have one id")
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
-        self._strategy: PlacementStrategy = SingleDevice()
+        self._caps = Caps(latency_cap_ms, cost_cap, strict).checked()
+        self._reserved = _reserved(self.devices, reserved or {})
+        self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
     def set_cost_model(self, model: CostModel) -> None:
@@ -54,62 +101,117 @@ class Scheduler:
             raise ConfigError(f"the placement strategy {strategy!r} has no place(graph, devices)")
         self._strategy = strategy
 
-    def schedule(self, graph: Graph) -> ExecutionPlan:
-        """A verified plan. Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, or
-        when a cost model or a strategy answers what can't be used."""
+    def schedule(
+        self,
+        graph: Graph,
+        *,
+        homes: Mapping[int, str] | None = None,
+        pins: Mapping[Where, str] | None = None,
+        exclude: Mapping[Where, Collection[str] | str] | None = None,
+        draws: str | None = None,
+        occupied: Mapping[str, int] | None = None,
+    ) -> ExecutionPlan:
+        """A verified plan.
+
+        ``homes`` says on which device (by id) inputs live already: weights that are there, caches. To use one elsewhere
+        costs a transfer from there. ``occupied`` are
+        bytes of devices that other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
+        of their modules, must or must not run; ``draws`` names the device that draws random numbers.
+
+        Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
+        all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
+        """
         verify(graph)
         devices, steps = self.devices, graph.steps
+        living = homes_of(graph, devices, homes or {})
+        wanted = asked(graph, devices, pins or {}, exclude or {}, draws)
+        one = len(devices) == 1
         nodes: Sequence[Node] = steps if type(self._cost) is RooflineCostModel and _annotated(graph) else graph.nodes()
-        seconds = [self._estimates(nodes, device) for device in devices]
+        appraisals = [self._appraise(nodes, device) for device in devices]
+        seconds = [each.seconds for each in appraisals]
         releases = liveness(graph)
         need = memory(graph, releases)
-        if isinstance(self._strategy, InformedStrategy):
-            placement, rule = self._strategy.place_knowing(graph, devices, Outlook(seconds, need, self.policy))
-        else:
-            placement, rule = self._strategy.place(graph, devices), f"strategy {_name(self._strategy)}"
-        places = self._places(graph, placement)
-        one = len(devices) == 1
+        now = _reserved(devices, occupied or {})
+        taken = [min(a + b, d.memory_bytes) for a, b, d in zip(self._reserved, now, devices, strict=True)]
+        capacities = [device.memory_bytes - its for device, its in zip(devices, taken, strict=True)]
+        held = wanted if one else [*wanted, *exact(graph, living)]
+        links = () if one else ways(devices, self._transfer, self._source)
+        groups = Groups([], []) if one else grouped(len(steps), len(devices), held)
+        if not all(groups.allowed):
+            refuse(graph, [device.id for device in devices], conflict(len(steps), len(devices), held))
+        size = () if one else sizes(graph)
+        outlook = Outlook(seconds, need, self.policy, capacities, links, groups, living, releases, size, self._caps)
+        placement, rule = self._place(graph, outlook, held)
+        places = self._places(graph, placement, held)
         rows: Sequence[tuple[float, ...]] = [()] * len(steps) if one else list(zip(*seconds, strict=True))
-        decisions = tuple([Decision(d, seconds[d][i], self._source, 0, rows[i]) for i, d in enumerate(places)])
+        decisions = self._decisions(places, appraisals, rows)
         moves: tuple[Transfer, ...] = ()
-        peaks = [0] * len(devices)
-        if len(set(places)) < 2:
-            peaks[places[0] if places else 0] = need.peak
+        most = [0] * len(devices)
+        if one or (len(set(places)) < 2 and not living):
+            most[places[0] if places else 0] = need.peak
         else:
-            moves = transfers(graph, places, devices, self._transfer)
-            peaks = split_peaks(graph, places, len(devices), releases, moves)
-        self._check(moves, peaks)
+            moves = transfers(graph, places, Links(links), living, size)
+            most = list(peaks(graph, places, len(devices), releases, living, size))
+        self._check(most, capacities)
+        latency = makespan(graph, decisions, moves, len(devices))
         plan = ExecutionPlan(
             graph=graph,
             devices=devices,
             decisions=decisions,
             releases=releases,
             transfers=moves,
-            rules=(rule,),
+            rules=(rule, *self._exceeded(graph, decisions, moves, latency)),
             policy=self.policy.name,
-            latency=makespan(graph, decisions, moves),
-            peak_memory=tuple(peaks),
+            latency=latency,
+            peak_memory=tuple(most),
+            links=links,
+            homes=tuple(sorted(living.items())),
+            constraints=tuple(wanted),
+            capacities=tuple(capacities) if any(taken) else (),
         )
         verify_plan(plan)
         return plan
 
-    def _estimates(self, nodes: Sequence[Node], device: Device) -> list[float]:
-        compute = self._compute
+    def _place(self, graph: Graph, outlook: Outlook, held: Sequence[Constraint]) -> tuple[Mapping[int, str], str]:
+        if not isinstance(self._strategy, InformedStrategy):
+            return self._strategy.place(graph, self.devices), f"strategy {_name(self._strategy)}"
+        return self._strategy.place_knowing(graph, self.devices, outlook)
+
+    def _appraise(self, nodes: Sequence[Node], device: Device) -> _Appraisal:
+        details: Sequence[Estimate] | None = None
         try:
-            seconds = [float(compute(node, device)) for node in nodes]
-            sound = all(map(isfinite, seconds)) and (not seconds or min(seconds) >= 0)
+            if isinstance(self._cost, Appraising):
+                details = self._cost.appraise(nodes, device)
+                seconds = [float(each.seconds) for each in details]
+            else:
+                compute = self._compute
+                seconds = [float(compute(node, device)) for node in nodes]
+            sound = len(seconds) == len(nodes) and all(map(isfinite, seconds)) and (not seconds or min(seconds) >= 0)
         except Exception as error:  # a plugin may raise anything
             raise SchedulingError(
                 f"the cost model {self._source!r} failed: {type(error).__name__}: {error}", where=device.id
             ) from error
         if not sound:
-            bad = next(node for node, cost in zip(nodes, seconds, strict=True) if not (isfinite(cost) and cost >= 0))
-            raise SchedulingError(
-                f"the cost model {self._source!r} gives node {bad.id} ({bad.target}) no time in seconds"
-            )
-        return seconds
+            bad = next((n for n, cost in zip(nodes, seconds, strict=False) if not (isfinite(cost) and cost >= 0)), None)
+            what = f"node {bad.id} ({bad.target})" if bad is not None else f"{len(nodes) - len(seconds)} nodes"
+            raise SchedulingError(f"the cost model {self._source!r} gives {what} no time in seconds")
+        return _Appraisal(array("d", seconds), details)
 
-    def _places(self, graph: Graph, placement: Mapping[int, str]) -> list[int]:
+    def _decisions(
+        self, places: Sequence[int], appraisals: Sequence[_Appraisal], rows: Sequence[tuple[float, ...]]
+    ) -> tuple[Decision, ...]:
+        if all(each.details is None for each in appraisals):
+            times, source = [each.seconds for each in appraisals], self._source
+            return tuple([Decision(d, times[d][i], source, 0, rows[i]) for i, d in enumerate(places)])
+        made: list[Decision] = []
+        for step, device in enumerate(places):
+            details = appraisals[device].details
+            assert details is not None
+            its = details[step]
+            made.append(Decision(device, float(its.seconds), its.source, 0, rows[step], its.error, its.bound))
+        return tuple(made)
+
+    def _places(self, graph: Graph, placement: Mapping[int, str], held: Sequence[Constraint]) -> list[int]:
         """Per step, the index of its device; checked, for strategies may be anyone's."""
         index = {device.id: number for number, device in enumerate(self.devices)}
         try:
@@ -125,22 +227,51 @@ class Scheduler:
                 f"the strategy {_name(self._strategy)!r} splits the memory of %{value}, which is written to in place",
                 hint="keep nodes that share written memory on one device",
             )
+        if (first := broken(places, held)) is not None:
+            raise SchedulingError(
+                f"the strategy {_name(self._strategy)!r} does not keep what must hold: {first.text}",
+                where=f"node {graph.steps[first.steps[0]].id}" if first.steps else "",
+            )
         return places
 
-    def _check(self, moves: Sequence[Transfer], peaks: Sequence[int]) -> None:
-        for move in moves:
-            if not (isfinite(move.seconds) and move.seconds >= 0):
-                raise SchedulingError(f"{self._source!r} gives the transfer of %{move.value} no time in seconds")
-        for device, peak in zip(self.devices, peaks, strict=True):
-            if peak > device.memory_bytes:
+    def _check(self, most: Sequence[int], capacities: Sequence[int]) -> None:
+        for device, peak, has in zip(self.devices, most, capacities, strict=True):
+            if peak > has:
                 raise SchedulingError(
-                    f"the strategy {_name(self._strategy)!r} puts {gib(peak)} on {device.id}, "
-                    f"which has {gib(device.memory_bytes)}"
+                    f"the strategy {_name(self._strategy)!r} puts {gib(peak)} on {device.id}, which has {gib(has)}"
                 )
+
+    def _exceeded(
+        self, graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], latency: float
+    ) -> list[str]:
+        if self._caps.latency_ms is None and self._caps.cost is None:
+            return []
+        busy = timeline(graph, decisions, moves, len(self.devices)).busy
+        seconds = {device.id: its for device, its in zip(self.devices, busy, strict=True)}
+        found = self._caps.exceeded(latency, seconds, self.devices)
+        if found and self._caps.strict:
+            raise SchedulingError(
+                f"no placement keeps the caps; of the best one {'; '.join(found)}",
+                hint="raise the cap, add devices, or leave out strict=True",
+            )
+        return found
+
+
+def _reserved(devices: Sequence[Device], reserved: Mapping[str, int]) -> list[int]:
+    ids = [device.id for device in devices]
+    for name, taken in reserved.items():
+        if name not in ids:
+            raise ConfigError(f"reserved: there is no device {name!r}", hint=f"devices: {', '.join(ids)}")
+        if isinstance(taken, bool) or not isinstance(taken, int) or taken < 0:
+            raise ConfigError(f"reserved: {name!r} must be a number of bytes, not {taken!r}")
+    return [min(reserved.get(device.id, 0), device.memory_bytes) for device in devices]
 
 
 def _annotated(graph: Graph) -> bool:
-    return all(node.semantics is not None and node.semantics.bytes_read is not None for node in graph.steps)
+    return all(
+        known is not None and known.bytes_read is not None and known.bytes_written is not None
+        for known in [node.semantics for node in graph.steps]
+    )
 
 
 def _name(strategy: object) -> str:

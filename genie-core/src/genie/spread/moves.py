@@ -23,6 +23,8 @@ class Moves:
     def __init__(self, members: Sequence[Session]) -> None:
         self._members = members
         self._ways: dict[tuple[int, int], tuple[int, Any]] = {}  # (outlet there, inlet here)
+        self._sent: dict[tuple[int, int], int] = {}  # how many values, by way
+        self._position: dict[tuple[int, int, int], int] = {}  # of what was sent and not yet received
         self._carried: dict[tuple[int, int, int], HostValue | RemoteOpError] = {}
         self.direct = 0  # values sent from node to node
         self.carried = 0  # … and through this process
@@ -34,6 +36,9 @@ class Moves:
         if way is not None:
             assert isinstance(sender, Linked)
             sender.send(way[0], handle)
+            position = self._sent.get((source, target), 0)
+            self._sent[source, target] = position + 1
+            self._position[source, handle, target] = position
             self.direct += 1
             return
         try:
@@ -43,14 +48,17 @@ class Moves:
             self._carried[source, handle, target] = error
         self.carried += 1
 
+    def under_way(self, source: int, handle: int, target: int) -> bool:
+        """Whether it was sent, and not yet received."""
+        return (source, handle, target) in self._position or (source, handle, target) in self._carried
+
     def receive(self, source: int, handle: int, target: int, there: int) -> None:
-        """The value that was ``handle`` on ``source`` when it was sent is ``there`` on ``target``. Of several values
-        on one way, the order is that in which they were sent."""
+        """The value that was ``handle`` on ``source`` when it was sent is ``there`` on ``target``."""
         way = self._way(source, target)
         receiver = self._members[target]
         if way is not None:
             assert isinstance(receiver, Linked)
-            receiver.receive(way[1], there)
+            receiver.receive(way[1], self._position.pop((source, handle, target)), there)
             return
         value = self._carried.pop((source, handle, target))
         if not isinstance(value, RemoteOpError):

@@ -20,6 +20,7 @@ class Part(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     words: tuple[int, ...]  # positions of its parameters among the whole's
+    brings: tuple[int, ...]  # inputs of the whole that no part before it takes on this device
     arrives: tuple[int, ...]  # values that other devices make and it takes
     departs: tuple[tuple[int, int], ...]  # (value, device), once it is done
     frees: tuple[int, ...]  # what nobody here needs after that
@@ -30,6 +31,7 @@ class Split(NamedTuple):
 
     parts: tuple[Part, ...]
     brought: tuple[tuple[int, int], ...]  # (input value, device that uses it)
+    scattered: frozenset[int]  # inputs that several devices use
     home: dict[int, int]  # value → the device it is made on; of an input, the first that uses it
     bound: tuple[int, ...]  # inputs that share memory with what is written or outlives the plan: copies won't do
     written: tuple[int, ...]  # inputs whose memory is written
@@ -72,6 +74,7 @@ def split(plan: ExecutionPlan) -> Split:
     words = _words(graph)
     parts = []
     arrived: set[tuple[int, int]] = set()
+    brought: dict[tuple[int, int], None] = {}
     for number, (device, steps) in enumerate(stages):
         gone = {
             value
@@ -91,6 +94,8 @@ def split(plan: ExecutionPlan) -> Split:
             if value not in entered and home[value] != device and (value, device) not in arrived
         )
         arrived.update((value, device) for value in arrives)
+        brings = tuple(value for value in needed[number] if value in entered and (value, device) not in brought)
+        brought.update(((value, device), None) for value in brings)
         parts.append(
             Part(
                 device,
@@ -98,6 +103,7 @@ def split(plan: ExecutionPlan) -> Split:
                 needed[number],
                 outputs,
                 tuple(position for step in steps for position in words[step]),
+                brings,
                 arrives,
                 departs,
                 tuple(value for value in passed if value not in kept),
@@ -105,10 +111,10 @@ def split(plan: ExecutionPlan) -> Split:
         )
     if untouched:
         alone = tuple(value for value in graph.outputs if value in set(untouched))
-        parts.append(
-            Part(0, _alone(plan, 0, (), tuple(untouched), alone, set()), tuple(untouched), alone, (), (), (), ())
-        )
-    brought = dict.fromkeys((value, part.device) for part in parts for value in part.inputs if value in entered)
+        passing = tuple(untouched)
+        whole = _alone(plan, 0, (), passing, alone, set())
+        parts.append(Part(0, whole, passing, alone, (), passing, (), (), ()))
+        brought.update(((value, 0), None) for value in passing)
     root = _roots(graph)
     families = _families(graph, root)
     used_by: dict[int, set[int]] = {value: set() for value in entered}
@@ -117,6 +123,7 @@ def split(plan: ExecutionPlan) -> Split:
     return Split(
         tuple(parts),
         tuple(brought),
+        frozenset(value for value, devices in used_by.items() if len(devices) > 1),
         home,
         tuple(value for value in entered if value in home and root[value] in families.bound),
         tuple(value for value in entered if root[value] in families.written),

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from genie import codec
 from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Fetched, Session
-from genie.plan import ExecutionPlan
+from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
 from genie.spread.moves import Moves
 from genie.spread.parts import Part, Split, gathered, split
@@ -28,8 +29,11 @@ class Residency(NamedTuple):
     """What a scheduler should know of the values there are. Devices by their ids."""
 
     homes: Mapping[int, str]  # input value of the graph → where it lives
+    movable: frozenset[int]  # those that can be moved: no other value shares their memory
     held: Mapping[str, int]  # bytes that other values take
 
+
+NOWHERE = Residency({}, frozenset(), {})
 
 Planner = Callable[[Graph, Residency], ExecutionPlan]
 
@@ -70,7 +74,7 @@ class SpreadSession:
         self._directory = Directory()
         self._moves = Moves(self.members)
         self._plans: list[ExecutionPlan] = []
-        self._numbers: dict[int, int] = {}  # by identity of plans, which are kept
+        self._numbers: dict[str, int] = {}  # by content
         self._placings: dict[tuple[int, tuple[int | None, ...]], _Placing] = {}
         self._loaded: dict[tuple[int, int], _Loaded] = {}  # by member and number there
         self._predictions: dict[int, Prediction] = {}
@@ -90,14 +94,17 @@ class SpreadSession:
             return self._residency({entry.value: each for entry, each in zip(graph.inputs, handles, strict=True)})
 
     def _residency(self, handle_of: Mapping[int, int]) -> Residency:
-        held, homes = list(self._held), {}
+        held, homes, movable = list(self._held), {}, set()
         for value, handle in handle_of.items():
             home = self._home_of(handle)
             if home is not None:
                 homes[value] = self.members[home].device.id
+                if self._directory.alone(handle):
+                    movable.add(value)
                 member, size = self._sizes.get(handle, (home, 0))
                 held[member] -= size
-        return Residency(homes, {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)})
+        others = {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)}
+        return Residency(homes, frozenset(movable), others)
 
     def _home_of(self, handle: int) -> int | None:
         return None if handle in self._waiting else self._directory.home(handle)[0]
@@ -106,12 +113,13 @@ class SpreadSession:
 
     def load(self, plan: ExecutionPlan) -> int:
         with self._lock:
-            known = self._numbers.get(id(plan))
+            content = codec.digest(codec.encode(bare(plan)))
+            known = self._numbers.get(content)
             if known is None:
                 known = len(self._plans)
                 self._place(known, (), plan)
                 self._plans.append(plan)
-                self._numbers[id(plan)] = known
+                self._numbers[content] = known
             return known
 
     def _place(self, number: int, homes: tuple[int | None, ...], plan: ExecutionPlan) -> _Placing:
@@ -237,11 +245,14 @@ class SpreadSession:
         placing = self._placing(number, handle_of)
         split, members = placing.split, placing.members
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
+        # What is elsewhere sets out now, and is received by the part that needs it: it travels while others compute.
         for value, device in split.brought:
-            there[value, device] = self._bring(handle_of[value], members[device])
+            self._send(handle_of[value], members[device], wait=value not in split.scattered)
         made: dict[int, deque[int]] = {}  # output of the plan → what it is called
         for part, loaded in zip(split.parts, placing.loaded, strict=True):
             device, member = part.device, members[part.device]
+            for value in part.brings:
+                there[value, device] = self._bring(handle_of[value], member)
             for value in part.arrives:
                 source = split.home[value]
                 there[value, device] = self._take(1)
@@ -326,6 +337,17 @@ class SpreadSession:
         ]
         return fits[0] if fits else max(range(len(room)), key=room.__getitem__)
 
+    def _send(self, handle: int, member: int, wait: bool) -> None:
+        """Have the value set out for ``member``, if it lives elsewhere; :meth:`_bring` must follow. What is not
+        uploaded yet may ``wait`` until then, if no other member needs it."""
+        if handle in self._waiting:
+            if not wait:
+                self._let_go(handle, member)
+        elif self._directory.at(handle, member) is None:
+            home, there = self._directory.home(handle)
+            if not self._moves.under_way(home, there, member):
+                self._moves.send(home, there, member)
+
     def _bring(self, handle: int, member: int) -> int:
         """The value's handle on ``member``, which gets a copy if it lives elsewhere."""
         if handle in self._waiting:
@@ -334,8 +356,9 @@ class SpreadSession:
         found = self._directory.at(handle, member)
         if found is None:
             home, there = self._directory.home(handle)
+            if not self._moves.under_way(home, there, member):
+                self._moves.send(home, there, member)
             found = self._take(1)
-            self._moves.send(home, there, member)
             self._moves.receive(home, there, member, found)
             self._directory.add_copy(handle, member, found)
         return found

@@ -1,20 +1,21 @@
 """What the records about channels carry: the ways by which nodes send each other values.
 
-A channel leads from a session on one node to a session on another and keeps the order of its values. The client has
-the receiver open an *inlet*, which names a token, and tells the sender of it, which connects an *outlet*: HELLO with
-the token, WELCOME, and from then on VALUE and ERROR records, one message each, in one direction. SEND puts a value on
-its way, RECEIVE makes the next one that arrives a value of the session.
+A channel leads from a session on one node to a session on another. The client has the receiver open an *inlet*, which
+names a token, and tells the sender of it, which connects an *outlet*: HELLO with the token, WELCOME, and from then on
+VALUE and ERROR records, one message each, in one direction. SEND puts a value on its way; RECEIVE makes the n-th that
+was sent a value of the receiving session, whose work waits for it.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import TypeVar
 
 import msgspec
 
 from genie.errors import ProtocolError
 from genie.wire.frames import Buffer
-from genie.wire.messages import get_pair, put_pair
+from genie.wire.messages import LARGEST_HANDLE, get_pair, put_pair
 
 _T = TypeVar("_T")
 
@@ -52,19 +53,38 @@ _opening_decoder = msgspec.msgpack.Decoder(Opening)
 _target_decoder = msgspec.msgpack.Decoder(Target)
 _outlet_decoder = msgspec.msgpack.Decoder(Outlet)
 
-put_passage = put_pair
-"""SEND (outlet, handle) and RECEIVE (inlet, handle)."""
+_RECEIVE = struct.Struct("<QQQ")
 
 
 def put(value: Opening | Target | Outlet) -> bytes:
     return _encode(value)
 
 
-def get_passage(data: memoryview, what: str) -> tuple[int, int]:
-    number, handle = get_pair(data, what)
-    if not 0 < handle < 1 << 63:
+def put_send(outlet: int, handle: int) -> bytes:
+    return put_pair(outlet, handle)
+
+
+def get_send(data: memoryview) -> tuple[int, int]:
+    outlet, handle = get_pair(data, "SEND")
+    return outlet, _handle(handle)
+
+
+def put_receive(inlet: int, position: int, handle: int) -> bytes:
+    """``position`` counts what was sent through the channel, from 0."""
+    return _RECEIVE.pack(inlet, position, handle)
+
+
+def get_receive(data: memoryview) -> tuple[int, int, int]:
+    if len(data) != _RECEIVE.size:
+        raise ProtocolError(f"a RECEIVE record has {len(data)} bytes instead of {_RECEIVE.size}")
+    inlet, position, handle = _RECEIVE.unpack(data)
+    return inlet, position, _handle(handle)
+
+
+def _handle(handle: int) -> int:
+    if not 0 < handle <= LARGEST_HANDLE:
         raise ProtocolError(f"{handle} is no handle")
-    return number, handle
+    return handle
 
 
 def get_opening(data: Buffer) -> Opening:

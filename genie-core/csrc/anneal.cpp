@@ -1,0 +1,343 @@
+// Simulated annealing over placements: most proposals look at what the end is waiting for.
+
+#include <algorithm>
+#include <cmath>
+
+#include "search.h"
+
+namespace genie {
+
+Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
+    : left(budget), p_(problem), objective_(objective), clock_(problem), ledger_(problem), place_(problem.steps) {}
+
+Score Judge::operator()(const Placement& units) {
+  for (int step = 0; step < p_.steps; ++step) place_[step] = units[p_.unit[step]];
+  clock_.run(place_, outcome_);
+  outcome_.overflow = 0.0;
+  if (p_.tight) ledger_.run(place_, outcome_);
+  left -= p_.steps;
+  ++judged;
+  return objective_.score(outcome_);
+}
+
+namespace {
+
+// The chain of steps and transfers that the last step to end waited for.
+struct Critical {
+  std::vector<int> steps;
+  std::vector<std::pair<int, int>> moves;  // (maker's step or -1, the step that needs it)
+
+  void trace(const Judge& judge) {
+    const Clock& clock = judge.clock();
+    const Problem& p = judge.problem();
+    steps.clear();
+    moves.clear();
+    for (int step = clock.last; step >= 0;) {
+      steps.push_back(step);
+      const int why = clock.cause[step];
+      if (why == -1) break;
+      if (why == kMaking) {
+        step = clock.before[step];
+        continue;
+      }
+      int move = why;
+      while (move >= 0) {
+        const Move& its = clock.moves[move];
+        moves.emplace_back(p.maker[its.value], its.before);
+        if (its.cause == kMaking) {
+          step = p.maker[its.value];
+          break;
+        }
+        move = its.cause;
+        step = -1;
+      }
+    }
+  }
+};
+
+class Annealer {
+ public:
+  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed) {}
+
+  void run(Candidate& best, int64_t budget, double heat) {
+    if (p_.units == 0 || p_.devices < 2) return;
+    const int64_t until = judge_.left - budget;
+    Placement now = best.units;
+    Score current = judge_(now);
+    remember();
+    const double scale = std::max(current.scalar(), 1e-300);
+    const double hot = heat * scale, cold = 0.002 * hot;
+    double best_scalar = best.score.scalar();
+    int since = 0;
+    while (judge_.left - p_.steps >= until && judge_.left - p_.steps >= 0) {
+      const double gone = 1.0 - static_cast<double>(judge_.left - until) / static_cast<double>(std::max<int64_t>(budget, 1));
+      const double temperature = hot * std::pow(cold / hot, gone);
+      propose(now);
+      if (changed_.empty()) {
+        judge_.left -= 1 + p_.steps / 64;  // a proposal costs something, too
+        continue;
+      }
+      const Score score = judge_(now);
+      const double gain = current.scalar() - score.scalar();
+      if (gain >= 0 || random_.uniform() < std::exp(gain / std::max(temperature, 1e-300))) {
+        current = score;
+        remember();
+        if (score.better(best.score)) {
+          best.units = now;
+          best.score = score;
+          best_scalar = score.scalar();
+          since = 0;
+        }
+      } else {
+        undo(now);
+      }
+      // Far from the best for long: go back to it.
+      if (++since > 400 && current.scalar() > best_scalar * 1.02) {
+        now = best.units;
+        current = judge_(now);
+        remember();
+        since = 0;
+      }
+    }
+  }
+
+ private:
+  void remember() {
+    busy_ = judge_.outcome().busy;
+    place_ = judge_.place();
+    if (judge_.objective().kind == Objective::kThroughput) {
+      hot_ = 0;
+      double most = -1.0;
+      for (int device = 0; device < p_.devices; ++device) {
+        const Outcome& its = judge_.outcome();
+        const double load = std::max({its.busy[device], its.sent[device], its.received[device]});
+        if (load > most) {
+          most = load;
+          hot_ = device;
+        }
+      }
+    } else {
+      critical_.trace(judge_);
+    }
+  }
+
+  bool set(Placement& units, int unit, int device) {
+    if (units[unit] == device || !p_.may(unit, device)) return false;
+    for (const auto& [already, was] : changed_)
+      if (already == unit) return false;
+    changed_.emplace_back(unit, units[unit]);
+    units[unit] = device;
+    return true;
+  }
+
+  void undo(Placement& units) {
+    for (const auto& [unit, device] : changed_) units[unit] = device;
+  }
+
+  int step_of_interest() {
+    if (judge_.objective().kind == Objective::kThroughput) {
+      for (int tries = 0; tries < 8; ++tries) {
+        const int step = random_.below(p_.steps);
+        if (place_[step] == hot_) return step;
+      }
+    } else if (!critical_.steps.empty() && random_.below(4) != 0) {
+      return critical_.steps[random_.below(static_cast<int>(critical_.steps.size()))];
+    }
+    return random_.below(p_.steps);
+  }
+
+  // A device near the step's neighbours, or the least busy, or any.
+  int device_for(int step) {
+    const int kind = random_.below(8);
+    if (kind < 4) {
+      const auto operands = p_.operands.of(step);
+      const auto outputs = p_.outputs.of(step);
+      if (kind < 2 && !operands.empty()) {
+        const int value = operands[random_.below(static_cast<int>(operands.size()))];
+        if (p_.maker[value] >= 0) return place_[p_.maker[value]];
+        if (p_.home[value] >= 0) return p_.home[value];
+        const auto users = p_.users.of(value);
+        return place_[users[random_.below(static_cast<int>(users.size()))]];
+      }
+      if (!outputs.empty()) {
+        const int value = outputs[random_.below(static_cast<int>(outputs.size()))];
+        const auto users = p_.users.of(value);
+        if (!users.empty()) return place_[users[random_.below(static_cast<int>(users.size()))]];
+      }
+    }
+    if (kind < 6) return static_cast<int>(std::min_element(busy_.begin(), busy_.end()) - busy_.begin());
+    return random_.below(p_.devices);
+  }
+
+  void propose(Placement& units) {
+    changed_.clear();
+    const int kind = random_.below(16);
+    if (kind < 4 && !critical_.moves.empty()) {
+      // Do without a transfer that the end waits for.
+      const auto [from, to] = critical_.moves[random_.below(static_cast<int>(critical_.moves.size()))];
+      if (from >= 0) {
+        if (random_.below(2))
+          spread(units, to, place_[from], 1 + random_.below(4));
+        else
+          spread_back(units, from, place_[to], 1 + random_.below(4));
+        return;
+      }
+    }
+    const int step = step_of_interest();
+    const int device = device_for(step);
+    if (kind < 9) {
+      set(units, p_.unit[step], device);
+    } else if (kind < 12) {
+      spread(units, step, device, 2 + random_.below(12));
+    } else if (kind < 15) {
+      stretch(units, step, device);
+    } else {
+      exchange(units, step, device);
+    }
+  }
+
+  // The step and what follows from it where it was, breadth first.
+  void spread(Placement& units, int step, int device, int most) {
+    const int was = place_[step];
+    frontier_.assign(1, step);
+    for (size_t at = 0; at < frontier_.size() && static_cast<int>(at) < most; ++at) {
+      set(units, p_.unit[frontier_[at]], device);
+      for (int value : p_.outputs.of(frontier_[at]))
+        for (int user : p_.users.of(value))
+          if (place_[user] == was && static_cast<int>(frontier_.size()) < most) frontier_.push_back(user);
+    }
+  }
+
+  void spread_back(Placement& units, int step, int device, int most) {
+    const int was = place_[step];
+    frontier_.assign(1, step);
+    for (size_t at = 0; at < frontier_.size() && static_cast<int>(at) < most; ++at) {
+      set(units, p_.unit[frontier_[at]], device);
+      for (int value : p_.operands.of(frontier_[at])) {
+        const int maker = p_.maker[value];
+        if (maker >= 0 && place_[maker] == was && static_cast<int>(frontier_.size()) < most) frontier_.push_back(maker);
+      }
+    }
+  }
+
+  // Neighbours in order that are where the step is.
+  void stretch(Placement& units, int step, int device) {
+    const int was = place_[step];
+    const int most = std::max(2, p_.steps / 4);
+    const int length = 1 + static_cast<int>(std::exp(random_.uniform() * std::log(static_cast<double>(most))));
+    int first = step, last = step;
+    const int back = random_.below(length);
+    for (int count = 0; count < back && first > 0 && place_[first - 1] == was; ++count) --first;
+    for (int count = back; count < length && last + 1 < p_.steps && place_[last + 1] == was; ++count) ++last;
+    for (int at = first; at <= last; ++at) {
+      const int unit = p_.unit[at];
+      if (units[unit] != device && p_.may(unit, device)) {
+        changed_.emplace_back(unit, units[unit]);
+        units[unit] = device;
+      }
+    }
+  }
+
+  // Two steps change places.
+  void exchange(Placement& units, int step, int device) {
+    const int was = place_[step];
+    for (int tries = 0; tries < 8; ++tries) {
+      const int other = random_.below(p_.steps);
+      if (place_[other] != device || device == was) continue;
+      set(units, p_.unit[step], device);
+      set(units, p_.unit[other], was);
+      return;
+    }
+  }
+
+  Judge& judge_;
+  const Problem& p_;
+  Random random_;
+  Critical critical_;
+  std::vector<std::pair<int, int>> changed_;
+  std::vector<int> frontier_;
+  std::vector<double> busy_;
+  std::vector<int> place_;
+  int hot_ = 0;
+};
+
+}  // namespace
+
+void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed, double heat) {
+  Annealer(judge, seed).run(best, std::min(budget, judge.left), heat);
+}
+
+void anneal_order(Problem& p, const Objective& objective, Candidate& best, std::vector<int>& order, int64_t budget,
+                  uint64_t seed) {
+  if (p.steps < 2) return;
+  Random random(seed);
+  p.order = order;
+  Judge judge(p, objective, budget);
+  Placement now = best.units;
+  Score current = judge(now);
+  best.score = current;
+  Critical critical;
+  critical.trace(judge);
+  std::vector<int> at(p.steps);
+  for (int number = 0; number < p.steps; ++number) at[p.order[number]] = number;
+  const double hot = 0.03 * std::max(current.scalar(), 1e-300), cold = 0.003 * hot;
+  const auto shift = [&](int from, int to) {
+    const int step = p.order[from];
+    if (from < to)
+      std::move(p.order.begin() + from + 1, p.order.begin() + to + 1, p.order.begin() + from);
+    else
+      std::move_backward(p.order.begin() + to, p.order.begin() + from, p.order.begin() + from + 1);
+    p.order[to] = step;
+    for (int number = std::min(from, to); number <= std::max(from, to); ++number) at[p.order[number]] = number;
+  };
+  while (judge.left > 0) {
+    const double gone = 1.0 - static_cast<double>(judge.left) / static_cast<double>(budget);
+    const double temperature = hot * std::pow(cold / hot, gone);
+    const bool chosen = !critical.steps.empty() && random.below(3) != 0;
+    const int step = chosen ? critical.steps[random.below(static_cast<int>(critical.steps.size()))] : random.below(p.steps);
+    const int unit = p.unit[step];
+    int from = -1, to = -1, was = now[unit];
+    const int kind = random.below(4);
+    if (kind != 0) {
+      // Within what it needs and what needs it.
+      int first = 0, last = p.steps - 1;
+      for (int value : p.operands.of(step))
+        if (p.maker[value] >= 0) first = std::max(first, at[p.maker[value]] + 1);
+      for (int value : p.outputs.of(step))
+        for (int user : p.users.of(value)) last = std::min(last, at[user] - 1);
+      if (last > first) {
+        from = at[step];
+        to = first + random.below(last - first + 1);
+        if (to == from)
+          from = -1;
+        else
+          shift(from, to);
+      }
+    }
+    if (kind != 1 && p.devices > 1) {
+      const int device = random.below(p.devices);
+      if (p.may(unit, device)) now[unit] = device;
+    }
+    if (from < 0 && now[unit] == was) {
+      judge.left -= 1;
+      continue;
+    }
+    const Score score = judge(now);
+    const double gain = current.scalar() - score.scalar();
+    if (gain >= 0 || random.uniform() < std::exp(gain / std::max(temperature, 1e-300))) {
+      current = score;
+      critical.trace(judge);
+      if (score.better(best.score)) {
+        best.units = now;
+        best.score = score;
+        order = p.order;
+      }
+    } else {
+      now[unit] = was;
+      if (from >= 0) shift(to, from);
+    }
+  }
+  p.order = order;
+}
+
+}  // namespace genie

@@ -1,0 +1,272 @@
+#include <algorithm>
+#include <numeric>
+
+#include "search.h"
+
+namespace genie {
+namespace {
+
+class Searcher {
+ public:
+  Searcher(const Problem& problem, const Objective& objective, int64_t budget, uint64_t seed)
+      : p_(problem), objective_(objective), judge_(problem, objective, budget), budget_(budget), seed_(seed) {}
+
+  Found run() {
+    portfolio();
+    improve();
+    if (best_.score.overflow > 0) make_fit();
+    prefer_single();
+    Found found;
+    found.best = best_;
+    found.single = single_.score;
+    found.feasible = best_.score.overflow == 0;
+    found.proven = proven_;
+    found.judged = judge_.judged;
+    return found;
+  }
+
+ private:
+  void offer(Placement units, const char* rule) {
+    if (units.empty() && p_.units > 0) return;
+    const Score score = judge_(units);
+    keep({std::move(units), score, rule});
+  }
+
+  void keep(Candidate candidate) {
+    if (!any_ || candidate.score.better(best_.score)) {
+      if (any_) second_ = best_;
+      two_ = any_;
+      best_ = candidate;
+      any_ = true;
+    }
+    pool_.push_back(std::move(candidate));
+  }
+
+  void portfolio() {
+    for (int device = 0; device < p_.devices; ++device) {
+      Placement units = single(p_, device);
+      const Score score = judge_(units);
+      if (device == 0 || score.better(single_.score)) single_ = {units, score, "one device"};
+      keep({std::move(units), score, "one device"});
+    }
+    const bool large = p_.steps > 4000;
+    if (p_.devices > 1) {
+      offer(greedy(p_, false, 0.0), "earliest finish, operator by operator");
+      if (!large || p_.devices <= 16) offer(greedy(p_, true, 0.5), "earliest finish with foresight, operator by operator");
+      for (Placement& units : components(p_)) offer(std::move(units), "independent parts on their own");
+      const bool throughput = objective_.kind == Objective::kThroughput;
+      for (Placement& units : cut_chains(p_, false, 96)) offer(std::move(units), "cut into a chain of stages");
+      if (throughput)
+        for (Placement& units : cut_chains(p_, true, 192)) offer(std::move(units), "cut into balanced stages");
+      if (p_.order.empty()) {
+        coarse(chains(p_), "earliest finish, chain by chain", true);
+        coarse(runs(p_), "earliest finish, block by block", false);
+        for (int count : {12, 32, 96})
+          if (count < p_.steps / 2) coarse(windows(p_, count), "earliest finish, stretch by stretch", false);
+      }
+    }
+  }
+
+  void coarse(const std::vector<int>& label, const char* rule, bool keep_problem) {
+    Coarse made = coarsen(p_, label);
+    if (made.problem.steps < 2 || made.problem.steps >= p_.steps) return;
+    for (const bool look : {false, true}) offer(made.refine(p_, greedy(made.problem, look, 0.5)), rule);
+    if (keep_problem || made.problem.steps < 300) coarser_.push_back(std::move(made));
+  }
+
+  // A placement of the coarser problem that refines to (most of) this one.
+  static Placement lift(const Coarse& made, const Problem& finer, const Placement& units) {
+    Placement found(made.problem.units, -1);
+    for (int step = 0; step < finer.steps; ++step) {
+      int& its = found[made.problem.unit[made.step[step]]];
+      if (its < 0) its = units[finer.unit[step]];
+    }
+    return found;
+  }
+
+  void improve() {
+    if (p_.devices < 2 || p_.units == 0) return;
+    const int64_t all = judge_.left;
+    if (all <= 0) return;
+    // Coarser problems first: a whole block moves in one go, and an evaluation costs less.
+    int64_t share = all / 2;
+    if (p_.order.empty()) {
+      std::stable_sort(coarser_.begin(), coarser_.end(),
+                       [](const Coarse& a, const Coarse& b) { return a.problem.steps < b.problem.steps; });
+      for (size_t at = 0; at < coarser_.size(); ++at) {
+        const Coarse& made = coarser_[at];
+        const int64_t mine = share / static_cast<int64_t>(coarser_.size());
+        Judge judge(made.problem, objective_, mine);
+        Candidate candidate{lift(made, p_, best_.units), {}, "annealed"};
+        candidate.score = judge(candidate.units);
+        anneal(judge, candidate, mine, seed_ + at, 0.03);
+        judge_.left -= mine;
+        offer(made.refine(p_, candidate.units), "annealed, block by block");
+      }
+    }
+    // Then steps, from the best and from the best of another kind.
+    std::vector<Candidate> starts{best_};
+    std::stable_sort(pool_.begin(), pool_.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.score.better(b.score); });
+    for (const Candidate& each : pool_)
+      if (each.rule != best_.rule && each.units != best_.units && each.score.overflow == 0 &&
+          each.score.scalar() < 1.5 * best_.score.scalar()) {
+        starts.push_back(each);
+        break;
+      }
+    const int64_t rest = judge_.left;
+    for (size_t at = starts.size(); at-- > 0;) {
+      Candidate candidate = starts[at];
+      const Score before = candidate.score;
+      anneal(judge_, candidate, at == 0 ? judge_.left : rest / 3, seed_ + 17 * (at + 1), 0.02);
+      if (candidate.score.better(before)) candidate.rule = "annealed";
+      if (candidate.score.better(best_.score)) {
+        best_ = candidate;
+        if (at > 0) starts[0] = candidate;
+      }
+    }
+  }
+
+  // Every further device is one more to be told and waited for: what gains less than that is not worth it.
+  void prefer_single() {
+    if (objective_.kind != Objective::kLatency || objective_.handover <= 0 || p_.units == 0) return;
+    if (single_.score.overflow > best_.score.overflow || single_.score.violation > best_.score.violation) return;
+    std::vector<uint8_t> used(p_.devices, 0);
+    for (int device : best_.units) used[device] = 1;
+    const double more = static_cast<double>(std::count(used.begin(), used.end(), 1) - 1);
+    if (best_.score.value > single_.score.value - more * objective_.handover) best_ = single_;
+  }
+
+  void make_fit() {
+    judge_.left = budget_;
+    Candidate found;
+    if (!fit(judge_, std::max<int64_t>(2000, budget_ / std::max(1, p_.steps)), found, proven_)) return;
+    found.rule = "the first that fits";
+    judge_.left = budget_ / 2;
+    best_ = found;
+    anneal(judge_, best_, judge_.left, seed_ + 99, 0.02);
+  }
+
+  const Problem& p_;
+  const Objective& objective_;
+  Judge judge_;
+  int64_t budget_;
+  uint64_t seed_;
+  bool any_ = false, two_ = false, proven_ = false;
+  Candidate best_, second_;
+  Candidate single_;
+  std::vector<Candidate> pool_;
+  std::vector<Coarse> coarser_;
+};
+
+}  // namespace
+
+bool fit(Judge& judge, int64_t most, Candidate& found, bool& proven) {
+  const Problem& p = judge.problem();
+  proven = true;
+  // Bytes that a unit keeps for good wherever it runs: inputs that are not given away, each once per device.
+  std::vector<std::vector<int>> keeps(p.units);
+  std::vector<double> weight(p.units, 0.0);
+  for (int value = 0; value < p.values; ++value) {
+    if (p.maker[value] >= 0 || p.last[value] < p.steps) continue;
+    for (int user : p.users.of(value)) {
+      std::vector<int>& its = keeps[p.unit[user]];
+      if (its.empty() || its.back() != value) {
+        its.push_back(value);
+        weight[p.unit[user]] += static_cast<double>(p.size[value]);
+      }
+    }
+  }
+  std::vector<int> sequence(p.units);
+  std::iota(sequence.begin(), sequence.end(), 0);
+  std::stable_sort(sequence.begin(), sequence.end(), [&](int a, int b) { return weight[a] > weight[b]; });
+  std::vector<int> uses(static_cast<size_t>(p.values) * p.devices, 0);
+  std::vector<int64_t> held(p.devices, 0);
+  for (int value = 0; value < p.values; ++value)
+    if (p.maker[value] < 0 && p.home[value] >= 0 && p.last[value] >= p.steps) {
+      held[p.home[value]] += p.size[value];
+      ++uses[static_cast<size_t>(value) * p.devices + p.home[value]];
+    }
+  Placement units(p.units, -1);
+  int64_t nodes = 0, wholes = 0;
+  const auto put = [&](int unit, int device, int sign) {
+    for (int value : keeps[unit]) {
+      int& count = uses[static_cast<size_t>(value) * p.devices + device];
+      if (sign > 0 && count++ == 0) held[device] += p.size[value];
+      if (sign < 0 && --count == 0) held[device] -= p.size[value];
+    }
+  };
+  // Depth first with a stack of its own: graphs are deeper than a thread's stack.
+  int depth = 0;
+  while (depth >= 0) {
+    if (depth == p.units) {
+      if (++wholes > most) break;
+      const Score score = judge(units);
+      if (score.overflow == 0) {
+        found.units = units;
+        found.score = score;
+        return true;
+      }
+      --depth;
+      if (depth < 0) break;
+    }
+    const int unit = sequence[depth];
+    int device = units[unit];
+    if (device >= 0) put(unit, device, -1);
+    for (++device; device < p.devices; ++device) {
+      if (!p.may(unit, device)) continue;
+      put(unit, device, +1);
+      if (held[device] <= p.capacity[device]) break;
+      put(unit, device, -1);
+    }
+    if (++nodes > 200 * most) break;
+    if (device < p.devices) {
+      units[unit] = device;
+      ++depth;
+    } else {
+      units[unit] = -1;
+      --depth;
+    }
+  }
+  proven = depth < 0;
+  return false;
+}
+
+Found search(Problem& problem, const Objective& objective, int64_t budget, uint64_t seed, bool reorder) {
+  if (!reorder) return Searcher(problem, objective, budget, seed).run();
+  // The order is free: by rank, and as it was; the better of both is annealed with its order.
+  std::vector<int> given = problem.order;
+  if (given.empty()) {
+    given.resize(problem.steps);
+    std::iota(given.begin(), given.end(), 0);
+  }
+  problem.order = given;
+  std::vector<std::vector<int>> orders{ranked(problem), given};
+  Found best;
+  for (size_t at = 0; at < orders.size(); ++at) {
+    problem.order = orders[at];
+    Found found = Searcher(problem, objective, budget / 8, seed + at).run();
+    if (at == 0 || found.best.score.better(best.best.score)) {
+      const int64_t judged = best.judged + found.judged;
+      best = std::move(found);
+      best.order = orders[at];
+      best.judged = judged;
+    }
+  }
+  const int starts = 3;
+  const Candidate origin = best.best;
+  const std::vector<int> origin_order = best.order;
+  for (int start = 0; start < starts; ++start) {
+    Candidate candidate = start == starts - 1 ? best.best : origin;
+    std::vector<int> order = start == starts - 1 ? best.order : origin_order;
+    anneal_order(problem, objective, candidate, order, budget / 4, seed + 31 * start);
+    if (candidate.score.better(best.best.score)) {
+      best.best = candidate;
+      best.best.rule = "annealed";
+      best.order = order;
+    }
+  }
+  return best;
+}
+
+}  // namespace genie

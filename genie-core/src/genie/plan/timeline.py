@@ -1,0 +1,208 @@
+"""When everything of a plan happens, by its estimates. The one evaluator: searches, policies and pictures use it.
+
+* A device runs its steps in their order, one at a time, each as soon as its operands are there.
+* A value is sent once to each device that needs it. A device sends what it has in the order it comes to have it, one
+  transfer at a time, and receives one at a time: of the transfers that are first in their senders' queues, the one that
+  can begin soonest does (of equal ones that of the device with the lowest number).
+* Transfers and steps overlap. Inputs are where they start at time zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from genie.graph import Graph
+from genie.plan.records import Decision, Transfer
+
+_NEVER = float("inf")
+
+
+class Span(NamedTuple):
+    """When a step runs or a transfer is under way, in seconds from the start.
+
+    ``waits`` says what it began right after: for a step ``device`` (number ``on`` is the step before it there) or
+    ``transfer`` (``on`` is the transfer that brought the last operand); for a transfer ``made`` (``on`` is the step
+    that makes the value), ``sender`` or ``receiver`` (``on`` is the transfer that kept the port). ``""`` is nothing:
+    it begins at the start.
+    """
+
+    start: float
+    finish: float
+    waits: str = ""
+    on: int = -1
+
+
+class Timeline(NamedTuple):
+    """``busy`` is each device's seconds of work, ``sent`` and ``received`` those its ports are taken.
+    ``critical_steps`` and ``critical_transfers`` are the chain that the last step to finish waited for, in order of
+    time."""
+
+    steps: tuple[Span, ...]
+    transfers: tuple[Span, ...]
+    makespan: float
+    busy: tuple[float, ...]
+    sent: tuple[float, ...]
+    received: tuple[float, ...]
+    critical_steps: tuple[int, ...]
+    critical_transfers: tuple[int, ...]
+
+
+def timeline(graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> Timeline:
+    """The times of a placed graph."""
+    if not moves and len({made.device for made in decisions}) < 2:
+        return _alone(decisions, devices)
+    return _Clock(graph, decisions, moves, devices).run()
+
+
+def makespan(graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> float:
+    """Seconds from start to end."""
+    if not moves and len({made.device for made in decisions}) < 2:
+        total = 0.0
+        for made in decisions:
+            total += made.seconds
+        return total
+    return timeline(graph, decisions, moves, devices).makespan
+
+
+def _alone(decisions: Sequence[Decision], devices: int) -> Timeline:
+    ends = list(accumulate((made.seconds for made in decisions), initial=0.0))
+    spans = [Span(ends[0], ends[1])] if decisions else []
+    spans += [Span(ends[i], ends[i + 1], "device", i - 1) for i in range(1, len(decisions))]
+    busy = [0.0] * devices
+    if decisions:
+        busy[decisions[0].device] = ends[-1]
+    idle = (0.0,) * devices
+    return Timeline(tuple(spans), (), ends[-1], tuple(busy), idle, idle, tuple(range(len(decisions))), ())
+
+
+class _Clock:
+    """The same steps of arithmetic, in the same order, as the native search's ``Clock``."""
+
+    def __init__(self, graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> None:
+        self.graph = graph
+        self.decisions = decisions
+        self.moves = moves
+        self.devices = devices
+        self.outgoing: dict[tuple[int, int], list[int]] = {}  # (value, device) → transfers from there
+        for number, move in enumerate(moves):
+            self.outgoing.setdefault((move.value, move.source), []).append(number)
+        self.waiting_for = {(move.value, move.target) for move in moves}
+        self.arrived: dict[tuple[int, int], tuple[float, int]] = {}  # → when, and by which transfer
+        self.queue: list[list[int]] = [[] for _ in range(devices)]
+        self.ready = [0.0] * len(moves)
+        self.lists: list[list[int]] = [[] for _ in range(devices)]
+        for step, made in enumerate(decisions):
+            self.lists[made.device].append(step)
+        self.at = [0] * devices
+        self.free = [0.0] * devices
+        self.busy = [0.0] * devices
+        self.steps: list[Span] = [Span(0.0, 0.0)] * len(decisions)
+        self.sent: list[Span] = [Span(0.0, 0.0)] * len(moves)
+        self.maker = {value: step for step, node in enumerate(graph.steps) for value in node.outputs if value >= 0}
+
+    def run(self) -> Timeline:
+        for number, move in enumerate(self.moves):
+            # What starts somewhere is sent from there in the order it is needed; what arrives may be sent on.
+            if move.value not in self.maker and (move.value, move.source) not in self.waiting_for:
+                self.queue[move.source].append(number)
+        for device in range(self.devices):
+            self._advance(device)
+        front = [0] * self.devices
+        out, into = [0.0] * self.devices, [0.0] * self.devices
+        out_by, into_by = [-1] * self.devices, [-1] * self.devices
+        sent, received = [0.0] * self.devices, [0.0] * self.devices
+        while True:
+            soonest, sender = _NEVER, -1
+            for device in range(self.devices):
+                if front[device] < len(self.queue[device]):
+                    number = self.queue[device][front[device]]
+                    begin = max(self.ready[number], out[device], into[self.moves[number].target])
+                    if begin < soonest:
+                        soonest, sender = begin, device
+            if sender < 0:
+                break
+            number = self.queue[sender][front[sender]]
+            front[sender] += 1
+            move = self.moves[number]
+            waits, on = "made", self.maker.get(move.value, -1)
+            if out[sender] > self.ready[number] and out[sender] >= into[move.target]:
+                waits, on = "sender", out_by[sender]
+            elif into[move.target] > self.ready[number]:
+                waits, on = "receiver", into_by[move.target]
+            elif move.value not in self.maker:
+                by = self.arrived.get((move.value, sender))
+                waits, on = ("transfer", by[1]) if by is not None else ("", -1)
+            finish = soonest + move.seconds
+            self.sent[number] = Span(soonest, finish, waits, on)
+            out[sender] = into[move.target] = finish
+            out_by[sender] = into_by[move.target] = number
+            sent[sender] += move.seconds
+            received[move.target] += move.seconds
+            self.arrived[move.value, move.target] = (finish, number)
+            self._there(move.value, move.target, finish)
+            self._advance(move.target)
+        last = -1
+        makespan = 0.0
+        for device in range(self.devices):
+            if self.lists[device] and (last < 0 or self.free[device] > makespan):
+                makespan = self.free[device]
+                last = self.lists[device][-1]
+        steps, moves = self._critical(last)
+        return Timeline(
+            tuple(self.steps),
+            tuple(self.sent),
+            makespan,
+            tuple(self.busy),
+            tuple(sent),
+            tuple(received),
+            steps,
+            moves,
+        )
+
+    def _there(self, value: int, device: int, when: float) -> None:
+        for number in self.outgoing.get((value, device), ()):
+            self.ready[number] = when
+            self.queue[device].append(number)
+
+    def _advance(self, device: int) -> None:
+        steps = self.lists[device]
+        while self.at[device] < len(steps):
+            at = self.at[device]
+            step = steps[at]
+            node = self.graph.steps[step]
+            start = self.free[device]
+            waits, on = ("device", steps[at - 1]) if at else ("", -1)
+            for value in node.operands():
+                if (value, device) in self.waiting_for:
+                    there = self.arrived.get((value, device))
+                    if there is None:
+                        return
+                    if there[0] > start:
+                        start = there[0]
+                        waits, on = "transfer", there[1]
+            took = self.decisions[step].seconds
+            finish = self.free[device] = start + took
+            self.busy[device] += took
+            self.steps[step] = Span(start, finish, waits, on)
+            for value in node.outputs:
+                if value >= 0:
+                    self._there(value, device, finish)
+            self.at[device] = at + 1
+
+    def _critical(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        steps: list[int] = []
+        moves: list[int] = []
+        kind, number = "device" if last >= 0 else "", last
+        while kind:
+            if kind in ("device", "made"):
+                if number < 0:
+                    break
+                steps.append(number)
+                span = self.steps[number]
+            else:
+                moves.append(number)
+                span = self.sent[number]
+            kind, number = span.waits, span.on
+        return tuple(reversed(steps)), tuple(reversed(moves))
