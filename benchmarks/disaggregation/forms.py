@@ -11,8 +11,10 @@ blind        8 n + C t               4 V n + C (t + n)
 partial      8 n                     4 V n
 last         8 n                     4 V
 sample       8 · (what the user wrote)  8
-loop         8 · (what the user wrote)  8
 ===========  ======================  =====================================
+
+and ``loop``, per answer with s tokens said so far, by either side: 16 s + 8 up (``generate`` takes all ids, their mask
+and the token to pad with) and 16 down for each token: itself, and whether any row goes on.
 
 The other programs have no state but their weights; theirs are beside the functions below. Framing is not in the forms:
 at most :data:`FRAMING` bytes a message on average, which the harness checks, too.
@@ -67,8 +69,11 @@ def language(chat: Chat, mode: str, cache: int, vocabulary: int, weights: int) -
             return Moved(ids, logits)
         case "last":
             return Moved(ids, 4 * vocabulary * len(each))
-        case "sample" | "loop":
+        case "sample":
             return Moved(8 * sum(chat.turns), 8 * len(each))
+        case "loop":
+            said = [sum(chat.turns[: turn + 1]) + turn * chat.new for turn in range(len(chat.turns))]
+            return Moved(sum(16 * s + 8 for s in said), 16 * len(each))
     raise ValueError(mode)
 
 
@@ -103,6 +108,12 @@ def pictures(work: Pictures, mode: str, weights: int) -> Moved:
         case "full":
             return Moved(colours * n, 8 * n)
     raise ValueError(mode)
+
+
+def between(work: Pictures) -> int:
+    """Bytes that a node sends to the next where the network is cut after its second stage: n · width · (side / 8)² · 4.
+    The stem makes a quarter of the side, each stage after the first halves it."""
+    return work.batches * work.size * work.widths[1] * (work.side // 8) ** 2 * 4
 
 
 def ranking(work: Ranking, mode: str, weights: int) -> Moved:

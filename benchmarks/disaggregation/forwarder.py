@@ -129,7 +129,7 @@ class Pipe:
 
 
 def relay(control: Control, counters: Counters, targets: list[str]) -> None:
-    """TCP connections to ``targets``, one line out per side and target. Host 0 is whoever connects; target k is k + 1."""
+    """TCP connections to ``targets``, one line out per side and target. Host 0 is who connects; target k is k + 1."""
     listeners: dict[int, tuple[socket.socket, int]] = {}
     for index, _ in enumerate(targets):
         listener = socket.create_server(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import genie
 from disaggregation.forms import Moved, form
-from disaggregation.programs import Chat, Workload, argmax, sizes_of, weight_bytes, weights
+from disaggregation.programs import Chat, Pictures, Workload, argmax, best, normalised, sizes_of, weight_bytes, weights
 
 DEVICE = torch.device("remote_accelerator", 0)
 
@@ -42,6 +43,7 @@ class Mode:
     work: Workload
     run: Callable[[], Tensor]
     moves: Moved | None
+    between: int | None = None  # bytes of tensors that nodes send to each other; None: as the scheduler decides
 
     @property
     def is_short(self) -> bool:
@@ -117,10 +119,26 @@ def at_home(logits: Tensor) -> Tensor:
     return argmax(logits.cpu())
 
 
+def looped(work: Chat, model: Any) -> Tensor:
+    """The chat by ``genie.generate``: the node runs the loop of each answer and sends tokens as they come."""
+    from transformers import DynamicCache
+
+    ids, cache, said = None, DynamicCache(config=model.config), []
+    for turn in work.words():
+        ids = turn if ids is None else torch.cat([ids, turn], 1)
+        answer = genie.generate(
+            model, ids, max_new_tokens=work.new, do_sample=False, past_key_values=cache, pad_token_id=0, stream=True
+        )
+        new = torch.stack(list(answer), 1)
+        ids = torch.cat([ids, new], 1)
+        said.append(new)
+    return torch.cat(said, 1)
+
+
 def modes(work: Workload, native: nn.Module) -> dict[str, Mode]:
-    """What there is for this workload, from knowing nothing to all Genie does; each adds one thing to the one before."""
+    """What there is for this workload, from knowing nothing to all Genie does, one thing more each time."""
     remote = copy.deepcopy(native).to(DEVICE)
-    torch.remote_accelerator.synchronize()  # type: ignore[attr-defined]  # its weights are there before anything is counted
+    torch.remote_accelerator.synchronize()  # type: ignore[attr-defined]  # weights are there before bytes are counted
     language = isinstance(work, Chat)
     cache, vocabulary = sizes_of(native) if language else (0, 0)
     expect = functools.partial(form, cache=cache, vocabulary=vocabulary, weights=weight_bytes(native))
@@ -151,31 +169,67 @@ def modes(work: Workload, native: nn.Module) -> dict[str, Mode]:
             expect(work, "partial"),
         ),
     ]
-    if isinstance(work, Chat):
-        made += [
-            Mode(
-                "last",
-                "of the logits only the last position comes back",
-                work,
-                lambda: work.run(remote, to_device, at_home),
-                expect(work, "last"),
-            ),
-            Mode(
-                "sample",
-                "tokens are sampled on the node, and only they come back",
-                work,
-                lambda: work.run(remote, to_device),
-                expect(work, "sample"),
-            ),
-        ]
-    else:
-        made.append(
-            Mode(
-                "full",
-                "the program runs on the node; what it looks at comes back",
-                work,
-                lambda: work.run(remote, to_device),
-                expect(work, "full"),
-            )
-        )
+    match work:
+        case Chat():
+            made += _language(work, remote, expect)
+        case _:
+            what = "the program runs on the node; what it looks at comes back"
+            made.append(Mode("full", what, work, lambda: work.run(remote, to_device), expect(work, "full")))
+    if isinstance(work, Pictures):
+        made += _streams(work, native, expect)
     return {mode.name: mode for mode in made}
+
+
+def _language(work: Chat, remote: Any, expect: Callable[[Workload, str], Moved]) -> list[Mode]:
+    made = [
+        Mode(
+            "last",
+            "of the logits only the last position comes back",
+            work,
+            lambda: work.run(remote, to_device, at_home),
+            expect(work, "last"),
+        ),
+        Mode(
+            "sample",
+            "tokens are sampled on the node, and only they come back",
+            work,
+            lambda: work.run(remote, to_device),
+            expect(work, "sample"),
+        ),
+    ]
+    if hasattr(genie, "generate"):
+        what = "the node runs the loop over tokens and sends them as they come"
+        made.append(Mode("loop", what, work, lambda: looped(work, remote), expect(work, "loop")))
+    return made
+
+
+def _streams(work: Pictures, native: Any, expect: Callable[[Workload, str], Moved]) -> list[Mode]:
+    """The stream with the next batch under way while one is computed: blind of the program, and all of it."""
+
+    def logits(floats: Tensor) -> Tensor:
+        scores: Tensor = native(floats).logits
+        return scores
+
+    def classify(batch: Tensor) -> Tensor:
+        return best(native(normalised(batch)).logits)
+
+    return [
+        Mode(
+            "blind-ahead",
+            "as blind, with two calls under way",
+            work,
+            lambda: torch.cat([best(each) for each in _mapped(logits, map(normalised, work.stream()))], 1),
+            expect(work, "blind"),
+        ),
+        Mode(
+            "full-ahead",
+            "as full, the program captured whole, with two batches under way",
+            work,
+            lambda: torch.cat(list(_mapped(classify, work.stream())), 1),
+            expect(work, "full"),
+        ),
+    ]
+
+
+def _mapped(program: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    return genie.map(program, inputs, devices=[genie.devices()[0]], in_flight=2)

@@ -8,7 +8,7 @@ for Genie the model is on the device, and so is the program. The text of a progr
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +75,9 @@ class Chat:
         return len(self.turns) * self.new
 
     def build(self) -> nn.Module:
-        return self.factory()
+        model: Any = self.factory()
+        model.generation_config.eos_token_id = None  # answers of one length in every mode, whatever is said
+        return model  # type: ignore[no-any-return]
 
     def short(self) -> Chat:
         return replace(self, turns=self.turns[:1], new=2)
@@ -104,10 +106,14 @@ def gpt2_like(tiny: bool = False) -> Chat:
 def smollm2_chat(tiny: bool = False) -> Chat:
     """The real weights; tiny: a Llama of random ones."""
     if tiny:
-        return Chat(
-            "SmolLM2 chat", workloads.llama(layers=2, width=64, dtype=torch.float32).model, (8, 4), 3, 1024
-        )
+        return Chat("SmolLM2 chat", workloads.llama(layers=2, width=64, dtype=torch.float32).model, (8, 4), 3, 1024)
     return Chat("SmolLM2 chat", workloads.smollm2().model, (40, 24), 32, 49152)
+
+
+def best(logits: Tensor) -> Tensor:
+    """(n, classes) → (2, n): the score of the best class, and the class."""
+    scores = logits.softmax(-1)
+    return torch.stack([scores.amax(-1), scores.argmax(-1).float()])
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -143,11 +149,12 @@ class Questions:
 
     def run(self, model: Any, place: Place) -> Tensor:
         picture = place(_random(1, 3, self.side, self.side, seed=1))
-        best = []
-        for number in range(self.questions):
-            scores = model(picture, place(_whole(0, 1000, 1, self.length, seed=number))).softmax(-1)
-            best.append(torch.stack([scores.amax(-1), scores.argmax(-1).float()]))
-        return torch.cat(best, 1).cpu()
+        words = [_whole(0, 1000, 1, self.length, seed=number) for number in range(self.questions)]
+        return torch.cat([best(model(picture, place(question))) for question in words], 1).cpu()
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    return (pictures.float() - 127.5) / 63.75
 
 
 @dataclass(frozen=True)
@@ -184,15 +191,13 @@ class Pictures:
     def short(self) -> Pictures:
         return replace(self, batches=1)
 
+    def stream(self) -> Iterator[Tensor]:
+        shape = (self.size, 3, self.side, self.side)
+        return (_whole(0, 256, *shape, seed=number, dtype=torch.uint8) for number in range(self.batches))
+
     def run(self, model: Any, place: Place) -> Tensor:
-        best = []
-        for number in range(self.batches):
-            shape = (self.size, 3, self.side, self.side)
-            pictures = place(_whole(0, 256, *shape, seed=number, dtype=torch.uint8))
-            logits = model((pictures.float() - 127.5) / 63.75).logits
-            scores = logits.softmax(-1)
-            best.append(torch.stack([scores.amax(-1), scores.argmax(-1).float()]))
-        return torch.cat(best, 1).cpu()
+        results = [best(model(normalised(place(pictures))).logits) for pictures in self.stream()]
+        return torch.cat(results, 1).cpu()
 
 
 # --- recommendation -------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ class Dlrm(nn.Module):
 
 @dataclass(frozen=True)
 class Ranking:
-    """Requests one after the other: a user's features and candidate items; back go the best of them and their scores."""
+    """Requests one by one: a user's features and candidate items; back go the best of them and their scores."""
 
     requests: int = 8
     candidates: int = 128

@@ -11,7 +11,7 @@ TARGET_BYTES = 0.70  # of blind's
 TARGET_LATENCY = 0.85
 TARGET_LOOP = 0.9  # of the speed over the shortest round trip, over the longest
 # The mode that does all there is, by how much it does.
-_FULLEST = ("loop", "full", "sample")
+_FULLEST = ("loop", "full-ahead", "full", "sample")
 
 Row = dict[str, Any]
 
@@ -21,13 +21,15 @@ def quantile(numbers: Sequence[float], share: float) -> float:
     return ordered[round(share * (len(ordered) - 1))]
 
 
-def ratios(rows: Sequence[Row]) -> None:
-    """Adds each mode's bytes beside blind's, per unit."""
-    blind = next((row for row in rows if row["mode"] == "blind"), None)
+def ratios(rows: Sequence[Row], base: str) -> None:
+    """Adds each mode's bytes beside the base's, per unit."""
+    by_mode = {row["mode"]: row for row in rows}
+    theirs = by_mode[base]
     for row in rows:
-        if blind is not None and row["mode"] != "local":
-            row["bytes_ratio"] = (row["up"] + row["down"]) / (blind["up"] + blind["down"])
-            row["wire_ratio"] = (row["wire_up"] + row["wire_down"]) / (blind["wire_up"] + blind["wire_down"])
+        row["base"] = base
+        if row["mode"] != "local":
+            row["bytes_ratio"] = (row["up"] + row["down"]) / (theirs["up"] + theirs["down"])
+            row["wire_ratio"] = (row["wire_up"] + row["wire_down"]) / (theirs["wire_up"] + theirs["wire_down"])
 
 
 def fullest(rows: Sequence[Row]) -> Row | None:
@@ -46,8 +48,14 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def missed(rows: Sequence[Row]) -> Iterator[str]:
     speeds: dict[tuple[str, str], dict[str, float]] = {}
     for (workload, profile), group in _groups(rows).items():
+        if group[0]["base"] == "one node":
+            quickest = min((row for row in group if row["mode"].startswith("two")), key=lambda row: row["ms"])
+            if quickest["latency_ratio"] >= 1:
+                share = quickest["latency_ratio"]
+                yield f"{workload}, {profile}: {quickest['mode']} take {share:.2f} × one node's time"
+            continue
         best = fullest(group)
-        if best is None or "bytes_ratio" not in best:
+        if best is None:
             continue
         if best["wire_ratio"] > TARGET_BYTES:
             yield f"{workload}, {profile}: {best['mode']} puts {best['wire_ratio']:.2f} × blind's bytes on the wire"
@@ -66,7 +74,9 @@ def progress(rows: Sequence[Row], seconds: float) -> str:
     best = fullest(rows)
     first = rows[0]
     said = f"{first['workload']}, {first['profile']}:"
-    if best is not None and "latency_ratio" in best:
+    if best is None:
+        said += "".join(f" {row['mode']} {row['ms_per_unit']:.1f} ms;" for row in rows)
+    else:
         said += f" {best['mode']} {best['latency_ratio']:.2f} × blind's time, {best['wire_ratio']:.4f} × its bytes"
     wrong = sum(len(row["wrong"]) for row in rows)
     return f"{said}{f'; {wrong} WRONG' if wrong else ''} ({seconds:.0f} s)"
@@ -88,6 +98,7 @@ def text(result: dict[str, Any]) -> str:
                 "down B": row["down"],
                 "wire up B": row["wire_up"],
                 "wire down B": row["wire_down"],
+                **({"between B": row["wire_between"]} if row["base"] == "one node" else {}),
                 "round trips": row["answers"],
                 "× time": row.get("latency_ratio"),
                 "× bytes": row.get("bytes_ratio"),
@@ -97,7 +108,7 @@ def text(result: dict[str, Any]) -> str:
             }
             for row in group
         ]
-        parts.append(f"{workload}, {profile}, per {unit}; × blind\n" + table(shown))
+        parts.append(f"{workload}, {profile}, per {unit}; × {group[0]['base']}\n" + table(shown))
     said = [f"WRONG: {each}" for each in result["wrong"]]
     said += [f"target missed: {each}" for each in result["targets_missed"]]
     return "\n\n".join([*parts, "\n".join(said) or "all targets met"])

@@ -16,17 +16,18 @@ import genie
 from genie.config import Settings
 from genie.interfaces import Buffer, Connection, Message
 from genie.remote import RemoteBackend
-from genie.wire import Kind, frames
+from genie.wire import Kind, frames, messages
 from genie_backend_tcp import TcpTransport
 
 BACKEND = "counted"
 _UPLOAD_HEAD = struct.Struct("<QH")  # handle, bytes of the spec
 _VALUE_HEAD = struct.Struct("<H")
+_LOOPED = getattr(Kind, "LOOPED", None)  # answers of loops that run on the node
 
 
 @dataclass
 class Traffic:
-    """Bytes. ``up`` and ``down`` are those of tensors the program moves; ``weights`` what was sent by content, ``plans``
+    """Bytes. ``up`` and ``down`` are those of tensors the program moves; ``weights`` what went by content, ``plans``
     plans; what remains of ``sent`` and ``received``, the bytes of all messages, is framing and bindings."""
 
     up: int = 0
@@ -51,6 +52,15 @@ class Traffic:
 
 
 TRAFFIC = Traffic()
+
+
+def _emitted(payload: memoryview) -> int:
+    """Bytes of the values in an answer of a loop: flags, then of each value its length as a varint and its bytes."""
+    at, total = 1, 0
+    while at < len(payload):
+        length, used = messages.get_varint(payload[at:])
+        at, total = at + used + length, total + length
+    return total
 
 
 class _Tapped:
@@ -92,6 +102,8 @@ class _Tapped:
             if kind == Kind.VALUE:
                 (spec,) = _VALUE_HEAD.unpack_from(payload)
                 traffic.down += len(payload) - _VALUE_HEAD.size - spec + bulk
+            elif kind == _LOOPED:
+                traffic.down += _emitted(payload)
         return message
 
     def close(self) -> None:
