@@ -82,7 +82,8 @@ class Runs:
         self.seconds: list[float] = []
         self.wrong: list[str] = []
         self.traffic = tap.Traffic()  # of the last run
-        self.wire = (0, 0, 0)  # up, down, between nodes
+        self.wire = (0, 0, 0)  # up, down, between nodes: of the timed run that put least on the wire
+        self._packets = 0  # of that run
         self._expected = expected
         self._network = network
 
@@ -99,10 +100,13 @@ class Runs:
         packets = sum(entry[0] for entry in sums.values())
         up = sum(entry[1] for key, entry in sums.items() if key.startswith("0>"))
         down = sum(entry[1] for key, entry in sums.items() if key.endswith(">0"))
-        self.wire = (up, down, sum(entry[1] for entry in sums.values()) - up - down)
+        wired = (up, down, sum(entry[1] for entry in sums.values()) - up - down)
         self._check_result(result)
         if timed:  # the first run of a mode may send plans, and what of weights is too small to go by content
-            self._check_bytes(packets)
+            # A busy machine answers late, and TCP sends again what was not lost: the least is what a run takes.
+            if not self.seconds or sum(wired) < sum(self.wire):
+                self.wire, self._packets = wired, packets
+            self._check_bytes()
             self.seconds.append(taken)
         return taken
 
@@ -114,7 +118,7 @@ class Runs:
         elif not torch.equal(result, expected):
             self.wrong.append("tokens differ from the native ones")
 
-    def _check_bytes(self, packets: int) -> None:
+    def _check_bytes(self) -> None:
         form, traffic = self.mode.moves, self.traffic
         if form is None:
             return
@@ -122,12 +126,18 @@ class Runs:
             self.wrong.append(f"moved {traffic.up:,} up, {traffic.down:,} down; must be {form.up:,}, {form.down:,}")
         if traffic.framing > FRAMING * (traffic.messages + traffic.answers):
             self.wrong.append(f"{traffic.framing:,} bytes of framing for {traffic.messages} messages")
-        session, wire = traffic.sent + traffic.received, sum(self.wire[:2])
-        if not session <= wire + PACKET_HEAD <= session * (1 + WIRE_OVERHEAD) + PACKET_HEAD * (packets + 1):
+
+    def check_wire(self) -> None:
+        """After all runs."""
+        if self.mode.moves is None:
+            return
+        session, wire = self.traffic.sent + self.traffic.received, sum(self.wire[:2])
+        heads = PACKET_HEAD * (self._packets + 1)
+        if not session <= wire + PACKET_HEAD <= session * (1 + WIRE_OVERHEAD) + heads:
             self.wrong.append(f"{wire:,} bytes on the wire for {session:,} of the session")
         between = self.mode.between
         if between is not None and not (
-            between <= self.wire[2] <= between * (1 + WIRE_OVERHEAD) + (PACKET_HEAD + FRAMING) * packets
+            between <= self.wire[2] <= between * (1 + WIRE_OVERHEAD) + (PACKET_HEAD + FRAMING) * self._packets
         ):
             self.wrong.append(f"{self.wire[2]:,} bytes on the wire between nodes for {between:,}")
 
@@ -168,6 +178,7 @@ def measure(
         if name not in runs:
             continue
         each = runs[name]
+        each.check_wire()
         units = each.mode.work.units
         row: Row = {
             "profile": profile.name,
@@ -239,6 +250,7 @@ def pipelines(profiles: Sequence[str], tiny: bool, network: Network, options: ar
     native = work.build()
     for name in profiles:
         genie.shutdown()
+        torch._dynamo.reset()  # it keeps what it compiled for sessions that are gone, eight times of one program
         network.shape(FREE)
         connect(network, PROFILES[name])
         yield from told(measure, work, PROFILES[name], network, options, pipeline.modes(work, native), "one node")

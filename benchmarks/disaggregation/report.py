@@ -75,7 +75,7 @@ def progress(rows: Sequence[Row], seconds: float) -> str:
     first = rows[0]
     said = f"{first['workload']}, {first['profile']}:"
     if best is None:
-        said += "".join(f" {row['mode']} {row['ms_per_unit']:.1f} ms;" for row in rows)
+        said += ",".join(f" {row['mode']} {row['ms_per_unit']:.1f} ms" for row in rows)
     else:
         said += f" {best['mode']} {best['latency_ratio']:.2f} × blind's time, {best['wire_ratio']:.4f} × its bytes"
     wrong = sum(len(row["wrong"]) for row in rows)
