@@ -3,6 +3,7 @@
 #include "blocks.cpp"
 #include "clean.cpp"
 #include "loader.cpp"
+#include "loop.cpp"
 #include "memory.cpp"
 #include "module.cpp"
 #include "names.cpp"
@@ -13,3 +14,4 @@
 #include "run.cpp"
 #include "session.cpp"
 #include "shims.cpp"
+#include "timing.cpp"

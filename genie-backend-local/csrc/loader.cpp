@@ -7,6 +7,7 @@
 
 #include "names.h"
 #include "refused.h"
+#include "timing.h"
 
 namespace py = pybind11;
 
@@ -132,7 +133,7 @@ class Loader {
     const auto overload = node.attr("overload").cast<std::string>();
     const auto number = std::to_string(plan_->steps.size());
     try {
-      plan_->steps.push_back({find_operator(operation, overload, device_.type()), {}, {}, {}, {}, source(node), device_});
+      plan_->steps.push_back({find_operator(operation, overload, device_.type()), {}, {}, {}, {}, source(node), device_, phase(node)});
       load_arguments(node.attr("args"));
       load_results(node);
     } catch (const Refused& refused) {
@@ -141,6 +142,12 @@ class Loader {
           "step " + number + " (" + operation +
               (overload.empty() ? "" : "." + overload) + "): " + refused.what());
     }
+  }
+
+  static const std::string* phase(const py::handle& node) {
+    const py::object semantics = node.attr("semantics");
+    const py::object name = semantics.is_none() ? py::object(py::none()) : py::object(semantics.attr("phase"));
+    return phase_named(name.is_none() ? std::string() : name.cast<std::string>());
   }
 
   static int32_t source(const py::handle& node) {

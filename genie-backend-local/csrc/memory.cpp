@@ -28,8 +28,8 @@ class LimitedAllocator final : public c10::Allocator {
       const auto need = static_cast<int64_t>(size);
       TORCH_CHECK_WITH(
           OutOfMemoryError,
-          need >= 0 && need <= limiting->limit() - limiting->live(),
-          shortage(need, limiting->live(), limiting->limit()));
+          need >= 0 && !limiting->lacks(need),
+          limiting->shortage(need));
     }
     return inner_->allocate(size);
   }
@@ -70,9 +70,12 @@ c10::DataPtr refer(const SharedBytesPtr& bytes) {
 
 }  // namespace
 
-void Memory::grow(int64_t bytes) {
+void Memory::change(int64_t bytes) {
   live_ += bytes;
   peak_ = std::max(peak_, live_);
+  if (budget_) {
+    budget_->live += bytes;
+  }
 }
 
 void Memory::hold(Holder& holder) {
@@ -84,7 +87,7 @@ void Memory::hold(Holder& holder) {
   auto& entry = entries_[storage];
   if (entry.holders++ == 0) {
     entry.bytes = static_cast<int64_t>(storage->nbytes());
-    grow(entry.bytes);
+    change(entry.bytes);
   }
 }
 
@@ -92,7 +95,7 @@ void Memory::release(Holder& holder) {
   if (holder.storage != nullptr) {
     const auto found = entries_.find(holder.storage);
     if (--found->second.holders == 0) {
-      live_ -= found->second.bytes;
+      change(-found->second.bytes);
       entries_.erase(found);
     }
     holder.storage = nullptr;
@@ -112,25 +115,27 @@ void Memory::refresh(Holder& holder) {
     auto& entry = entries_.find(storage)->second;
     const auto bytes = static_cast<int64_t>(storage->nbytes());
     if (bytes != entry.bytes) {
-      grow(bytes - entry.bytes);
+      change(bytes - entry.bytes);
       entry.bytes = bytes;
     }
   }
 }
 
 void Memory::admit(int64_t bytes, const char* what) const {
-  if (limit_ > 0 && bytes > limit_ - live_) {
-    throw Refused(Refusal::memory, std::string(what) + " " + shortage(bytes, live_, limit_));
+  if (lacks(bytes)) {
+    throw Refused(Refusal::memory, std::string(what) + " " + shortage(bytes));
   }
 }
 
-std::string shortage(int64_t need, int64_t have, int64_t limit) {
-  return "needs " + std::to_string(need) + " bytes, " + std::to_string(have) + " of the session's " +
-      std::to_string(limit) + " are in use";
+std::string Memory::shortage(int64_t need, int64_t held) const {
+  const bool own = !budget_ || (limit_ > 0 && need > limit_ - (live_ - held));
+  const int64_t live = own ? live_ : budget_->live.load();
+  return "needs " + std::to_string(need) + " bytes, " + std::to_string(live - held) + " of the " +
+      (own ? "session's " : "device's ") + std::to_string(own ? limit_ : budget_->limit) + " are in use";
 }
 
 AllocationLimit::AllocationLimit(const Memory& memory) : previous_(limiting) {
-  if (memory.limit() > 0) {
+  if (memory.limited()) {
     install_limited_allocator();
     limiting = &memory;
   } else {

@@ -4,8 +4,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/flat_hash_map.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "refused.h"
 
@@ -18,10 +20,24 @@ struct Holder {
   c10::StorageImpl* storage = nullptr;  // the storage Memory counts for this holder
 };
 
+// What several sessions may use together: each asks before, and counts here what it holds. Between asking and holding
+// another may be quicker; the step that then holds too much fails.
+struct Budget {
+  explicit Budget(int64_t bytes) : limit(bytes) {}
+  const int64_t limit;
+  std::atomic<int64_t> live{0};
+};
+using BudgetPtr = std::shared_ptr<Budget>;
+
 // Live bytes by storage: aliases count once. Not thread-safe.
 class Memory {
  public:
-  explicit Memory(int64_t limit) : limit_(limit) {}
+  Memory(int64_t limit, BudgetPtr budget) : limit_(limit), budget_(std::move(budget)) {}
+  ~Memory() {
+    change(-live_);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
 
   void hold(Holder& holder);
   void release(Holder& holder);
@@ -36,28 +52,30 @@ class Memory {
   int64_t peak() const {
     return peak_;
   }
-  int64_t limit() const {
-    return limit_;  // 0: none
+  bool limited() const {
+    return limit_ > 0 || budget_ != nullptr;
   }
-  bool exceeded() const {
-    return limit_ > 0 && live_ > limit_;
+  // Whether `bytes` more would pass the session's limit, or that of the sessions it shares one with.
+  bool lacks(int64_t bytes) const {
+    return (limit_ > 0 && bytes > limit_ - live_) || (budget_ && bytes > budget_->limit - budget_->live);
   }
+  // "needs 400 bytes, 1000 of the session's 1200 are in use", of an allocation that lacks memory; `held` of those in use
+  // are its own already.
+  std::string shortage(int64_t need, int64_t held = 0) const;
 
  private:
   struct Entry {
     size_t holders = 0;
     int64_t bytes = 0;
   };
-  void grow(int64_t bytes);
+  void change(int64_t bytes);
 
   ska::flat_hash_map<c10::StorageImpl*, Entry> entries_;
-  const int64_t limit_;
+  const int64_t limit_;  // 0: none
+  const BudgetPtr budget_;  // null: none
   int64_t live_ = 0;
   int64_t peak_ = 0;
 };
-
-// "needs 400 bytes, 1000 of 1200 in use"
-std::string shortage(int64_t need, int64_t have, int64_t limit);
 
 // While it lives, CPU allocations of this thread that would pass the limit fail before they are made.
 class AllocationLimit {

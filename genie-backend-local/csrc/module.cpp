@@ -155,19 +155,80 @@ py::dict counters(Session& session) {
   named["fetched_bytes"] = counted.fetched;
   named["memory_bytes"] = counted.memory;
   named["peak_memory_bytes"] = counted.peak_memory;
+  named["timed_executions"] = counted.timed;
   named["kept_bytes"] = counted.kept;
   return named;
 }
 
+py::object as_buffer(Bytes&& bytes) {
+  return bytes.data == nullptr ? py::object(py::bytes(bytes.copied)) : py::object(view_of(py::cast(std::move(bytes))));
+}
+
+// What the next iteration emits; None when there is none.
+py::object iterate(Session& session, Loop& loop) {
+  std::vector<Bytes> emitted;
+  bool ran = false;
+  {
+    const NoGil no_gil;
+    ran = session.iterate(loop, emitted);
+  }
+  if (!ran) {
+    return py::none();
+  }
+  py::tuple values(emitted.size());
+  for (size_t i = 0; i < emitted.size(); ++i) {
+    values[i] = as_buffer(std::move(emitted[i]));
+  }
+  return values;
+}
+
+py::tuple to_tuple(const TimedTensor& tensor) {
+  return py::make_tuple(name_of(tensor.dtype), to_tuple(tensor.shape), tensor.contiguous);
+}
+
+py::tuple to_tuple(const std::vector<TimedTensor>& tensors) {
+  py::tuple made(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    made[i] = to_tuple(tensors[i]);
+  }
+  return made;
+}
+
+// Rows as tuples: target, phase, operands, results, count, mean, least, variance, typical.
+py::list take_timings(Session& session) {
+  std::vector<TimingRow> rows;
+  {
+    const NoGil no_gil;
+    rows = session.take_timings();
+  }
+  py::list made;
+  for (const auto& row : rows) {
+    made.append(py::make_tuple(
+        row.target,
+        row.phase,
+        to_tuple(row.operands),
+        to_tuple(row.results),
+        row.count,
+        row.mean,
+        row.least,
+        row.variance,
+        row.typical));
+  }
+  return made;
+}
+
 void bind_session(py::module_& module) {
+  py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
+  py::class_<Budget, BudgetPtr>(module, "Budget").def(py::init<int64_t>(), py::arg("bytes"));
   py::class_<Session>(module, "Session")
       .def(
-          py::init([](const std::string& device, const std::string& name, int64_t memory_limit) {
-            return std::make_unique<Session>(c10::Device(device), name, memory_limit);
+          py::init([](const std::string& device, const std::string& name, int64_t memory_limit, BudgetPtr budget) {
+            return std::make_unique<Session>(c10::Device(device), name, memory_limit, std::move(budget));
           }),
           py::arg("device"),
           py::arg("name"),
-          py::arg("memory_limit"))
+          py::arg("memory_limit"),
+          py::arg("budget") = BudgetPtr())
       .def(
           "load",
           [](Session& session, int64_t id, const py::object& graph) {
@@ -182,6 +243,22 @@ void bind_session(py::module_& module) {
             const NoGil no_gil;
             session.execute(plan, view.data(), view.size());
           })
+      .def(
+          "loop",
+          [](Session& session,
+             int64_t plan,
+             const py::object& bindings,
+             LoopSpec::Pairs carries,
+             LoopSpec::Pairs strides,
+             std::vector<int64_t> emit,
+             int64_t stop,
+             int64_t times) {
+            const View view(bindings, false);
+            LoopSpec spec{std::move(carries), std::move(strides), std::move(emit), stop};
+            const NoGil no_gil;
+            return session.loop(plan, view.data(), view.size(), std::move(spec), times);
+          })
+      .def("iterate", &iterate)
       .def(
           "upload",
           [](Session& session,
@@ -274,6 +351,8 @@ void bind_session(py::module_& module) {
           })
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
       .def("counters", &counters)
+      .def("take_timings", &take_timings)
+      .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())
       .def("take_warnings", &Session::take_warnings, py::call_guard<NoGil>())
       .def("close", &Session::close, py::call_guard<NoGil>());
 }

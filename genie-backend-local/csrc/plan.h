@@ -38,6 +38,7 @@ struct Step {
   std::vector<int32_t> released;  // values nobody needs after the step
   int32_t source;  // in the plan's sources, or -1
   c10::Device device;  // of a random draw, where no operand says
+  const std::string* phase;  // its name, "" where unknown; equal names have one address
 };
 
 // Where a parameter goes. Several patches may belong to one word (an int that stands for a whole list).
@@ -67,15 +68,17 @@ struct Plan {
   std::vector<uint64_t> parameters;
   std::vector<std::string> sources;
   bool donates = false;
+  // For timing: executions so far, and what the steps of a timed one took, in seconds.
+  uint64_t executions = 0;
+  double usual = 0;
 
   // Decodes one execution's bindings and patches the parameters that changed. Refused (protocol) when they are
   // malformed or a number does not fit.
   void receive(const uint8_t* bindings, size_t size);
 
-  std::unique_ptr<Prediction> prediction;
-
- private:
   void patch(size_t parameter, uint64_t word);
+
+  std::unique_ptr<Prediction> prediction;
 };
 
 // A zero-dimensional host tensor.

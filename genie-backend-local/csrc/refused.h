@@ -1,6 +1,8 @@
 // The two ways things go wrong: a request is refused (Refused), or a step fails (Failure).
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -41,5 +43,15 @@ std::string first_line(const std::string& text);
 
 // The exception in flight, for a catch (...) block.
 Failure current_failure();
+
+// Errors of PyTorch outside of a plan's steps.
+template <class Function>
+auto translated(Function&& function) {
+  try {
+    return function();
+  } catch (const c10::Error&) {
+    throw Poisoned(std::make_shared<const Failure>(current_failure()));
+  }
+}
 
 }  // namespace genie_local

@@ -81,12 +81,21 @@ void Session::Run::bind(const std::vector<uint64_t>& words) {
 }
 
 void Session::Run::steps() {
+  if (session_.timer_.due(plan_)) {
+    timed_steps();
+    return;
+  }
   for (size_t i = 0; i < plan_.steps.size(); ++i) {
     step(plan_.steps[i], i);
   }
 }
 
 void Session::Run::step(Step& step, size_t index) {
+  perform(step, index);
+  release(step);
+}
+
+void Session::Run::perform(Step& step, size_t index) {
   auto failure = poisoned_ ? failed_operand(step) : nullptr;
   if (failure) {
     ++session_.counters_.skipped_steps;
@@ -109,9 +118,9 @@ void Session::Run::step(Step& step, size_t index) {
       for (const auto value : step.written) {
         session_.memory_.refresh(*session_.slots_[value]);
       }
-      if (session_.memory_.exceeded()) {
-        const auto& memory = session_.memory_;
-        C10_THROW_ERROR(OutOfMemoryError, shortage(memory.live() - before, before, memory.limit()));
+      if (const auto& memory = session_.memory_; memory.lacks(0)) {
+        const auto made = memory.live() - before;
+        C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
       }
     } catch (...) {
       auto made = current_failure();
@@ -127,6 +136,9 @@ void Session::Run::step(Step& step, size_t index) {
   if (failure) {
     poison(step, failure);
   }
+}
+
+void Session::Run::release(const Step& step) {
   for (const auto value : step.released) {
     session_.memory_.release(*session_.slots_[value]);
   }

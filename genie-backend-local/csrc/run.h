@@ -18,7 +18,10 @@ class Session::Run {
   void abandon();
 
  private:
+  void timed_steps();  // in timing.cpp
   void step(Step& step, size_t index);
+  void perform(Step& step, size_t index);
+  void release(const Step& step);
   void push(Argument& argument, const Step& step);
   void push_list(const Argument& argument);
   void call(const Step& step);

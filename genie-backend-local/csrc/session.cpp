@@ -99,16 +99,6 @@ bool is_plain(const at::Tensor& tensor) {
   return tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
-// Errors of PyTorch outside of a plan's steps.
-template <class Function>
-auto translated(Function&& function) {
-  try {
-    return function();
-  } catch (const c10::Error&) {
-    throw Poisoned(std::make_shared<const Failure>(current_failure()));
-  }
-}
-
 }  // namespace
 
 void Session::check_open() const {
@@ -151,18 +141,26 @@ void Session::load(int64_t id, std::shared_ptr<Plan> plan) {
   plans_[id] = std::move(plan);
 }
 
-void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
-  const Lock lock(lock_);
+std::shared_ptr<Plan>& Session::known_plan(int64_t id) {
   check_open();
   const auto found = plans_.find(id);
   if (found == plans_.end()) {
     throw Refused(Refusal::node, "plan " + std::to_string(id) + " is unknown");
   }
-  auto& plan = *found->second;
+  return found->second;
+}
+
+void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
+  const Lock lock(lock_);
+  auto& plan = *known_plan(id);
   plan.receive(bindings, size);
+  run(plan, plan.prediction->words());
+}
+
+void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
   ++counters_.executions;
   Run run(*this, plan);
-  run.bind(plan.prediction->words());
+  run.bind(words);
   try {
     {
       const CleanState clean(device_, warnings_);
@@ -249,6 +247,10 @@ Spec Session::describe(int64_t handle) {
 
 Bytes Session::fetch(int64_t handle, Spec& spec) {
   const Lock lock(lock_);
+  return read(handle, spec);
+}
+
+Bytes Session::read(int64_t handle, Spec& spec) {
   const auto& tensor = look(handle);
   check_fetchable(tensor);
   spec = spec_of(tensor);
@@ -374,6 +376,7 @@ Counters Session::counters() {
   counters.plans = static_cast<int64_t>(plans_.size());
   counters.memory = memory_.live();
   counters.peak_memory = memory_.peak();
+  counters.timed = timer_.timed();
   counters.kept = static_cast<int64_t>(kept_bytes());
   return counters;
 }
@@ -383,6 +386,21 @@ std::vector<std::string> Session::take_warnings() {
   std::vector<std::string> texts(warnings_.begin(), warnings_.end());
   warnings_.clear();
   return texts;
+}
+
+std::vector<TimingRow> Session::take_timings() {
+  const Lock lock(lock_);
+  check_open();
+  return timer_.take();
+}
+
+void Session::set_timing(double share) {
+  const Lock lock(lock_);
+  check_open();
+  if (!(share >= 0 && share <= 1)) {
+    throw Refused(Refusal::node, "timing takes a share of the time from 0 to 1, not " + std::to_string(share));
+  }
+  timer_.set_share(share);
 }
 
 void Session::close() {

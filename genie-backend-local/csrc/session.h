@@ -14,10 +14,12 @@
 #include <vector>
 
 #include "blocks.h"
+#include "loop.h"
 #include "memory.h"
 #include "plan.h"
 #include "random.h"
 #include "refused.h"
+#include "timing.h"
 
 namespace genie_local {
 
@@ -56,6 +58,7 @@ struct Counters {
   int64_t fetched = 0;  // bytes
   int64_t memory = 0;  // bytes
   int64_t peak_memory = 0;  // bytes
+  int64_t timed = 0;  // executions, step by step
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
 };
 
@@ -64,13 +67,14 @@ constexpr size_t most_kept = size_t{1} << 30;
 // Every method locks; none needs the GIL.
 class Session {
  public:
-  // `name` is the device's, for errors; a memory limit of 0 is none.
-  Session(c10::Device device, std::string name, int64_t memory_limit)
+  // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` is shared with other sessions.
+  Session(c10::Device device, std::string name, int64_t memory_limit, BudgetPtr budget = nullptr)
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
-        memory_(memory_limit),
-        generators_(device) {}
+        memory_(memory_limit, std::move(budget)),
+        generators_(device),
+        timer_(device) {}
 
   c10::Device device() const {
     return device_;
@@ -78,6 +82,10 @@ class Session {
 
   void load(int64_t id, std::shared_ptr<Plan> plan);
   void execute(int64_t id, const uint8_t* bindings, size_t size);
+
+  // The plan repeated: `iterate` runs the next iteration and gives the bytes of what it emits; false: it is over.
+  std::shared_ptr<Loop> loop(int64_t id, const uint8_t* bindings, size_t size, LoopSpec spec, int64_t times);
+  bool iterate(Loop& loop, std::vector<Bytes>& emitted);
 
   // `data` are the elements in C order; a spec with strides lays them out so in memory.
   void upload(int64_t handle, const Spec& spec, const void* data, size_t size);
@@ -103,6 +111,9 @@ class Session {
   void synchronize();
   Counters counters();
   std::vector<std::string> take_warnings();
+  // How long steps took, and how much of the time finding that out may take (1: every execution is timed).
+  std::vector<TimingRow> take_timings();
+  void set_timing(double share);
   void close();
 
  private:
@@ -113,6 +124,12 @@ class Session {
   void insert(int64_t handle, at::Tensor tensor);
   at::Tensor lay_out(const at::Tensor& host, const Spec& spec, int64_t extent);
   const at::Tensor& look(int64_t handle);
+  std::shared_ptr<Plan>& known_plan(int64_t id);
+  void run(Plan& plan, const std::vector<uint64_t>& words);
+  Bytes read(int64_t handle, Spec& spec);
+  void set_aside(Loop& loop);
+  void drop_aside(const Loop& loop);
+  bool is_set(int64_t handle);
 
   const c10::Device device_;
   const std::string name_;
@@ -125,6 +142,7 @@ class Session {
   ska::flat_hash_map<int64_t, Holder> values_;
   std::map<int64_t, std::shared_ptr<Plan>> plans_;
   std::set<std::string> warnings_;
+  Timer timer_;
   Counters counters_;
   // Reused by every execution.
   torch::jit::Stack stack_;

@@ -7,6 +7,7 @@
 #include "rules.h"
 #include "scope.h"
 #include "source.h"
+#include "step.h"
 #include "trace.h"
 
 #include <pybind11/pybind11.h>
@@ -33,10 +34,14 @@ std::vector<at::Tensor> tensors_of(const py::list& list) {
   return tensors;
 }
 
+py::object to_object(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
 py::list to_list(const std::vector<at::Tensor>& tensors) {
   py::list list;
   for (const auto& tensor : tensors) {
-    list.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)));
+    list.append(to_object(tensor));
   }
   return list;
 }
@@ -88,6 +93,31 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     return end_trace(static_cast<int16_t>(device), tensors_of(inputs), tensors_of(outputs));
   });
   m.def("abandon_trace", [](int device) { abandon_trace(static_cast<int16_t>(device)); });
+  py::class_<Step, std::shared_ptr<Step>>(m, "Step", "One step of a loop, as it was sent.")
+      .def_property_readonly("plan", [](const Step& step) { return step.known().plan->id; })
+      .def_property_readonly("graph", [](const Step& step) { return step.known().graph; })
+      .def_property_readonly("inputs", [](const Step& step) { return step.donated().size(); })
+      .def_property_readonly("outputs", [](const Step& step) { return step.known().plan->outputs.size(); })
+      .def_property_readonly("words", &Step::words)
+      .def_property_readonly("donated", &Step::donated);
+  m.def("begin_step", [](int device) { begin_step(static_cast<int16_t>(device)); });
+  m.def("end_step", [](int device) { return end_step(static_cast<int16_t>(device)); });
+  m.def("abandon_step", [](int device) { abandon_step(static_cast<int16_t>(device)); });
+  m.def("begin_rehearsal", [](int device) { begin_rehearsal(static_cast<int16_t>(device)); });
+  m.def("end_rehearsal", [](int device, const Step& like) {
+    return end_rehearsal(static_cast<int16_t>(device), like);
+  });
+  m.def("stand_in", [](py::handle like, uint64_t handle, const std::vector<int64_t>& sizes) {
+    return to_object(stand_in(tensor_of(like), handle, sizes));
+  });
+  m.def("give_up", [](py::handle tensor) { give_up(tensor_of(tensor)); });
+  py::class_<Repetition>(m, "Repetition", "A step's plan about to be repeated on the node.")
+      .def(py::init<const Step&, std::vector<uint64_t>>())
+      .def_property_readonly("bindings", [](const Repetition& its) { return py::bytes(its.bindings()); })
+      .def("begun", &Repetition::begun)
+      .def("output", [](const Repetition& its, size_t k, py::handle like, const std::vector<int64_t>& sizes) {
+        return to_object(its.output(k, tensor_of(like), sizes));
+      });
   m.def("check_geometry", [](bool on) { check_geometry = on; }, "Debugging: compare every output with the node's.");
   m.def("register_device", &register_device, "Number of device indices PyTorch sees.");
   m.def("set_port", &set_port);

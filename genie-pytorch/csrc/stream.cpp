@@ -209,7 +209,7 @@ void Segment::clear(uint64_t next) {
 void Stream::forget_thread() {
   history.clear();
   earlier.clear();
-  looked = keep = tracing = broken = false;
+  looked = keep = tracing = broken = rehearsing = false;
   sent_since_look = 0;
 }
 
@@ -326,13 +326,29 @@ std::string Plan::encode(const std::vector<uint64_t>& words) {
   return out + surprises;
 }
 
+Segment cut(Stream& stream) {
+  Segment segment;
+  std::swap(segment, stream.segment);
+  std::swap(stream.segment, stream.spare);
+  stream.segment.clear(next_serial());
+  return segment;
+}
+
+Segment drop(Stream& stream) {
+  static const std::string why = "they were recorded to see what a program would do, and never sent";
+  Segment segment = cut(stream);
+  for (auto& [index, value] : segment.made) {
+    value->pending = false;
+    value->failure = &why;
+  }
+  return segment;
+}
+
 Closed close(Stream& stream) {
   // A flush calls out, and what it calls may drop tensors, never record: the segment is cut off first.
   Closed closed;
   auto& segment = closed.segment;
-  std::swap(segment, stream.segment);
-  std::swap(stream.segment, stream.spare);
-  stream.segment.clear(next_serial());
+  segment = cut(stream);
   segment.looked_at = stream.looked_at;
 
   // What nobody but this segment holds is dead: made values stay unnamed, leaves are donated.
@@ -472,6 +488,7 @@ void flush(Stream& stream, bool look) {
   if (stream.segment.commands == 0) {
     return;
   }
+  TORCH_CHECK(!stream.rehearsing, "genie: a step that was recorded ahead looks at a value");
   stream.broken = stream.broken || stream.tracing;
   Closed closed = close(stream);
   run(stream, closed, false, look);

@@ -89,6 +89,7 @@ struct Stream {
   uint32_t sent_since_look = 0;
   bool tracing = false; // a whole program is being traced: it must stay one segment
   bool broken = false; // … and did not
+  bool rehearsing = false; // what is recorded is never sent: see step.h
   // Another thread goes on with it: it keeps what is pending, and nothing of the thread that ended.
   void forget_thread();
   // The program looks at a value.
@@ -144,6 +145,10 @@ struct Closed {
   std::vector<uint32_t> outputs; // values somebody still holds
   std::vector<uint64_t> words;   // see genie.bindings
 };
+
+// Cuts the pending segment off; `drop` forgets it, and its values were never made.
+Segment cut(Stream& stream);
+Segment drop(Stream& stream);
 
 // The two halves of a flush. Closing names what survives; running makes the plan, or finds it, and executes it.
 Closed close(Stream& stream);

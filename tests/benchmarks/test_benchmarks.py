@@ -85,6 +85,19 @@ def test_start() -> None:
     assert result["move"]["second"]["bytes_sent"] < result["move"]["first"]["bytes_sent"]
 
 
+@pytest.mark.models
+def test_cost() -> None:
+    found = run("import json, bench_cost as bench; print(json.dumps(bench.run(rounds=2, tiny=True, quick=True)))")
+    kinds = {row["estimate"] for row in found["accuracy"]["operators"]}
+    assert kinds == {
+        "roofline, figures", "roofline", "interpolated, held out", "interpolated, held out model", "profiled"
+    }  # fmt: skip
+    assert all(row["ops"] > 10 for row in found["accuracy"]["operators"])
+    assert [row["model"] for row in found["accuracy"]["models"]] == ["gpt2 prefill", "gpt2 decode", "bert", "cnn"]
+    assert 0 <= found["timing"]["timed"] < 1
+    assert found["estimates"]["profile, first µs"] > 0
+
+
 def test_a_wrong_result_is_told() -> None:
     """The proof of equality can fail."""
     code = (
@@ -95,3 +108,18 @@ def test_a_wrong_result_is_told() -> None:
     row = run(code)
     assert row["equal"] is False
     assert row["largest difference"] == 1.0
+
+
+@pytest.mark.models
+def test_generate() -> None:
+    result = run(
+        "import json, bench_generate as bench;"
+        "print(json.dumps(bench.run(only=('gpt2',), tokens=16, rounds=1, delay_ms=4, tiny=True)))"
+    )
+    assert result["equal"] is True
+    near, far = result["rows"]
+    assert (near["link"], far["link"]) == ("no delay", "+4 ms")
+    for row in (near, far):
+        assert row["loop tokens/s"] > 0
+        assert 0 < row["bytes/token"] < 1000
+        assert row["round trips"] < 16  # fewer than tokens

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from genie.device import Cluster, Device
-from genie.errors import ConfigError
+from genie.device import Cluster, Device, LinkSpec
+from genie.errors import BackendUnavailable, ConfigError
+from genie.remote import RemoteBackend
+from genie.testing import MemoryTransport
 
 YAML = """
 cluster:
@@ -90,12 +92,75 @@ def test_defaults_and_preference_lists():
         ({"devices": [GOOD, GOOD]}, "gpu0.*twice"),
         ({"devices": [{**GOOD, "address": "a:1"}, {**GOOD, "id": "b", "address": "a:1"}]}, "gpu0.*b.*a:1"),
         ({"devices": "gpu0"}, "cluster.devices"),
+        ({"devices": [{**GOOD, "memory_gb": -4}]}, r"devices\[0\]' \(device 'gpu0'\)"),
+        ({"devices": [{**GOOD, "memory": 3}]}, r"devices\[0\] \('gpu0'\)"),
+        ({"emulation": {"time": "slow"}}, "cluster.emulation.time"),
+        ({"emulation": {"tme": "measured"}}, "tme"),
+        ({"links": {}}, "cluster.links"),
+        ({"links": [{"source": "client", "target": "gpu0"}]}, r"links\[0\].*gbps"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": 1, "latency": 3}]}, r"links\[0\]'.*'latency'"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": 0}]}, r"links\[0\]'.*'gpu0'.*gbps must be positive"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": "fast"}]}, r"links\[0\].gbps"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": 1, "latency_ms": -1}]}, "latency_ms must be"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": 1, "latency_ms": float("nan")}]}, "latency_ms"),
+        ({"links": [{"source": "client", "target": "gpu0", "gbps": 1, "oneway": "no"}]}, r"links\[0\].oneway"),
+        ({"links": [{"source": "client", "target": "client", "gbps": 1}]}, "'client' to itself"),
     ],
 )
 def test_a_wrong_cluster_names_the_key(body, named):
     with pytest.raises(ConfigError, match=named) as caught:
         Cluster.parse({"cluster": body}, where="c.yaml")
     assert caught.value.where == "c.yaml"
+
+
+def linked(*links: dict[str, object], **more: object) -> dict[str, object]:
+    return {"cluster": {"devices": [GOOD, {**GOOD, "id": "gpu1"}], "links": list(links), **more}}
+
+
+def test_links_lead_both_ways_unless_they_say_otherwise():
+    cluster = Cluster.parse(
+        linked(
+            {"source": "gpu0", "target": "gpu1", "gbps": 25, "latency_ms": 0.2},
+            {"source": "client", "target": "gpu0", "gbps": 1, "oneway": True},
+            {"source": "gpu0", "target": "client", "gbps": 2, "oneway": True},
+        )
+    )
+    link = cluster.links[0]
+    assert link == LinkSpec("gpu0", "gpu1", gbps=25, latency_ms=0.2)
+    assert (link.latency, link.bytes_per_second) == (0.2e-3, 25e9 / 8)
+    assert [each.ways for each in cluster.links] == [
+        (("gpu0", "gpu1"), ("gpu1", "gpu0")),
+        (("client", "gpu0"),),
+        (("gpu0", "client"),),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("links", "named", "hint"),
+    [
+        ([("gpu0", "gpu7")], r"links\[0\].target.*'gpu7'", "client, gpu0, gpu1"),
+        ([("gpu0", "gpu1"), ("gpu0", "gpu1")], r"links\[1\].*'gpu0' to 'gpu1'.*links\[0\]", "oneway: true"),
+        ([("gpu0", "gpu1"), ("gpu1", "gpu0")], r"links\[1\].*'gpu1' to 'gpu0'.*links\[0\]", "oneway: true"),
+    ],
+)
+def test_a_link_that_leads_nowhere_or_is_there_twice(links, named, hint):
+    with pytest.raises(ConfigError, match=named) as caught:
+        Cluster.parse(linked(*({"source": a, "target": b, "gbps": 1} for a, b in links)), where="c.yaml")
+    assert caught.value.where == "c.yaml"
+    assert hint in caught.value.hint
+
+
+def test_a_device_that_is_called_client_cannot_have_links():
+    body = {"devices": [{**GOOD, "id": "client"}], "links": [{"source": "client", "target": "x", "gbps": 1}]}
+    with pytest.raises(ConfigError, match="'client' is what links call this side"):
+        Cluster.parse({"cluster": body})
+
+
+def test_a_slip_in_a_key_is_recognised():
+    with pytest.raises(ConfigError, match="'gbs'") as caught:
+        Cluster.parse(linked({"source": "gpu0", "target": "gpu1", "gbs": 25}))
+    assert "did you mean 'gbps'?" in caught.value.hint
+    assert "latency_ms" in caught.value.hint
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"cluster": None}, {"cluster": {}, "clutser": {}}])
@@ -128,3 +193,11 @@ def test_values_need_no_framework():
         "assert not {'torch', 'jax', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_node_nobody_answers_at_is_named_with_its_key_and_device():
+    known = (Device("gpu0", "GPU", 16, 10, address="node:1"), Device("gpu1", "GPU", 16, 10, address="node:1", index=1))
+    backend = RemoteBackend("memory", MemoryTransport(), ("node:1",), known=known, connect_timeout=0.1)
+    with pytest.raises(BackendUnavailable) as caught:
+        backend.devices()
+    assert caught.value.where == "key 'cluster.devices': the address node:1 of 'gpu0', 'gpu1'"

@@ -430,6 +430,8 @@ def test_kinds_do_not_change() -> None:
         "SYNC": 36,
         "STATS": 37,
         "INLET": 38,
+        "PROFILE": 40,
+        "LOOP": 41,
         "HELD": 48,
         "VALUE": 49,
         "SPEC": 50,
@@ -437,5 +439,7 @@ def test_kinds_do_not_change() -> None:
         "DONE": 52,
         "COUNTERS": 53,
         "INLET_OPEN": 54,
+        "PROFILED": 56,
+        "LOOPED": 57,
     }
     assert struct.calcsize("<2sBBIIHH") == frames.PREFIX.size == 16

@@ -35,7 +35,9 @@ def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[st
         ("01_simple_model.py", "equal to the same model on the CPU"),
         ("03_multimodal.py", "the answer is the same, bit for bit"),
         ("05_training.py", "losses and trained weights equal those of the CPU"),
+        ("07_generate.py", "the same tokens as on the CPU"),
         ("04_capture_and_inspect.py", "equals the model's on the CPU"),
+        ("08_emulated_cluster.py", "its result equals the model's on the CPU"),
     ],
 )
 def test_example_runs_and_proves_what_it_says(file: str, says: str) -> None:

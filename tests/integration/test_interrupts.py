@@ -83,6 +83,41 @@ def test_in_generation(start: Callable[[], None]) -> None:
     assert torch.ones(1, device=DEVICE).item() == 1.0
 
 
+def test_in_a_loop_on_the_node(start: Callable[[], None]) -> None:
+    """The loop ends with the program's call; what is begun afterwards is right."""
+
+    class Logits(torch.nn.Module):
+        def __init__(self, lm: torch.nn.Module) -> None:
+            super().__init__()
+            self.lm = lm
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.lm(ids)[0]
+            return logits
+
+    def generate(lm: torch.nn.Module) -> list[int]:
+        tokens: list[list[int]] = genie.generate(Logits(lm), tiny_lm.PROMPT, max_new_tokens=12).tolist()
+        return tokens[0][tiny_lm.PROMPT.shape[1] :]
+
+    expected = tiny_lm.generate(tiny_lm.model(), count=12)
+    start()
+    model = tiny_lm.model().to(DEVICE)
+    assert generate(model) == expected
+    at = 0
+    while interrupted(at, generate, model):
+        at += 1 + at // 8
+        try:
+            for _ in range(2):
+                assert generate(model) == expected, f"after an interrupt at moment {at}"
+        except GenieError as error:
+            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
+            start()
+            model = tiny_lm.model().to(DEVICE)
+            assert generate(model) == expected
+    assert at > 150
+    assert torch.ones(1, device=DEVICE).item() == 1.0
+
+
 def test_in_upload(start: Callable[[], None]) -> None:
     """The model is whole: what has not moved can be moved again."""
     expected = tiny_lm.generate(tiny_lm.model(), count=2)

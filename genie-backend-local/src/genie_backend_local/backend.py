@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from genie.device import Device
 from genie.errors import BackendUnavailable
@@ -25,21 +26,41 @@ class LocalBackend:
     def __init__(self, threads: int = 0, memory_limit_gb: float = 0.0) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
+        if threads:
+            self._native.set_threads(threads)
         self._devices = hardware.devices()
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
         self._lock = threading.Lock()
-        if threads:
-            self._native.set_threads(threads)
 
     def devices(self) -> tuple[Device, ...]:
         return self._devices
 
     def connect(self, device: Device) -> LocalSession:
+        known = self._known(device)
+        return self._kept(LocalSession(known, self._native.Session(known.id, known.id, self._limit_on(known))))
+
+    def stand_in(self, real: Device, stated: Device) -> StandIn:
+        """See :class:`genie.interfaces.Hosting`."""
+        known = self._known(real)
+        budget = self._native.Budget(stated.memory_bytes)
+
+        def connect() -> LocalSession:
+            native = self._native.Session(known.id, stated.id, self._limit_on(known), budget)
+            return self._kept(LocalSession(stated, native))
+
+        return StandIn(stated, connect)
+
+    def _known(self, device: Device) -> Device:
         known = next((mine for mine in self._devices if mine.id == device.id), None)
         if known is None:
             names = ", ".join(mine.id for mine in self._devices)
             raise BackendUnavailable(f"this machine has no device {device.id!r}", hint=f"it has {names}")
-        session = LocalSession(known, self._native.Session(known.id, known.id, self._limit or known.memory_bytes))
+        return known
+
+    def _limit_on(self, device: Device) -> int:
+        return self._limit or device.memory_bytes
+
+    def _kept(self, session: LocalSession) -> LocalSession:
         with self._lock:
             self._sessions.add(session)
         return session
@@ -52,4 +73,27 @@ class LocalBackend:
         with self._lock:
             sessions = list(self._sessions)
         for session in sessions:
+            session.close()
+
+
+class StandIn:
+    """One device of this machine under another's name and with its memory."""
+
+    name = "local"
+
+    def __init__(self, device: Device, connect: Callable[[], LocalSession]) -> None:
+        self._device = device
+        self._connect = connect
+        self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
+
+    def devices(self) -> tuple[Device, ...]:
+        return (self._device,)
+
+    def connect(self, device: Device) -> LocalSession:
+        session = self._connect()
+        self._sessions.add(session)
+        return session
+
+    def close(self) -> None:
+        for session in list(self._sessions):
             session.close()

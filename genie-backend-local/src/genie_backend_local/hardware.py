@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import socket
 from pathlib import Path
 
 import torch
@@ -25,8 +27,19 @@ def devices() -> tuple[Device, ...]:
 def _cpu(index: int) -> Device:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
-        id="cpu", type="CPU", memory_gb=min(memory, _memory_quota()) / _GIB, compute_tflops=_cpu_tflops(), index=index
+        id="cpu",
+        type="CPU",
+        memory_gb=min(memory, _memory_quota()) / _GIB,
+        compute_tflops=_cpu_tflops(),
+        index=index,
+        hardware=_hardware(_cpu_model(), f"{len(os.sched_getaffinity(0))} cores", f"{torch.get_num_threads()} threads"),
     )
+
+
+def _hardware(*what: str) -> str:
+    """What kernels' times depend on, and the host: machines of one model are not one machine."""
+    parts = [*what, f"torch {torch.__version__}", socket.gethostname()]
+    return "".join(each for each in ", ".join(parts) if each.isprintable())[:512]
 
 
 def _memory_quota() -> float:
@@ -37,12 +50,21 @@ def _memory_quota() -> float:
         return float("inf")
 
 
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)", _cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
 def _cpu_tflops() -> float:
     """Peak single-precision: cores x clock x (two fused multiply-adds of the widest vectors)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
+    text = _cpuinfo()
     lanes = 16 if "avx512f" in text else 8 if "avx2" in text else 4
     clock = re.search(r"^cpu MHz\s*:\s*([0-9.]+)", text, re.MULTILINE)
     ghz = float(clock[1]) / 1e3 if clock else 2.0
@@ -61,4 +83,5 @@ def _cuda(index: int) -> Device:
         compute_tflops=properties.multi_processor_count * clock * per_clock * 2 / 1e12,
         memory_bandwidth_gb_s=bandwidth / 1e9 or None,
         index=index,
+        hardware=_hardware(properties.name, f"{properties.multi_processor_count} multiprocessors"),
     )

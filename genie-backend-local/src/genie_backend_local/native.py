@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -21,12 +21,27 @@ class NativeShared(Protocol):
     nbytes: int
 
 
+class NativeLoop(Protocol):
+    over: bool
+
+
 class NativeSession(Protocol):
     def load(self, plan: int, graph: Graph) -> None: ...
     def execute(self, plan: int, bindings: Buffer) -> None: ...
     def upload(
         self, handle: int, shape: Sequence[int], dtype: str, data: Buffer, stride: Sequence[int] = ()
     ) -> None: ...
+    def loop(
+        self,
+        plan: int,
+        bindings: Buffer,
+        carries: Sequence[tuple[int, int]],
+        strides: Sequence[tuple[int, int]],
+        emit: Sequence[int],
+        stop: int,
+        times: int,
+    ) -> NativeLoop: ...
+    def iterate(self, loop: NativeLoop) -> tuple[Buffer, ...] | None: ...
     def allocate(self, shape: Sequence[int], dtype: str) -> Buffer: ...
     def commit(self, handle: int, allocation: Buffer) -> None: ...
     def poison(
@@ -42,9 +57,15 @@ class NativeSession(Protocol):
     def generator_state(self, generator: int) -> bytes: ...
     def set_generator_state(self, generator: int, state: Buffer) -> None: ...
     def synchronize(self) -> None: ...
+    def take_timings(self) -> Sequence[tuple[Any, ...]]: ...
+    def set_timing(self, share: float) -> None: ...
     def counters(self) -> Mapping[str, int]: ...
     def take_warnings(self) -> Sequence[str]: ...
     def close(self) -> None: ...
+
+
+class NativeBudget(Protocol):
+    """Bytes that several sessions may have together."""
 
 
 class NativePrediction(Protocol):
@@ -54,7 +75,10 @@ class NativePrediction(Protocol):
 class Native(Protocol):
     torch_version: str
 
-    def Session(self, device: str, name: str, memory_limit: int) -> NativeSession: ...  # noqa: N802
+    def Session(  # noqa: N802
+        self, device: str, name: str, memory_limit: int, budget: NativeBudget | None = None
+    ) -> NativeSession: ...
+    def Budget(self, bytes: int) -> NativeBudget: ...  # noqa: N802
     def Prediction(self, inputs: int, parameters: Sequence[int]) -> NativePrediction: ...  # noqa: N802
     def set_threads(self, threads: int) -> None: ...
     def threads(self) -> int: ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import msgspec
@@ -15,8 +16,10 @@ from genie.errors import GenieError, RemoteOpError
 from genie.graph import TensorSpec, bare
 from genie.host import HostValue
 from genie.interfaces import Buffer
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
-from genie_backend_local.native import NativeSession, NativeShared
+from genie.timing import Operand, Timing
+from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
 _encode = msgspec.msgpack.Encoder().encode
@@ -69,6 +72,11 @@ class LocalSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         self._native.execute(plan, bindings)
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`. Each step of the iterator runs one iteration, natively."""
+        begun = self._native.loop(plan, bindings, loop.carries, loop.strides, loop.emit, loop.stop, times)
+        return _iterations(self._native, begun)
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         # In one process there is nobody to have known the content before.
@@ -133,6 +141,13 @@ class LocalSession:
     def synchronize(self) -> None:
         self._native.synchronize()
 
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`."""
+        rows = self._native.take_timings()
+        if share is not None:
+            self._native.set_timing(share)
+        return tuple(_timing(*row) for row in rows)
+
     def stats(self) -> Mapping[str, int]:
         self._log_warnings()
         return {"bytes_sent": 0, "bytes_received": 0, "round_trips": 0, **self._native.counters()}
@@ -145,6 +160,22 @@ class LocalSession:
     def _log_warnings(self) -> None:
         for text in self._native.take_warnings():
             _log.info("warning of an operator", device=self.device.id, text=text)
+
+
+def _iterations(session: NativeSession, loop: NativeLoop) -> Iterator[tuple[Buffer, ...]]:
+    while (emitted := session.iterate(loop)) is not None:
+        yield emitted
+
+
+def _timing(
+    target: str,
+    phase: str,
+    operands: Sequence[tuple[str, tuple[int, ...], bool]],
+    results: Sequence[tuple[str, tuple[int, ...], bool]],
+    *times: Any,
+) -> Timing:
+    given, made = (tuple(Operand(*one) for one in tensors) for tensors in (operands, results))
+    return Timing(target, phase, given, made, *times)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from genie.interfaces import (
     CostModel,
     Engine,
     Frontend,
+    Generating,
     Launches,
     PatternMatcher,
     PlacementStrategy,
@@ -225,6 +226,39 @@ def compile(
                 del _compiled[next(iter(_compiled))]
             _compiled[key] = (program, its.compile(program, target))
         return _compiled[key][1]
+
+
+def generate(
+    program: Any,
+    ids: Any,
+    *,
+    offload: bool | None = None,
+    stream: bool = False,
+    backend: str | None = None,
+    devices: Sequence[Device] | None = None,
+    policy: str | None = None,
+    frontend: str | None = None,
+    **options: Any,
+) -> Any:
+    """Tokens of a language model, with the loop over them on the node: it runs step after step by itself and sends
+    each token as it is made, so that a slow link does not cost a round trip per token.
+
+    ``program`` is a model of Hugging Face's, whose own ``generate`` prepares everything and whose result this is, or
+    a callable that gives logits for ids of shape (batch, length). It may be on the CPU or on the device already. The
+    result is where ``ids`` are. ``options`` are those of the model's ``generate`` (``max_new_tokens``, ``do_sample``,
+    ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``eos_token_id``, ``pad_token_id``, ``streamer`` …;
+    for a callable, these). With ``stream`` the result is an iterator that gives the tokens of each step as they come.
+    ``offload=False`` (default: the setting ``decode_loop``) runs step by step, and so does what cannot be looped,
+    which is logged with the reason; tokens are the same. Raises :class:`ConfigError` for options out of range.
+
+    >>> genie.generate(model, ids, max_new_tokens=64, do_sample=True, top_p=0.9)  # doctest: +SKIP
+    """
+    its = runtime.frontend(frontend or "", program)
+    if not isinstance(its, Generating):
+        raise ConfigError(f"the frontend {its.name!r} generates no tokens")
+    target = _target(backend, devices, policy)
+    loops = runtime.current().settings.decode_loop if offload is None else offload
+    return its.generate(program, ids, target, offload=loops, stream=stream, options=options)
 
 
 # --- extension -----------------------------------------------------------------------------------

@@ -9,11 +9,22 @@ from genie.hookspecs import Offers, hookimpl
 
 
 @hookimpl
+def genie_backends() -> Offers:
+    def emulated(settings: Settings) -> Any:
+        from genie.emulate.backend import EmulatedBackend
+
+        return EmulatedBackend.from_settings(settings)
+
+    return {"emulated": emulated}
+
+
+@hookimpl
 def genie_cost_models() -> Offers:
     def roofline(settings: Settings) -> Any:
         from genie.schedule.cost import RooflineCostModel
+        from genie.schedule.stated import stated
 
-        return RooflineCostModel()
+        return RooflineCostModel(transfers=stated(settings.cluster.links) if settings.cluster is not None else None)
 
     return {"roofline": roofline}
 

@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    decode_loop: bool = True  # genie.generate() lets the node run the loop
+    profile_dir: str = ""  # where measurements are kept; "" is $XDG_DATA_HOME/genie
     log_level: str = "WARNING"
     log_json: bool = False
     log_intercepts: bool = False  # log every captured operator
@@ -132,6 +134,8 @@ def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
             where=place,
             hint="say 'backend: tcp', or remove the addresses",
         )
+    if "emulated" in cluster.backends:
+        addresses = ()  # of the nodes that are emulated
     return {
         "backend": (cluster.backend, f"{place}: cluster.backend"),
         "nodes": (addresses, f"{place}: cluster.devices"),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from genie.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20
+CLIENT = "client"  # what a link's end is called that is this side
 
 
 class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     """One accelerator (or CPU).
 
     ``network_gbps`` is the link to it in Gbit/s; ``memory_bandwidth_gb_s`` its own memory's, in GB/s, where known.
-    ``address`` is where its node listens (``None``: this process), ``index`` its number there.
+    ``address`` is where its node listens (``None``: this process), ``index`` its number there. ``hardware`` names model
+    and host, as its node tells them: measurements are kept under it.
 
     >>> Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100).memory_bytes
     17179869184
@@ -32,6 +35,7 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str | None = None
     index: int = 0
     memory_bandwidth_gb_s: float | None = None
+    hardware: str = ""
 
     def __post_init__(self) -> None:
         for key in ("id", "type"):
@@ -47,6 +51,8 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
             msgspec.structs.force_setattr(self, key, float(number))  # 16 and 16.0 are one device, byte for byte
         if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
             raise ConfigError(f"index must be a number from 0 on, not {self.index!r}", where=f"device {self.id!r}")
+        if not isinstance(self.hardware, str) or len(self.hardware) > 512 or not self.hardware.isprintable():
+            raise ConfigError(f"hardware must be printable text, not {self.hardware!r}", where=f"device {self.id!r}")
         if self.address is not None:
             _address(self.address, self.id)
 
@@ -73,6 +79,52 @@ def _address(address: object, device: str) -> None:
     _, colon, port = address.rpartition(":")
     if colon and port.isascii() and port.isdigit() and not 0 < int(port[:6]) < 65536:
         raise ConfigError(f"address {address!r}: the port must be from 1 to 65535", where=where)
+
+
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The way from ``source`` to ``target`` (ids of devices, or ``"client"``), and unless ``oneway`` back as well: so
+    many Gbit/s of payload, and so much latency one way.
+
+    >>> LinkSpec(source="gpu0", target="gpu1", gbps=25, latency_ms=0.2).bytes_per_second
+    3125000000.0
+    """
+
+    source: str
+    target: str
+    gbps: float
+    latency_ms: float = 0.05
+    oneway: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"link {self.source!r} → {self.target!r}"
+        if self.source == self.target:
+            raise ConfigError(f"a link leads from {self.source!r} to itself")
+        if not (math.isfinite(self.gbps) and self.gbps > 0):
+            raise ConfigError(f"gbps must be positive and finite, not {self.gbps!r}", where=where)
+        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise ConfigError(f"latency_ms must be finite and not negative, not {self.latency_ms!r}", where=where)
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.gbps * 1e9 / 8
+
+    @property
+    def latency(self) -> float:
+        """In seconds, one way."""
+        return self.latency_ms / 1e3
+
+    @property
+    def ways(self) -> tuple[tuple[str, str], ...]:
+        """(source, target), and back unless it is one way."""
+        there = (self.source, self.target)
+        return (there,) if self.oneway else (there, there[::-1])
+
+
+class Emulation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the backend ``emulated`` reckons time: ``estimated`` by the cost model, the same in every run; or
+    ``measured`` here and scaled by what the cost model says of the emulated and the real device."""
+
+    time: Literal["estimated", "measured"] = "estimated"
 
 
 class Scheduling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,7 +166,9 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``cluster.yaml`` says. ``backend`` may list several by preference: ``"dpdk,tcp"``."""
 
     devices: tuple[Device, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
     backend: str = "local"
+    emulation: Emulation = Emulation()
     scheduling: Scheduling = Scheduling()
     fault_tolerance: FaultTolerance = FaultTolerance()
     security: Security = Security()
@@ -136,6 +190,24 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"devices: {other!r} and {device.id!r} are both number {device.index} at {device.address}",
                     hint="give each device of one node its own 'index'",
                 )
+        if self.links:
+            self._check_links(ids)
+
+    def _check_links(self, ids: set[str]) -> None:
+        known = ", ".join((CLIENT, *(device.id for device in self.devices)))
+        if CLIENT in ids:
+            raise ConfigError(f"devices: {CLIENT!r} is what links call this side", hint="give the device another id")
+        ways: dict[tuple[str, str], int] = {}
+        for number, link in enumerate(self.links):
+            for key in ("source", "target"):
+                if (end := getattr(link, key)) not in ids and end != CLIENT:
+                    raise ConfigError(f"links[{number}].{key}: there is no device {end!r}", hint=f"known: {known}")
+            for way in link.ways:
+                if (other := ways.setdefault(way, number)) != number:
+                    raise ConfigError(
+                        f"links[{number}]: the way from {way[0]!r} to {way[1]!r} is links[{other}] already",
+                        hint="links lead both ways unless they say 'oneway: true'",
+                    )
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -170,27 +242,36 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if key != "cluster":
                 raise ConfigError(f"unknown key {key!r}", where=where, hint="everything goes below 'cluster:'")
         body: Mapping[str, Any] = data["cluster"]
-        _known_device_keys(body, where)
+        _known_keys(body, where)
         try:
             return msgspec.convert(body, cls)
         except msgspec.ValidationError as error:
             message, _, at = str(error).rpartition(" - at `$")
             message, key = (message, at.rstrip("`")) if message else (str(error), "")
             first, *rest = message.splitlines()
-            hint = next((line.removeprefix("  hint: ") for line in rest if line.startswith("  hint: ")), "")
-            raise ConfigError(f"key 'cluster{key}': {first}", where=where, hint=hint) from error
+            told = {kind: text for kind, _, text in (line.strip().partition(": ") for line in rest)}
+            its = f" ({told['where']})" if "where" in told else ""
+            raise ConfigError(f"key 'cluster{key}'{its}: {first}", where=where, hint=told.get("hint", "")) from error
         except RecursionError as error:
             raise ConfigError("the cluster file is nested too deeply", where=where) from error
 
 
-def _known_device_keys(body: Mapping[str, Any], where: str) -> None:
+def _known_keys(body: Mapping[str, Any], where: str) -> None:
     # Device crosses the wire, where unknown fields of newer peers are accepted; in a file they are typing errors.
-    devices = body.get("devices")
-    for number, device in enumerate(devices if isinstance(devices, list) else ()):
-        for key in device if isinstance(device, Mapping) else ():
-            if key not in Device.__struct_fields__:
-                raise ConfigError(
-                    f"key 'cluster.devices[{number}]': unknown key {key!r}",
-                    where=where,
-                    hint=f"known keys: {', '.join(Device.__struct_fields__)}",
-                )
+    _check_keys("cluster", body, Cluster.__struct_fields__, where)
+    for name, fields in (("devices", Device.__struct_fields__), ("links", LinkSpec.__struct_fields__)):
+        entries = body.get(name)
+        for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+            if isinstance(entry, Mapping):
+                its = f" ({entry['id']!r})" if isinstance(entry.get("id"), str) else ""
+                _check_keys(f"cluster.{name}[{number}]{its}", entry, fields, where)
+
+
+def _check_keys(place: str, entry: Mapping[str, Any], fields: tuple[str, ...], where: str) -> None:
+    for key in entry:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(
+                f"key '{place}': unknown key {key!r}", where=where, hint=f"{hint}known keys: {', '.join(fields)}"
+            )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
 from genie.graph import Graph, Node, Semantics, TensorSpec
+from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.timing import Timing
 
 Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
@@ -94,6 +96,30 @@ class Linked(Protocol):
 
 
 @runtime_checkable
+class Looping(Protocol):
+    """What a session may be besides: one that repeats a plan by itself, without being told each time."""
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """Run a loaded plan up to ``times`` times. ``bindings`` are the first iteration's, as for ``execute``, and
+        the memory of what was sent last stays with them.
+
+        The iterator gives, after each iteration and as soon as they are known, the elements of the outputs in
+        ``loop.emit``, and ends after the last; it raises what a step raised, and then the loop is over, too. From the
+        first iteration on the plan's output handles are the last iteration's. Whoever stops iterating ends the loop,
+        after a few more iterations perhaps; other calls may come between. Raises :class:`genie.errors.PlanError` for
+        a loop that does not fit the plan."""
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """What a session may be besides: one that times some of its executions, operator by operator."""
+
+    def profile(self, share: float | None = None) -> Sequence[Timing]:
+        """How long operators took since the last call. ``share`` says how much of the time the timing may take from
+        now on: a few thousandths unless said; 1 times every execution, 0 none."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """Executes plans. ``options`` come validated from :mod:`genie.config`."""
 
@@ -104,6 +130,15 @@ class Backend(Protocol):
     def connect(self, device: Device) -> Session: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """What a backend may be besides: one that lets its devices pass for others, as emulation asks it to."""
+
+    def stand_in(self, real: Device, stated: Device) -> Backend:
+        """A backend of the one device ``stated``, whose work the backend's own device ``real`` does. Its sessions keep
+        within the stated memory together, and errors name the stated device."""
 
 
 class Engine(Protocol):
@@ -166,6 +201,17 @@ class TakesMarks(Protocol):
 
     def mark(self, target: Any, word: Semantics) -> None:
         """Keep ``word`` with ``target``, as long as that lives. What it says wins over what was said before."""
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """What a frontend may be besides: one whose language models generate with the loop on the device."""
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :func:`genie.generate`; ``options`` are its keyword arguments for the program's kind. An iterator of
+        tokens if ``stream``. ``offload`` says whether the device may run the loop by itself."""
 
 
 @runtime_checkable

@@ -8,6 +8,11 @@ from genie_pytorch import device as _device
 _device.register()
 _api.use_frontend("pytorch")
 
-from genie_pytorch.lazy_tensor import LazyTensor  # noqa: E402  (a metaclass needs the device's name registered)
+# What follows needs the device's name registered.
+from genie_pytorch import generation as _generation  # noqa: E402
+from genie_pytorch.decode import decode_loop  # noqa: E402
+from genie_pytorch.lazy_tensor import LazyTensor  # noqa: E402
 
-__all__ = ["LazyTensor"]
+_api.on_shutdown(_generation.forget)
+
+__all__ = ["LazyTensor", "decode_loop"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 
 from genie.graph import Graph, Semantics, TensorSpec
 from genie.interfaces import Buffer, Engine
-from genie_pytorch import lift, modules, regions, scopes, whole
+from genie_pytorch import generation, lift, modules, regions, scopes, whole
 from genie_pytorch.capture import Capture
 from genie_pytorch.dtypes import dtype_named, name_of
 from genie_pytorch.lift import can_lift, on_device
@@ -39,6 +39,12 @@ class PyTorchFrontend:
     def launch(self, compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[], _T]:
         """See :class:`genie.interfaces.Launches`."""
         return whole.launch(compiled, *args, **kwargs)
+
+    def generate(
+        self, program: Any, ids: Any, engine: Engine, *, offload: bool, stream: bool, options: Mapping[str, Any]
+    ) -> Any:
+        """See :class:`genie.interfaces.Generating`."""
+        return generation.generate(program, ids, port.index_of(engine), offload, stream, dict(options))
 
     def accepts(self, program: object) -> bool:
         return isinstance(program, torch.Tensor | torch.nn.Module) or callable(program)

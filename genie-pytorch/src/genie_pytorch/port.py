@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from genie import telemetry
@@ -15,7 +15,8 @@ from genie.api import engine as connect
 from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Engine, Session, TakesWords
+from genie.interfaces import Buffer, Engine, Looping, Session, TakesWords
+from genie.loops import Loop
 from genie_pytorch import lower
 from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
 from genie_pytorch.native import _C, source_text
@@ -137,6 +138,18 @@ class Port:
         """The index of tensors that name none: the one device, or that of all of them."""
         count = device_count()
         return count if count > 1 else 0
+
+    def loop(self, device: int, plan: int, bindings: bytes, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`, which the session must be; errors name the program's line."""
+        session = self._session(device)
+        assert isinstance(session, Looping)
+        return self._emitted(device, session.loop(plan, bindings, loop, times))
+
+    def _emitted(self, device: int, iterations: Iterator[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
+        try:
+            yield from iterations
+        except RemoteOpError as error:
+            raise self._located(device, error) from None
 
     def upload(
         self, device: int, handle: int, shape: tuple[int, ...], dtype: int, data: memoryview, weight: bool

@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 import genie
-from genie.cli import artifacts, nodes, plugins, programs
+from genie import telemetry
+from genie.cli import artifacts, nodes, plugins, profiles, programs
 from genie.cli.printing import complain, options, out
 from genie.errors import GenieError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(nodes.app, name="node")
+app.add_typer(profiles.app, name="profile")
 app.command()(nodes.serve)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -21,6 +23,7 @@ app.command(
 app.command()(artifacts.inspect)
 app.command()(artifacts.diff)
 app.command()(artifacts.explain)
+app.command("calibrate")(profiles.calibrate_devices)
 
 
 def _version(wanted: bool) -> None:
@@ -45,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
     ``genie diff`` ends as diff does: 0 when both are equal, 1 when they differ, 2 for any trouble.
     """
+    telemetry.configure()  # standard output is for answers; a runtime or a node sets its own level
     try:
         status = typer.main.get_command(app).main(args=argv, prog_name="genie", standalone_mode=False)
     except GenieError as error:

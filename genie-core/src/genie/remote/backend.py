@@ -69,14 +69,23 @@ class RemoteBackend:
             return self._devices
 
     def _ask(self, node: str) -> list[Device]:
-        met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+        try:
+            met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as error:
+            stated = ", ".join(repr(device.id) for device in self._known.values() if device.address == node)
+            if stated:
+                error.where = f"key 'cluster.devices': the address {node} of {stated}"
+            raise
         farewell(met)
         if self._shortcut and (local := quicker(met.welcome)):
             self._quicker[node] = local
         found = []
         for index, device in enumerate(met.welcome.devices):
             theirs = msgspec.structs.replace(device, id=f"{node}/{device.id}", address=node, index=index)
-            found.append(self._known.get((node, index), theirs))
+            mine = self._known.get((node, index))
+            if mine is not None and not mine.hardware:
+                mine = msgspec.structs.replace(mine, hardware=theirs.hardware)
+            found.append(mine or theirs)
         for address, index in self._known:
             if address == node and index >= len(found):
                 raise ConfigError(

@@ -23,7 +23,7 @@ from genie.errors import (
     ProtocolError,
     SessionClosed,
 )
-from genie.interfaces import Connection
+from genie.interfaces import Connection, Message
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
@@ -51,6 +51,7 @@ class Conversation:
         self.timeout = timeout
         self.freed: deque[int] = deque()  # handles
         self.target: memoryview | None = None  # where the data of the answer goes, if the caller said
+        self.streams: dict[int, deque[tuple[int, bytes]]] = {}  # answers of questions with several, by message
         self.ended: GenieError | None = None
         self.traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
         self.round_trip = float("inf")  # the shortest so far, in seconds
@@ -141,9 +142,38 @@ class Conversation:
 
     def answer(self, seq: int, kind: Kind, answer: Kind) -> tuple[memoryview, memoryview | None]:
         """To the question ``kind`` that went as message ``seq``. Answers to earlier ones are dropped."""
-        self._awaited = seq
         self.traffic["round_trips"] += 1
         before = time.monotonic()
+        message, heard, body = self._await(seq, kind)
+        self.round_trip = min(self.round_trip, time.monotonic() - before)
+        self._expect(heard, body, kind, answer)
+        if not message.buffers:
+            return body, None
+        data = memoryview(message.buffers[0])
+        self.traffic["bytes_received"] += len(data)
+        return body, data
+
+    def next_answer(self, seq: int, kind: Kind, answer: Kind) -> memoryview:
+        """The next of several to the question that went as message ``seq``, which is a key of ``streams``. Those
+        that came while another answer was waited for are not lost."""
+        if self.ended is not None:
+            self._refuse()
+        if self.streams[seq]:
+            heard, kept = self.streams[seq].popleft()
+            body = memoryview(kept)
+        else:
+            _, heard, body = self._await(seq, kind)
+        self._expect(heard, body, kind, answer)
+        return body
+
+    def _expect(self, heard: int, body: memoryview, kind: Kind, answer: Kind) -> None:
+        if heard == _ERROR:
+            raise messages.get_error(body, self.node)
+        if heard != answer:
+            self.fail(ProtocolError(f"record kind {heard} is no answer to {kind.name}"))
+
+    def _await(self, seq: int, kind: Kind) -> tuple[Message, int, memoryview]:
+        self._awaited = seq
         try:
             while True:
                 try:
@@ -156,9 +186,12 @@ class Conversation:
                 if heard == _BYE:
                     raise self._farewell(body)
                 if got == seq:
-                    break
-                # An answer nobody waits for any more: its question was interrupted, or took too long.
-                self._check_stale(got)
+                    return message, heard, body
+                if got in self.streams:
+                    self.streams[got].append((heard, bytes(body)))
+                else:
+                    # An answer nobody waits for any more: its question was interrupted, or took too long.
+                    self._check_stale(got)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{self.node} did not answer {kind.name} within {self.timeout:g} s",
@@ -167,16 +200,6 @@ class Conversation:
             ) from error
         except GenieError as error:
             self.fail(error)
-        self.round_trip = min(self.round_trip, time.monotonic() - before)
-        if heard == _ERROR:
-            raise messages.get_error(body, self.node)
-        if heard != answer:
-            self.fail(ProtocolError(f"record kind {heard} is no answer to {kind.name}"))
-        if not message.buffers:
-            return body, None
-        data = memoryview(message.buffers[0])
-        self.traffic["bytes_received"] += len(data)
-        return body, data
 
     def read(self, reader: Callable[_P, _T], *answer: _P.args, **options: _P.kwargs) -> _T:
         """What ``reader`` makes of an answer; a malformed one ends the conversation."""
@@ -222,6 +245,7 @@ class Conversation:
         self._dialogue.close()
         self._outbox = []
         self.freed.clear()
+        self.streams.clear()
         self._connection.close()
 
     def _last_words(self) -> GenieError | None:

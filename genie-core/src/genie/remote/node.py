@@ -13,6 +13,7 @@ from typing import TextIO
 
 import structlog
 
+from genie import telemetry
 from genie.config import Settings
 from genie.interfaces import Backend, Transport
 from genie.plugins import registry
@@ -61,6 +62,7 @@ def serve(
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
     ``port`` + 1, or at a free port if that is taken.
     """
+    telemetry.configure(settings.log_level, settings.log_json)
     made: Backend = registry.make("backend", backend, settings)
     carrier: Transport = registry.make("transport", transport, settings)
     stop = _Stop()

@@ -19,19 +19,21 @@ from genie.errors import (
     NodeError,
     OutOfMemory,
     ProtocolError,
+    UnsupportedOperation,
     VersionMismatch,
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Session
+from genie.interfaces import Buffer, Connection, Looping, Profiling, Session
 from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
+from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
-from genie.wire import Dialogue, Kind, Limits, channels, frames, messages
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE = int(Kind.EXECUTE)
+_EXECUTE, _LOOP = map(int, (Kind.EXECUTE, Kind.LOOP))
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -107,6 +109,7 @@ class NodeSession:
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
         self._work: dict[int, Callable[[memoryview], None]] = {
@@ -128,6 +131,7 @@ class NodeSession:
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
             Kind.INLET: self._inlet,
+            Kind.PROFILE: self._profile,
         }
 
     def serve(self) -> None:
@@ -171,6 +175,8 @@ class NodeSession:
                 self._work[kind](body)
             elif kind in self._requests:
                 self._answer(seq, kind, body)
+            elif kind == _LOOP:
+                self._repeat(seq, body)
             else:
                 self._dialogue.hear(kind)  # raises for all but BYE
                 return False
@@ -178,10 +184,7 @@ class NodeSession:
 
     def _execute(self, body: memoryview) -> None:
         number, used = messages.get_varint(body)
-        try:
-            plan = self._plans[number]
-        except IndexError:
-            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+        plan = self._plan(number)
         if plan < 0:
             self._defer(self._failed_plans[number])
             return
@@ -190,6 +193,40 @@ class NodeSession:
         except GenieError as error:
             # What it needed may be missing because its upload failed: that is the reason to tell.
             self._defer(next(iter(self._failed.values()), error))
+
+    def _plan(self, number: int) -> int:
+        """Its number in the local session, negative if it was refused."""
+        try:
+            return self._plans[number]
+        except IndexError:
+            raise ProtocolError(f"plan {number} is executed and was never sent") from None
+
+    def _repeat(self, seq: int, body: memoryview) -> None:
+        """A LOOP: an answer per iteration, as it ends."""
+        count, begin = loops.get(body)
+        try:
+            if begin is not None:
+                self._begin_loop(begin)
+            for answer in self._loop.run(count):
+                self._connection.send(frames.one(seq, Kind.LOOPED, answer))
+        except ConnectionLost:
+            raise
+        except (GenieError, MemoryError) as error:
+            self._loop.end()  # more of it may be asked for already
+            self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
+
+    def _begin_loop(self, begin: loops.Begin) -> None:
+        self._loop.end()
+        plan = self._plan(begin.plan)
+        if plan < 0:
+            raise self._failed_plans[begin.plan]
+        if not isinstance(self._session, Looping):
+            raise UnsupportedOperation(f"the backend of {self.device.id} does not repeat plans", where=self.name)
+        try:
+            self._loop.begin(self._session.loop(plan, begin.bindings, begin.loop, begin.times))
+        finally:
+            # What went wrong before is the reason to tell; with the bindings both sides' memory moved on.
+            self._tell_deferred()
 
     # --- bulk data: checked before it is received ---------------------------------------------------
 
@@ -345,7 +382,9 @@ class NodeSession:
     def _sent(self, handle: int) -> HostValue:
         try:
             spec = self._session.describe(handle)  # strides and all: what is computed there must be laid out as here
-            return HostValue(spec, memoryview(self._session.fetch(handle).data))
+            data = memoryview(self._session.fetch(handle).data)
+            # It leaves later: of what is not shared, later work might write to it before.
+            return HostValue(spec, data if isinstance(self._session, Sharing) else memoryview(bytes(data)))
         except GenieError as error:
             # What it needed may be missing because of an earlier failure: that is the reason to tell.
             raise self._failed.get(handle) or self._deferred or error from None
@@ -392,10 +431,13 @@ class NodeSession:
         else:
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
 
-    def _look(self, handle: int) -> None:
+    def _tell_deferred(self) -> None:
         if self._deferred is not None:
             error, self._deferred = self._deferred, None
             raise error
+
+    def _look(self, handle: int) -> None:
+        self._tell_deferred()
         if self._failed and handle in self._failed:
             raise self._failed[handle]
 
@@ -435,6 +477,11 @@ class NodeSession:
     def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         counters = {name: int(number) for name, number in self.stats().items()}
         return Kind.COUNTERS, messages.put_struct(counters), None
+
+    def _profile(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        share = profiles.get_share(body)
+        rows = self._session.profile(share) if isinstance(self._session, Profiling) else ()
+        return Kind.PROFILED, profiles.put_rows(rows), None
 
     # --- the end ------------------------------------------------------------------------------------
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from genie import codec
 from genie.device import Device
-from genie.errors import BackendError, LimitExceeded, LocalProtocolError, ProtocolError
+from genie.errors import BackendError, LimitExceeded, LocalProtocolError, PlanError, ProtocolError
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
+from genie.loops import MOST_ITERATIONS, Loop
 from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
+from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
-from genie.wire import Dialogue, Kind, Limits, channels, messages
+from genie.timing import Timing
+from genie.wire import Dialogue, Kind, Limits, channels, messages, profiles
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -91,17 +94,32 @@ class RemoteSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         with self._lock:
-            if not 0 <= plan < len(self._plan_heads):
-                raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+            head = self._head(plan)
             talk = self._conversation
             if self._offers.unsettled:
                 self._offers.settle()
             if talk.freed:
                 talk.queue_freed()
-            talk.queue(_EXECUTE, self._plan_heads[plan] + bindings)
+            talk.queue(_EXECUTE, head + bindings)
             self._executions += 1
             if not more:
                 talk.push()
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        """See :class:`genie.interfaces.Looping`. Other calls may come between iterations: they wait for those that
+        are asked for already."""
+        if not 0 < times < MOST_ITERATIONS:
+            raise PlanError(f"a loop of {times} iterations")
+        with self._lock:
+            head = self._head(plan)
+            self._settle()
+            self._executions += 1
+            return RemoteLoop(self._lock, self._conversation, head, bindings, loop, times)
+
+    def _head(self, plan: int) -> bytes:
+        if not 0 <= plan < len(self._plan_heads):
+            raise LocalProtocolError(f"plan {plan} was never loaded in this session")
+        return self._plan_heads[plan]
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
         view = flat(data)
@@ -265,6 +283,15 @@ class RemoteSession:
             answer, _ = self._conversation.ask(Kind.STATS, b"", Kind.COUNTERS)
             counters = self._conversation.read(messages.get_counters, answer)
         return {**counters, **self.traffic}
+
+    def profile(self, share: float | None = None) -> tuple[Timing, ...]:
+        """See :class:`genie.interfaces.Profiling`: how long operators took on the node."""
+        if share is not None and not 0 <= share <= 1:
+            raise LocalProtocolError(f"timing takes a share of the time from 0 to 1, not {share!r}")
+        with self._lock:
+            self._settle()
+            answer, _ = self._conversation.ask(Kind.PROFILE, profiles.put_share(share), Kind.PROFILED)
+            return self._conversation.read(profiles.get_rows, answer)
 
     def close(self) -> None:
         with self._lock:

@@ -83,7 +83,7 @@ def split(plan: ExecutionPlan) -> Split:
             and (entered[value].donated if value in entered else home[value] != device or value not in lasting)
         }
         made = {value for step in steps for value in graph.steps[step].outputs if value >= 0}
-        departs = tuple((value, target) for value in sorted(made) for target in sorted(targets.get(value, ())))
+        departs = tuple((value, target) for value in sorted(made) for target in targets.get(value, ()))
         leaving = [value for value in graph.outputs if value in made]
         kept = {value for value in made if (value, device) in users}
         passed = sorted((kept | {value for value, _ in departs}) - set(leaving))

@@ -18,13 +18,14 @@ from genie.bindings import float_bits
 from genie.errors import GenieError, PlanError, RemoteOpError
 from genie.graph import Const, Graph, Input, Many, Ref, TensorSpec
 from genie.interfaces import Backend, Session
+from genie.testing.loop_suite import LoopSuite
 from genie.testing.plans import Caller, nbytes, node, pack, single, spec
 
 _ADD = single("aten::add.Tensor", [spec(3), spec(3)], spec(3), 1)
 _NEG = single("aten::neg", [spec(3)], spec(3))
 
 
-class BackendSuite:
+class BackendSuite(LoopSuite):
     """Fixture to give: ``backend``."""
 
     has_random: ClassVar[bool] = True

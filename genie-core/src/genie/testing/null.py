@@ -15,10 +15,12 @@ from genie import codec
 from genie import plan as plans
 from genie.bindings import Prediction, bits_float, parameters
 from genie.device import Device
-from genie.errors import NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
+from genie.errors import GenieError, NodeError, OutOfMemory, PlanError, RemoteOpError, SessionClosed
 from genie.graph import DTYPES, Arg, Graph, Many, Node, Ref, ScalarTensor, TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer
+from genie.loops import Loop
+from genie.loops import verify as verify_loop
 from genie.plan import ExecutionPlan
 from genie.remote.memory import room
 from genie.testing.plans import FORMATS, nbytes, unpack
@@ -50,11 +52,13 @@ class _Failed(Exception):
 
 
 class NullSession:
-    """:class:`genie.interfaces.Session` over Python lists. ``capacity`` bounds its memory, in bytes."""
+    """:class:`genie.interfaces.Session` over Python lists. ``capacity`` bounds its memory, in bytes, together with that
+    of ``others``."""
 
-    def __init__(self, device: Device, capacity: int) -> None:
+    def __init__(self, device: Device, capacity: int, others: Sequence[NullSession] = ()) -> None:
         self.device = device
         self._capacity = capacity
+        self._others = others
         self._values: dict[int, _Value] = {}
         self._plans: list[_Loaded] = []
         self._numbers: dict[str, int] = {}  # by content: in Python 1 == 1.0 == True, in a graph they differ
@@ -79,11 +83,50 @@ class NullSession:
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
         self._check_open()
+        self._run(plan, self._loaded(plan).prediction.decode(bytes(bindings)))
+
+    def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        self._check_open()
+        loaded = self._loaded(plan)
+        words = loaded.prediction.decode(bytes(bindings))
+        verify_loop(loop, loaded.graph, times)
+        return self._repeat(plan, list(words), loop, times)
+
+    def _repeat(self, plan: int, words: list[int], loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
+        graph = self._plans[plan].graph
+        first = words[0]
+        for iteration in range(times):
+            self._check_open()
+            before: dict[int, _Value] = {}
+            if iteration:
+                before = {-1 - k: self._value(first + k) for k in range(len(graph.outputs))}
+                self.free([first + k for k in range(len(graph.outputs))])
+                self._values |= before
+                for index, output in loop.carries:
+                    words[1 + index] = -1 - output
+                for parameter, step in loop.strides:
+                    at = 1 + len(graph.inputs) + parameter
+                    words[at] = (words[at] + step) & (1 << 64) - 1
+            try:
+                self._run(plan, words)
+            finally:
+                self.free(list(before))
+            yield tuple(bytes(self._looked_at(first + k).storage.data) for k in loop.emit)
+            if loop.stop >= 0:
+                flags = self._looked_at(first + loop.stop).numbers()
+                if len(flags) != 1:
+                    raise PlanError(f"a loop stops by a value of one element, not of {len(flags)}")
+                if flags[0]:
+                    return
+
+    def _loaded(self, plan: int) -> _Loaded:
         if not 0 <= plan < len(self._plans):
             raise NodeError(f"plan {plan} was never loaded", where=self.device.id)
-        loaded = self._plans[plan]
-        graph = loaded.graph
-        first, *rest = loaded.prediction.decode(bytes(bindings))
+        return self._plans[plan]
+
+    def _run(self, plan: int, binding: Sequence[int]) -> None:
+        graph = self._plans[plan].graph
+        first, *rest = binding
         handles = rest[: len(graph.inputs)]
         words = iter(rest[len(graph.inputs) :])
         values: dict[int, _Value] = {
@@ -147,6 +190,11 @@ class NullSession:
             raise NodeError(f"handle {handle} is in use or none", where=self.device.id)
         self._values[handle] = _Value(spec, _Storage(data))
         self._account()
+
+    def poison(self, handle: int, error: GenieError) -> None:
+        """``handle`` stands for a value that failed to come."""
+        told = error if isinstance(error, RemoteOpError) else RemoteOpError(error.message, kind=type(error).__name__)
+        self._values[handle] = _Value(TensorSpec((), "float32"), _Storage(memoryview(b""), told))
 
     def allocate(self, spec: TensorSpec) -> NullAllocation:
         """Memory to receive a value into."""
@@ -227,7 +275,7 @@ class NullSession:
         self._peak = max(self._peak, self._used())
 
     def _reserve(self, size: int) -> None:
-        used = self._used()
+        used = sum(session._used() for session in {self, *self._others})
         if used + size > self._capacity:
             raise OutOfMemory(
                 f"{size} bytes needed, {self._capacity - used} of {self._capacity} free",
@@ -263,15 +311,22 @@ class NullBackend:
             Device(id=f"null:{index}", type="null", memory_gb=memory_bytes / (1 << 30), compute_tflops=1.0, index=index)
             for index in range(devices)
         )
+        self._together = False  # whether the memory is that of all sessions
         self.sessions: list[NullSession] = []
 
     def devices(self) -> tuple[Device, ...]:
         return self._devices
 
     def connect(self, device: Device) -> NullSession:
-        session = NullSession(device, self._memory)
+        session = NullSession(device, self._memory, self.sessions if self._together else ())
         self.sessions.append(session)
         return session
+
+    def stand_in(self, real: Device, stated: Device) -> NullBackend:
+        """See :class:`genie.interfaces.Hosting`."""
+        made = NullBackend()
+        made._devices, made._memory, made._together = (stated,), stated.memory_bytes, True
+        return made
 
     def close(self) -> None:
         for session in self.sessions:

@@ -40,6 +40,8 @@ class Kind(IntEnum):
     SYNC = 36
     STATS = 37
     INLET = 38
+    PROFILE = 40
+    LOOP = 41  # by several answers
 
     # Answers.
     HELD = 48
@@ -49,6 +51,8 @@ class Kind(IntEnum):
     DONE = 52
     COUNTERS = 53
     INLET_OPEN = 54
+    PROFILED = 56
+    LOOPED = 57
 
 
 WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)
