@@ -315,6 +315,7 @@ def main() -> int:
     parser.add_argument("--relay", action="store_true", help="a relay in this namespace even where namespaces work")
     parser.add_argument("--tiny", action="store_true", help="sizes for tests; figures mean nothing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", action="store_true", help="tables as in docs/evaluation.md")
     options = parser.parse_args()
     chosen = tuple(filter(None, options.profile.split(",")))
     only = tuple(filter(None, options.only.split(",")))
@@ -326,7 +327,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no profile {unknown[0]!r}: {', '.join(PROFILES)}")
     result = run(profiles=profiles, only=only, tiny=options.tiny, relayed=options.relay, options=options)
-    print(json.dumps(result, ensure_ascii=False) if options.json else report.text(result))
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(report.markdown(result) if options.markdown else report.text(result))
     return 1 if result["wrong"] else 0
 
 

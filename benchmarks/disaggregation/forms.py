@@ -14,7 +14,8 @@ sample       8 · (what the user wrote)  8
 ===========  ======================  =====================================
 
 and ``loop``, per answer with s tokens said so far, by either side: 16 s + 8 up (``generate`` takes all ids, their mask
-and the token to pad with) and 16 down for each token: itself, and whether any row goes on.
+and the token to pad with). Of each token comes down itself and whether that was the end: 16 bytes of the first four,
+which the program computes step by step until the loop is known, and 9 of the others, where the flag is a bool.
 
 The other programs have no state but their weights; theirs are beside the functions below. Framing is not in the forms:
 at most :data:`FRAMING` bytes a message on average, which the harness checks, too.
@@ -30,6 +31,9 @@ from disaggregation.programs import Chat, Pictures, Questions, Ranking, Workload
 # Of one message: 16 bytes of prefix, sizes, records' heads, specs of tensors, handles; bindings of an execution where
 # words surprise; frees that travel along. Generous for calls that free a whole cache at once.
 FRAMING = 1024
+# Of an answer by ``genie.generate``: tokens that come by themselves before the loop begins, and its fewest iterations.
+LOOKED_AT = 4
+FEWEST_LOOPED = 4
 
 
 class Moved(NamedTuple):
@@ -73,7 +77,8 @@ def language(chat: Chat, mode: str, cache: int, vocabulary: int, weights: int) -
             return Moved(8 * sum(chat.turns), 8 * len(each))
         case "loop":
             said = [sum(chat.turns[: turn + 1]) + turn * chat.new for turn in range(len(chat.turns))]
-            return Moved(sum(16 * s + 8 for s in said), 16 * len(each))
+            steps = chat.new if chat.new - LOOKED_AT < FEWEST_LOOPED else LOOKED_AT
+            return Moved(sum(16 * s + 8 for s in said), len(said) * (16 * steps + 9 * (chat.new - steps)))
     raise ValueError(mode)
 
 

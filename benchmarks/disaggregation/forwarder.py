@@ -1,7 +1,10 @@
 """The process that is the network: packets between TUN devices, or bytes between TCP connections, shaped.
 
-    python forwarder.py --control FD --tun FD,FD,…          hosts are numbered by the order of their devices
-    python forwarder.py --control FD --relay HOST:PORT,…    listens for each of the addresses on a port of its own
+    python -m disaggregation.forwarder --control FD --tun FD,FD,…
+    python -m disaggregation.forwarder --control FD --relay HOST:PORT,…
+
+Hosts are numbered by the order of their TUN devices. A relay listens for each of its addresses on a port of its own,
+and prints the ports.
 
 ``--control`` is a stream socket that takes a line of JSON and answers with one: ``{"rate": bit/s, "delay": s}`` (one
 way), ``{"counters": true}`` → ``{"0>1": [packets, bytes], …}``. The process ends when its other end closes.
@@ -21,7 +24,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from shaping import Line
+from disaggregation.shaping import Line
 
 LARGEST = 65_535
 # What a line holds back before its sender's device is read again, in seconds of its rate: short, so that a full line

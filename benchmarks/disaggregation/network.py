@@ -29,8 +29,7 @@ from typing import Any, Protocol
 
 from disaggregation.shaping import Profile
 
-FORWARDER = Path(__file__).with_name("forwarder.py")
-PROBE = Path(__file__).with_name("probe.py")
+BENCHMARKS = Path(__file__).resolve().parents[1]
 MTU = 65_520
 DEADLINE = 30.0  # of any answer of the forwarder
 _START_SECONDS = 180.0
@@ -78,7 +77,8 @@ class _Forwarder:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(DEADLINE)
         self.process = subprocess.Popen(
-            [sys.executable, str(FORWARDER), "--control", str(theirs.fileno()), *arguments],
+            [sys.executable, "-m", "disaggregation.forwarder", "--control", str(theirs.fileno()), *arguments],
+            cwd=BENCHMARKS,
             pass_fds=[theirs.fileno(), *pass_fds],
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -236,6 +236,7 @@ def _start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[byt
     """A Python process that ends with this one, however that ends."""
     return subprocess.Popen(
         [sys.executable, *arguments],
+        cwd=BENCHMARKS,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
@@ -246,7 +247,7 @@ def _start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[byt
 
 def _start_probe(index: int, host: str) -> subprocess.Popen[bytes]:
     del index
-    return _start([str(PROBE), "--serve", host])
+    return _start(["-m", "disaggregation.probe", "--serve", host])
 
 
 def _die_with_parent() -> None:

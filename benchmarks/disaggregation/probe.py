@@ -1,6 +1,6 @@
 """What a link really does: an echo and bulk over plain sockets, beside Genie's.
 
-``python probe.py --serve HOST`` is the other end; it prints its address.
+``python -m disaggregation.probe --serve HOST`` is the other end; it prints its address.
 """
 
 from __future__ import annotations

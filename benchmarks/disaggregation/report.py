@@ -112,3 +112,39 @@ def text(result: dict[str, Any]) -> str:
     said = [f"WRONG: {each}" for each in result["wrong"]]
     said += [f"target missed: {each}" for each in result["targets_missed"]]
     return "\n\n".join([*parts, "\n".join(said) or "all targets met"])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same as tables for docs: per workload, modes down, profiles across."""
+    links = "; ".join(
+        f"{x['profile']}: {x['round trip ms']:.2f} ms, {x['Mbit/s']:,.0f} Mbit/s" for x in result["links"]
+    )
+    parts = [f"The links, as plain sockets find them: {links}."]
+    by_workload: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in result["rows"]:
+        by_workload.setdefault(row["workload"], {}).setdefault(row["mode"], {})[row["profile"]] = row
+    for workload, modes in by_workload.items():
+        some = next(iter(modes.values()))
+        profiles, first = list(some), next(iter(some.values()))
+        heads = ["mode", "up B", "down B", "× wire", *(f"{profile} ms" for profile in profiles)]
+        lines = [f"**{workload}**, per {first['unit']}; in brackets × {first['base']}", ""]
+        lines += ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        for mode, by_profile in modes.items():
+            row = next(iter(by_profile.values()))
+            moved = ["–", "–", "–"]
+            if mode != "local":
+                moved = [f"{row['up']:,.0f}", f"{row['down']:,.0f}", _share(row["wire_ratio"])]
+            times = [_time(by_profile[profile]) if profile in by_profile else "–" for profile in profiles]
+            lines.append("| " + " | ".join([mode, *moved, *times]) + " |")
+        parts.append("\n".join(lines))
+    parts.append("\n".join(f"- {each}" for each in result["targets_missed"]) or "All targets met.")
+    return "\n\n".join(parts)
+
+
+def _share(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+
+
+def _time(row: Row) -> str:
+    text = f"{row['ms_per_unit']:,.1f}" if row["ms_per_unit"] < 1000 else f"{row['ms_per_unit']:,.0f}"
+    return f"{text} ({row['latency_ratio']:.2f})" if "latency_ratio" in row else text

@@ -96,6 +96,14 @@ def test_bytes_of_a_chat(mode: str, up: int, down: int) -> None:
     assert run(CHAT + said) == [up, down]
 
 
+def test_a_long_answer_is_looped() -> None:
+    said = (
+        "chat = programs.Chat('chat', lambda: None, turns=(5,), new=32, vocabulary=10)\n"
+        "print(json.dumps(forms.language(chat, 'loop', cache=100, vocabulary=10, weights=0)))"
+    )
+    assert run(CHAT + said) == [16 * 5 + 8, 4 * 16 + 28 * 9]
+
+
 def test_each_mode_moves_no_more_than_the_one_before() -> None:
     totals = run(
         "import json; from disaggregation import forms, programs\n"
