@@ -119,19 +119,19 @@ def at_home(logits: Tensor) -> Tensor:
     return argmax(logits.cpu())
 
 
-def looped(work: Chat, model: Any) -> Tensor:
-    """The chat by ``genie.generate``: the node runs the loop of each answer and sends tokens as they come."""
+def looped(work: Chat, model: Any, stream: bool) -> Tensor:
+    """The chat by ``genie.generate``: the node runs each answer's loop and sends tokens as they come (or at once)."""
     from transformers import DynamicCache
 
     ids, cache, said = None, DynamicCache(config=model.config), []
     for turn in work.words():
         ids = turn if ids is None else torch.cat([ids, turn], 1)
-        answer = genie.generate(
-            model, ids, max_new_tokens=work.new, do_sample=False, past_key_values=cache, pad_token_id=0, stream=True
-        )
-        new = torch.stack(list(answer), 1)
-        ids = torch.cat([ids, new], 1)
-        said.append(new)
+        options = {"max_new_tokens": work.new, "do_sample": False, "past_key_values": cache, "pad_token_id": 0}
+        if stream:
+            ids = torch.cat([ids, torch.stack(list(genie.generate(model, ids, stream=True, **options)), 1)], 1)
+        else:
+            ids = genie.generate(model, ids, **options)
+        said.append(ids[:, -work.new :])
     return torch.cat(said, 1)
 
 
@@ -197,9 +197,14 @@ def _language(work: Chat, remote: Any, expect: Callable[[Workload, str], Moved])
             expect(work, "sample"),
         ),
     ]
-    if hasattr(genie, "generate"):
-        what = "the node runs the loop over tokens and sends them as they come"
-        made.append(Mode("loop", what, work, lambda: looped(work, remote), expect(work, "loop")))
+    shown, whole = (
+        "the node runs the loop over tokens and sends them as they come",
+        "… and they are shown when all are there",
+    )
+    made += [
+        Mode("loop", shown, work, lambda: looped(work, remote, True), expect(work, "loop")),
+        Mode("loop-whole", whole, work, lambda: looped(work, remote, False), expect(work, "loop")),
+    ]
     return made
 
 

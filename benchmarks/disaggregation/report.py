@@ -11,7 +11,7 @@ TARGET_BYTES = 0.70  # of blind's
 TARGET_LATENCY = 0.85
 TARGET_LOOP = 0.9  # of the speed over the shortest round trip, over the longest
 # The mode that does all there is, by how much it does.
-_FULLEST = ("loop", "full-ahead", "full", "sample")
+_FULLEST = ("loop", "full", "sample")
 
 Row = dict[str, Any]
 

@@ -22,7 +22,7 @@ from genie_backend_tcp import TcpTransport
 BACKEND = "counted"
 _UPLOAD_HEAD = struct.Struct("<QH")  # handle, bytes of the spec
 _VALUE_HEAD = struct.Struct("<H")
-_LOOPED = getattr(Kind, "LOOPED", None)  # answers of loops that run on the node
+_LOOPED = int(Kind.LOOPED)
 
 
 @dataclass
