@@ -142,7 +142,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _share(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _time(row: Row) -> str:
