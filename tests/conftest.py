@@ -12,14 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from genie import telemetry
+
 Distribution = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def logs() -> None:
+    """As in a program that has started: else the first test that looks at logs would be taken for a program with a
+    set-up of its own."""
+    telemetry.configure()
+    telemetry.get_logger("tests").debug("configured")
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's shell reaches a test."""
     for variable in [name for name in os.environ if name.startswith("GENIE_")]:
         monkeypatch.delenv(variable)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))  # no profile of theirs, either
 
 
 @pytest.fixture

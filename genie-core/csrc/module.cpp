@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "problem.h"
 #include "search.h"
@@ -163,9 +165,19 @@ py::dict evaluate(Problem& p, const py::buffer& place, const py::object& order, 
   if (traced) {
     found["begin"] = clock.begin;
     found["end"] = clock.end;
+    // In the order of need, as plans list them: by step, and of one step by operand.
+    std::vector<std::tuple<int, int, const Move*>> sorted;
+    for (const Move& move : clock.moves) {
+      const auto operands = p.operands.of(move.before);
+      const auto at = std::find(operands.begin(), operands.end(), move.value) - operands.begin();
+      sorted.emplace_back(move.before, static_cast<int>(at), &move);
+    }
+    std::sort(sorted.begin(), sorted.end());
     py::list moves;
-    for (const Move& move : clock.moves)
+    for (const auto& [step, at, its] : sorted) {
+      const Move& move = *its;
       moves.append(py::make_tuple(move.value, move.from, move.to, move.before, move.begin, move.end));
+    }
     found["moves"] = moves;
   }
   p.order.clear();

@@ -37,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Cluster | None = None  # the contents of cluster.yaml; in files and variables its path
     frontend: str = ""  # which one genie.capture() uses; "" is the only one installed
     policy: str = "min_latency"
-    cost_model: str = "roofline"
+    cost_model: str = "profiled"
     placement: str = "portfolio"
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0

@@ -56,7 +56,7 @@ def _apply() -> None:
     import structlog
 
     wanted = (_level, _json)
-    if _level is None or wanted == _applied:  # nothing has started yet, or nothing has changed
+    if _level is None or (wanted == _applied and structlog.is_configured()):  # nothing started yet, or nothing changed
         return
     if structlog.is_configured() and _applied is None:
         return

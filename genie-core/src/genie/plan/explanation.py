@@ -48,6 +48,7 @@ class Explanation(msgspec.Struct, frozen=True):
     start: float = 0.0
     finish: float = 0.0
     critical: bool = False
+    again: tuple[str, ...] = ()  # devices that run it again, instead of being sent what it makes
     waits: str = ""
     constraints: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
@@ -59,6 +60,8 @@ class Explanation(msgspec.Struct, frozen=True):
         lines.append(f"  estimated {time_text(self.seconds)} ({sure}){bound}")
         critical = "on the critical path" if self.critical else "not on the critical path"
         lines.append(f"  from {time_text(self.start)} to {time_text(self.finish)}, {critical}")
+        if self.again:
+            lines.append(f"  recomputed on {', '.join(self.again)}: cheaper than to send")
         if self.waits:
             lines.append(f"  waits for {self.waits}")
         for other in self.alternatives:
@@ -99,6 +102,7 @@ def explain(plan: ExecutionPlan, step: int) -> Explanation:
         start=span.start,
         finish=span.finish,
         critical=step in times.critical_steps,
+        again=tuple(ids[each.device] for each in plan.again if each.step == step),
         waits=_waits(plan, step),
         constraints=tuple(f"{each.text}: {described(plan.graph, ids, each)}" for each in held),
         alternatives=tuple(_alternative(plan, step, device) for device in range(len(ids)) if device != made.device)
@@ -117,7 +121,8 @@ def _waits(plan: ExecutionPlan, step: int) -> str:
     steps = plan.graph.steps
     span = plan.timeline.steps[step]
     if span.waits == "device":
-        return f"{ids[plan.decisions[step].device]}, which runs #{steps[span.on].id} before"
+        before = steps[span.on if span.on < len(steps) else plan.again[span.on - len(steps)].step]
+        return f"{ids[plan.decisions[step].device]}, which runs #{before.id} before"
     if span.waits == "transfer":
         move = plan.transfers[span.on]
         size = bytes_text(move.bytes)
