@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -151,6 +152,7 @@ def measure(
     base: str = "blind",
 ) -> list[Row]:
     """All modes in turns under one profile."""
+    gc.collect()  # what earlier workloads left is not to be freed in the runs of this one
     network.shape(profile)
     expected = table["local"].run()
     runs = {name: Runs(mode, expected, network) for name, mode in table.items()}
@@ -199,6 +201,7 @@ def measure(
             "wire_between": each.wire[2] / units,
             "framing": each.traffic.framing / units,
             "plans": each.traffic.plans / units,
+            "frees": each.traffic.frees / units,
             "messages": each.traffic.messages / units,
             "answers": each.traffic.answers / units,
             "wrong": sorted(set(each.wrong)),

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from disaggregation.programs import Chat, Pictures, Questions, Ranking, Workload
 
 # Of one message: 16 bytes of prefix, sizes, records' heads, specs of tensors, handles; bindings of an execution where
-# words surprise; frees that travel along. Generous for calls that free a whole cache at once.
+# words surprise. Generous: 30 to 80 are usual.
 FRAMING = 1024
 # Of an answer by ``genie.generate``: tokens that come by themselves before the loop begins, and its fewest iterations.
 LOOKED_AT = 4

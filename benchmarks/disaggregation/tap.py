@@ -28,12 +28,14 @@ _LOOPED = int(Kind.LOOPED)
 @dataclass
 class Traffic:
     """Bytes. ``up`` and ``down`` are those of tensors the program moves; ``weights`` what went by content, ``plans``
-    plans; what remains of ``sent`` and ``received``, the bytes of all messages, is framing and bindings."""
+    plans, ``frees`` the names of values nobody holds any more, which garbage collection finds when it likes. What
+    remains of ``sent`` and ``received``, the bytes of all messages, is framing and bindings."""
 
     up: int = 0
     down: int = 0
     weights: int = 0
     plans: int = 0
+    frees: int = 0
     sent: int = 0
     received: int = 0
     messages: int = 0  # sent
@@ -45,7 +47,7 @@ class Traffic:
 
     @property
     def framing(self) -> int:
-        return self.sent + self.received - self.up - self.down - self.weights - self.plans
+        return self.sent + self.received - self.up - self.down - self.weights - self.plans - self.frees
 
     def copy(self) -> Traffic:
         return Traffic(*(getattr(self, f.name) for f in fields(self)))
@@ -87,6 +89,8 @@ class _Tapped:
                     traffic.up += len(payload) - _UPLOAD_HEAD.size - spec + bulk
                 case Kind.UPLOAD_CHUNK:
                     traffic.weights += bulk
+                case Kind.FREE:
+                    traffic.frees += len(payload)
                 case Kind.LOAD_PLAN:
                     traffic.plans += len(payload) + bulk
 
