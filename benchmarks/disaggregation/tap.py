@@ -28,14 +28,16 @@ _LOOPED = int(Kind.LOOPED)
 @dataclass
 class Traffic:
     """Bytes. ``up`` and ``down`` are those of tensors the program moves; ``weights`` what went by content, ``plans``
-    plans, ``frees`` the names of values nobody holds any more, which garbage collection finds when it likes. What
-    remains of ``sent`` and ``received``, the bytes of all messages, is framing and bindings."""
+    plans, ``frees`` the names of values nobody holds any more, which garbage collection finds when it likes, and
+    ``profiles`` what nodes tell of the times operators take, which the client asks for now and then. What remains of
+    ``sent`` and ``received``, the bytes of all messages, is framing and bindings."""
 
     up: int = 0
     down: int = 0
     weights: int = 0
     plans: int = 0
     frees: int = 0
+    profiles: int = 0
     sent: int = 0
     received: int = 0
     messages: int = 0  # sent
@@ -47,7 +49,7 @@ class Traffic:
 
     @property
     def framing(self) -> int:
-        return self.sent + self.received - self.up - self.down - self.weights - self.plans - self.frees
+        return self.sent + self.received - self.up - self.down - self.weights - self.plans - self.frees - self.profiles
 
     def copy(self) -> Traffic:
         return Traffic(*(getattr(self, f.name) for f in fields(self)))
@@ -106,6 +108,8 @@ class _Tapped:
             if kind == Kind.VALUE:
                 (spec,) = _VALUE_HEAD.unpack_from(payload)
                 traffic.down += len(payload) - _VALUE_HEAD.size - spec + bulk
+            elif kind == Kind.PROFILED:
+                traffic.profiles += len(payload) + bulk
             elif kind == _LOOPED:
                 traffic.down += _emitted(payload)
         return message
