@@ -51,7 +51,7 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
     (to,) = pin.devices
     graph, count = plan.graph, len(plan.devices)
     homes = dict(plan.homes)
-    earlier = _without(plan.constraints, pin)
+    earlier = without(plan.constraints, pin)
     held = [*earlier, pin, *exact(graph, homes)]
     groups = grouped(len(graph.steps), count, held)
     if not all(groups.allowed):
@@ -135,7 +135,7 @@ def _pruned(rules: tuple[str, ...], decisions: Sequence[Decision]) -> tuple[tupl
     return tuple(rules[number] for number in kept), renumbered
 
 
-def _without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:
+def without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:
     """The constraints, less what earlier calls of ``plan.pin`` say of the steps that this one is about."""
     again = set(pin.steps)
     kept: list[Constraint] = []
