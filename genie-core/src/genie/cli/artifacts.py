@@ -18,9 +18,9 @@ from genie.cli.models import captured
 from genie.cli.printing import Json, complain, out, print_json
 from genie.errors import ConfigError, GenieError
 from genie.graph import Graph
-from genie.inspect import Difference, compare, dot, page, tree
+from genie.inspect import Difference, ModulePart, Summary, compare, dot, module_part, page, summary, tree
 from genie.inspect.explanation import explanation, known
-from genie.plan import ExecutionPlan
+from genie.plan import ExecutionPlan, Explanation
 
 _COLORS = {"-": "red", "+": "green", "~": "yellow"}
 
@@ -79,16 +79,33 @@ def diff(a: Path, b: Path, as_json: Json = False) -> None:
     raise typer.Exit(1 if found else 0)
 
 
-def explain(file: Path, node: int, as_json: Json = False) -> None:
-    """Why a node of a plan runs where it does; of a graph, what is known of it, and why."""
+def explain(
+    file: Path,
+    node: Annotated[
+        str | None, typer.Argument(metavar="[NODE]", help="A node's id; of a plan, the path of a module as well.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a plan comes to; why a node of it runs where it does, or what a module of it takes. Of a graph's node, what
+    is known of it, and why."""
     value = codec.load(file)
     if isinstance(value, ExecutionPlan):
-        answer = value.explain(node)
-        print_json(msgspec.to_builtins(answer)) if as_json else sys.stdout.write(f"{answer}\n")
+        answer = _explained(value, node)
+        print_json(msgspec.to_builtins(answer)) if as_json else sys.stdout.write(f"{str(answer).rstrip()}\n")
         return
     assert isinstance(value, Graph)
-    its = value.get_node(node)
+    if node is None:
+        raise typer.BadParameter("of a graph, which node? `genie inspect` shows all of it")
+    if not node.isdecimal():
+        raise typer.BadParameter(f"of a graph, the id of a node: {node!r} is none")
+    its = value.get_node(int(node))
     print_json(known(its)) if as_json else sys.stdout.write(explanation(its))
+
+
+def _explained(plan: ExecutionPlan, node: str | None) -> Summary | ModulePart | Explanation:
+    if node is None:
+        return summary(plan)
+    return plan.explain(int(node)) if node.isdecimal() else module_part(plan, node)
 
 
 def _load(what: str) -> Graph | ExecutionPlan:

@@ -7,6 +7,21 @@
 from genie.inspect.difference import Change, Difference, Lone, compare
 from genie.inspect.graphviz import dot
 from genie.inspect.html import page
+from genie.inspect.module import ModulePart, module_part
 from genie.inspect.outline import Outline, tree
+from genie.inspect.summary import Summary, summary
 
-__all__ = ["Change", "Difference", "Lone", "Outline", "compare", "dot", "page", "tree"]
+__all__ = [
+    "Change",
+    "Difference",
+    "Lone",
+    "ModulePart",
+    "Outline",
+    "Summary",
+    "compare",
+    "dot",
+    "module_part",
+    "page",
+    "summary",
+    "tree",
+]

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from genie.graph import Graph, printable
-from genie.inspect.modules import si
 from genie.plan import ExecutionPlan
 from genie.plan.pinning import capacities, described
 from genie.plan.text import bytes_text, time_text
@@ -68,7 +67,7 @@ class Summary(msgspec.Struct, frozen=True):
     rules: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "".join(f"{printable(line)}\n".replace(" \n", "\n") for line in self._lines())
+        return "".join(f"{printable(line)}\n" for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
         stages = "1 stage" if self.stages == 1 else f"{self.stages:,} stages"
@@ -90,7 +89,7 @@ class Summary(msgspec.Struct, frozen=True):
             yield from _columns(
                 ("link", "values", "bytes", "seconds", "share"),
                 [
-                    (f"{x.source} → {x.target}", f"{x.values:,}", si(x.bytes, "B"), time_text(x.seconds), _percent(x.share))
+                    (f"{x.source} → {x.target}", f"{x.values:,}", bytes_text(x.bytes), time_text(x.seconds), _percent(x.share))
                     for x in self.links
                 ],
             )
@@ -227,7 +226,7 @@ def _bottleneck(plan: ExecutionPlan) -> str:
     if way is not None and ways[way] > works.get(device, 0.0):
         moved = sum(move.bytes for move in plan.transfers if (move.source, move.target) == way)
         share = _percent(ways[way] / times.makespan)
-        return f"{ids[way[0]]} → {ids[way[1]]}, {share} of the time: {si(moved, 'B')} (network)"
+        return f"{ids[way[0]]} → {ids[way[1]]}, {share} of the time: {bytes_text(moved)} (network)"
     bound = max(bounds[device], key=lambda its: bounds[device][its])
     told = f", most of it bound by {bound}" if bound else ""
     return f"{ids[device]}, {_percent(works[device] / times.makespan)} of the time{told}"
