@@ -26,7 +26,6 @@ _SCRIPTS = (
     "bars.js",
     "geometry.js",
     "picture.js",
-    "chart.js",
     "gantt.js",
     "network.js",
     "table.js",
