@@ -4,6 +4,7 @@
 >>> print(inspect.tree(genie.annotate(genie.get_graph()), depth=2))  # doctest: +SKIP
 """
 
+from genie.inspect.comparison import Comparison, comparison
 from genie.inspect.difference import Change, Difference, Lone, compare
 from genie.inspect.graphviz import dot
 from genie.inspect.html import page
@@ -13,12 +14,14 @@ from genie.inspect.summary import Summary, summary
 
 __all__ = [
     "Change",
+    "Comparison",
     "Difference",
     "Lone",
     "ModulePart",
     "Outline",
     "Summary",
     "compare",
+    "comparison",
     "dot",
     "module_part",
     "page",

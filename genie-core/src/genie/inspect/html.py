@@ -26,6 +26,7 @@ _SCRIPTS = (
     "bars.js",
     "geometry.js",
     "picture.js",
+    "painting.js",
     "gantt.js",
     "network.js",
     "table.js",

@@ -76,33 +76,33 @@ class Summary(msgspec.Struct, frozen=True):
         sources = ", ".join(f"{name} {count:,}" for name, count in self.sources.items())
         yield f"estimates: {sources or 'none'}"
         yield ""
-        yield from _columns(
+        yield from columns(
             ("device", "type", "nodes", "busy", "share", "memory", "of"),
             [
-                (d.device, d.type, f"{d.nodes:,}", time_text(d.busy), _percent(d.share), *map(bytes_text, (d.need, d.have)))
+                (d.device, d.type, f"{d.nodes:,}", time_text(d.busy), percent(d.share), *map(bytes_text, (d.need, d.have)))
                 for d in self.devices
             ],
             left=2,
         )
         if self.links:
             yield ""
-            yield from _columns(
+            yield from columns(
                 ("link", "values", "bytes", "seconds", "share"),
                 [
-                    (f"{x.source} → {x.target}", f"{x.values:,}", bytes_text(x.bytes), time_text(x.seconds), _percent(x.share))
+                    (f"{x.source} → {x.target}", f"{x.values:,}", bytes_text(x.bytes), time_text(x.seconds), percent(x.share))
                     for x in self.links
                 ],
             )
         if self.critical:
             yield ""
             shown = self.critical[:_MOST_SHOWN]
-            rows = [(part.what, time_text(part.seconds), _percent(part.share)) for part in shown]
+            rows = [(part.what, time_text(part.seconds), percent(part.share)) for part in shown]
             if rest := self.critical[_MOST_SHOWN:]:
                 rows.append(
-                    (f"{len(rest)} more", time_text(sum(x.seconds for x in rest)), _percent(sum(x.share for x in rest)))
+                    (f"{len(rest)} more", time_text(sum(x.seconds for x in rest)), percent(sum(x.share for x in rest)))
                 )
-            yield from _columns(("critical path", "seconds", "share"), rows)
-            bounds = ", ".join(f"{name} {_percent(its / self.latency)}" for name, its in self.bounds.items())
+            yield from columns(("critical path", "seconds", "share"), rows)
+            bounds = ", ".join(f"{name} {percent(its / self.latency)}" for name, its in self.bounds.items())
             if self.latency and bounds:
                 yield f"bound by {bounds}"
         for title, lines in (("constraints", self.constraints), ("rules", self.rules)):
@@ -225,22 +225,22 @@ def _bottleneck(plan: ExecutionPlan) -> str:
     way = max(ways, key=lambda its: ways[its], default=None)
     if way is not None and ways[way] > works.get(device, 0.0):
         moved = sum(move.bytes for move in plan.transfers if (move.source, move.target) == way)
-        share = _percent(ways[way] / times.makespan)
+        share = percent(ways[way] / times.makespan)
         return f"{ids[way[0]]} → {ids[way[1]]}, {share} of the time: {bytes_text(moved)} (network)"
     bound = max(bounds[device], key=lambda its: bounds[device][its])
     told = f", most of it bound by {bound}" if bound else ""
-    return f"{ids[device]}, {_percent(works[device] / times.makespan)} of the time{told}"
+    return f"{ids[device]}, {percent(works[device] / times.makespan)} of the time{told}"
 
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%" if 0 < share < 0.01 else f"{share:.0%}"
+def percent(share: float) -> str:
+    return f"{100 * share:.2g}%" if 0.0001 <= share < 0.01 else f"{share:.0%}"
 
 
-def _columns(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Iterator[str]:
+def columns(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Iterator[str]:
     """Text in columns; the first ``left`` of them begin, the others end on one line."""
     table = [heads, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]

@@ -70,7 +70,7 @@ function moment(ns, resolution) {
   const size = Math.max(Math.abs(ns), resolution);
   const [scale, unit] = size >= 1e9 ? [1e9, 's'] : size >= 1e6 ? [1e6, 'ms'] : [1e3, 'µs'];
   const digits = Math.max(0, Math.min(6, Math.ceil(-Math.log10(resolution / scale) - 1e-9)));
-  return `${(ns / scale).toFixed(digits)} ${unit}`;
+  return `${(ns / scale).toFixed(digits).replace('-', '−')} ${unit}`;
 }
 
 function size(bytes) {
@@ -81,12 +81,13 @@ function size(bytes) {
 }
 
 function percent(share) {
-  return `${share > 0 && share < 0.01 ? (100 * share).toPrecision(2) : Math.round(100 * share)}%`;
+  return `${share >= 0.0001 && share < 0.01 ? (100 * share).toPrecision(2) : Math.round(100 * share)}%`;
 }
 
 // How far what was measured is from what was predicted.
 function difference(predicted, measured) {
-  if (!predicted) return measured ? `+${duration(measured)}` : '±0';
+  if (!predicted) return measured ? `+${duration(measured)}` : '±0%';
   const off = measured / predicted - 1;
+  if (Math.abs(off) < 0.0005) return '±0%';
   return `${off >= 0 ? '+' : '−'}${percent(Math.abs(off))}`;
 }
