@@ -100,9 +100,7 @@ def _measured(its: Measured) -> dict[str, Any]:
 def _spans(spans: Iterable[Span]) -> list[int]:
     """Of each: start, finish, what it waits for (the kind's number), and which."""
     return [
-        number
-        for span in spans
-        for number in (_ns(span.start), _ns(span.finish), _KINDS.index(span.waits), span.on)
+        number for span in spans for number in (_ns(span.start), _ns(span.finish), _KINDS.index(span.waits), span.on)
     ]
 
 

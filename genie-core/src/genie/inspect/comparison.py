@@ -59,14 +59,16 @@ def comparison(plan: ExecutionPlan, by: CostsOfNodes | Traced) -> Comparison:
             for device, predicted, took in zip(plan.devices, times.busy, seen.busy, strict=True)
             if predicted or took
         ),
-        parts=tuple(sorted(parts, key=lambda part: (-abs(part.measured - part.predicted), part.what))),
+        parts=tuple(sorted(parts, key=lambda part: (-round(abs(part.measured - part.predicted), 12), part.what))),
     )
 
 
 def _modules(plan: ExecutionPlan, seen: Measured) -> list[Compared]:
     """What was measured of each module."""
     found: dict[str, list[float]] = {}
-    for node, made, (start, finish), known in zip(plan.graph.steps, plan.decisions, seen.steps, seen.known, strict=True):
+    for node, made, (start, finish), known in zip(
+        plan.graph.steps, plan.decisions, seen.steps, seen.known, strict=True
+    ):
         if known:
             path = plan.graph.modules[node.module].path if node.module >= 0 else ""
             sums = found.setdefault(path or "outside of modules", [0.0, 0.0])

@@ -138,7 +138,8 @@ def _of_trace(plan: ExecutionPlan, report: Traced) -> Measured:
         for where, numbers in stages.items():
             last = runs[where][-len(numbers) :]
             stage_of.update(zip(last, numbers, strict=True))
-    first = min(trace[position].start for position in (stage_of or sum(runs.values(), [])))
+    work = stage_of or [position for its in runs.values() for position in its]
+    first = min(trace[position].start for position in work)
     # Of several calls the last is shown: what began once the one before was done.
     earlier = [trace[p].finish for its in runs.values() for p in its if stage_of and p not in stage_of]
     since = min(first, max(earlier, default=float("-inf")))
@@ -158,12 +159,12 @@ def _of_trace(plan: ExecutionPlan, report: Traced) -> Measured:
         )
         for position, entry in ((position, trace[position]) for position in shown)
     )
-    work = [bar for bar in bars if bar.where in ids]
-    busy = tuple(sum(bar.finish - bar.start for bar in work if bar.where == name) for name in ids)
+    done = [bar for bar in bars if bar.where in ids]
+    busy = tuple(sum(bar.finish - bar.start for bar in done if bar.where == name) for name in ids)
     note = "" if stage_of else "not this plan stage by stage: what ran is shown as it was seen"
     if calls > 1:
         note = f"the last of {calls} calls"
-    return Measured("emulated run", max(bar.finish for bar in work), busy, bars=bars, note=note)
+    return Measured("emulated run", max(bar.finish for bar in done), busy, bars=bars, note=note)
 
 
 def _calls(stages: dict[str, list[int]], runs: dict[str, list[int]]) -> int:

@@ -52,7 +52,8 @@ class ModulePart(msgspec.Struct, frozen=True):
         yield f"  runs on {places}, by rule: {'; '.join(self.rules)}"
         bounds = ", ".join(f"{name or 'what is not known'} {time_text(its)}" for name, its in self.bounds.items())
         yield f"  estimated {time_text(self.seconds)}, {self.share:.0%} of all work; bound by {bounds}"
-        yield f"  from {time_text(self.start)} to {time_text(self.finish)}, {time_text(self.critical)} on the critical path"
+        when = f"from {time_text(self.start)} to {time_text(self.finish)}"
+        yield f"  {when}, {time_text(self.critical)} on the critical path"
         if self.arrives or self.departs:
             yield f"  {bytes_text(self.arrives)} arrive for it, {bytes_text(self.departs)} leave it for other devices"
         yield from alternative_lines(self.alternatives)
@@ -66,7 +67,9 @@ def module_part(plan: ExecutionPlan, path: str) -> ModulePart:
     graph = plan.graph
     steps = in_module(graph, path)
     if not steps:
-        raise PlanError(f"the plan has no node of a module {path!r}", hint="a node's id, or a path as `genie inspect` has")
+        raise PlanError(
+            f"the plan has no node of a module {path!r}", hint="a node's id, or a path as `genie inspect` has"
+        )
     times, ids = plan.timeline, [device.id for device in plan.devices]
     made = [plan.decisions[step] for step in steps]
     its = set(steps)
@@ -94,11 +97,11 @@ def module_part(plan: ExecutionPlan, path: str) -> ModulePart:
         rules=tuple(dict.fromkeys(plan.rules[each.rule] for each in made)) if plan.rules else (),
         bounds=dict(sorted(bounds.items(), key=lambda pair: (-pair[1], pair[0]))),
         longest=tuple(graph.steps[step].id for step in longest),
-        lines=tuple(f"{time_text(plan.decisions[step].seconds)} {node_text(graph.steps[step], graph)}" for step in longest),
+        lines=tuple(
+            f"{time_text(plan.decisions[step].seconds)} {node_text(graph.steps[step], graph)}" for step in longest
+        ),
         constraints=tuple(f"{each.text}: {described(graph, ids, each)}" for each in holding(plan, steps)),
-        alternatives=tuple(
-            alternative(plan, steps, device, path) for device in range(len(ids)) if {device} != places
-        )
+        alternatives=tuple(alternative(plan, steps, device, path) for device in range(len(ids)) if {device} != places)
         if all(each.elsewhere for each in made)
         else (),
     )

@@ -79,7 +79,14 @@ class Summary(msgspec.Struct, frozen=True):
         yield from columns(
             ("device", "type", "nodes", "busy", "share", "memory", "of"),
             [
-                (d.device, d.type, f"{d.nodes:,}", time_text(d.busy), percent(d.share), *map(bytes_text, (d.need, d.have)))
+                (
+                    d.device,
+                    d.type,
+                    f"{d.nodes:,}",
+                    time_text(d.busy),
+                    percent(d.share),
+                    *map(bytes_text, (d.need, d.have)),
+                )
                 for d in self.devices
             ],
             left=2,
@@ -89,7 +96,13 @@ class Summary(msgspec.Struct, frozen=True):
             yield from columns(
                 ("link", "values", "bytes", "seconds", "share"),
                 [
-                    (f"{x.source} → {x.target}", f"{x.values:,}", bytes_text(x.bytes), time_text(x.seconds), percent(x.share))
+                    (
+                        f"{x.source} → {x.target}",
+                        f"{x.values:,}",
+                        bytes_text(x.bytes),
+                        time_text(x.seconds),
+                        percent(x.share),
+                    )
                     for x in self.links
                 ],
             )
@@ -245,5 +258,7 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     table = [heads, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
     for row in table:
-        cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         yield "  ".join(cells).rstrip()

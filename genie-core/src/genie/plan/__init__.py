@@ -1,7 +1,7 @@
 """Plans: a graph with a place for every node, and all that follows from it."""
 
-from genie.plan.constraints import Groups, broken, conflict, exact, grouped
 from genie.plan.alternatives import Alternative
+from genie.plan.constraints import Groups, broken, conflict, exact, grouped
 from genie.plan.explanation import Explanation, Wait
 from genie.plan.lives import liveness, split_storage
 from genie.plan.model import ExecutionPlan

@@ -52,6 +52,8 @@ class Series {
     this.finish = Float64Array.from(this.ids, finishOf);
     this.item = new Map(Array.from(this.ids, (id, item) => [id, item]));
     this.levels = [];
+    this.work = new Float64Array(this.count + 1); // of the items before each
+    for (let item = 0; item < this.count; item++) this.work[item + 1] = this.work[item] + this.finish[item] - this.start[item];
   }
 
   // Groups of neighbours with equal keys. A level that tells no more than the one before is left out.
@@ -69,11 +71,11 @@ class Series {
     return this;
   }
 
-  // The finest level whose bars can be told apart where a time span has so many pixels.
-  choose(from, to, pixels) {
+  // The finest level whose bars can be told apart, at so many pixels per unit of time.
+  choose(from, to, scale) {
     for (let i = this.levels.length - 1; i > 0; i--) {
-      const [low, high] = this.levels[i].visible(from, to);
-      if ((high - low) * BAR <= pixels) return this.levels[i];
+      const level = this.levels[i], [low, high] = level.visible(from, to);
+      if (low >= high || (high - low) * BAR <= (this.work[level.end(high - 1)] - this.work[level.first[low]]) * scale) return level;
     }
     return this.levels[0];
   }
@@ -133,7 +135,7 @@ function lanesOf() {
     }
   }
   const seen = new Map();
-  for (const bar of measured ? measured.bars : []) seen.set(bar.where, [...(seen.get(bar.where) || []), bar]);
+  for (const bar of measured ? measured.bars : []) listed(seen, bar.where, bar);
   for (const [where, bars] of seen) {
     const made = lane(where, where.includes(' → ') ? 'way' : 'device', -1, 'measured only');
     made.rows.push({ kind: 'bars', measured: true, series: new Series(bars.map(bar => bar.index), i => measured.bars[i].start, i => measured.bars[i].finish).level('bar', null) });

@@ -259,7 +259,14 @@ if (plan) setView(plan.devices.filter(device => device.count).length > 1 || plan
 
 // For scripts that look at the page, and for its tests.
 window.genie = Object.freeze({
-  cy: picture.cy, ready: performance.now() - started, select, gantt, setView,
+  cy: picture.cy, ready: performance.now() - started, select, gantt,
+  // Where a node (or a transfer, by its number) is in the timeline, and at what level it is drawn.
+  bar: (id, measured = false, kind = 'steps') => {
+    const item = kind === 'steps' ? positionOfId.get(id) : id, room = gantt.canvas.getBoundingClientRect();
+    const { row, level } = gantt.drawn.find(each => each.row.kind === kind && each.row.measured === measured && each.row.series.item.has(item));
+    const at = row.series.item.get(item), [x, right] = [row.series.start[at], row.series.finish[at]].map(time => gantt.x(time));
+    return { x: room.x + (x + right) / 2, y: room.y + row.y + row.h / 2 - gantt.top, width: right - x, level: level.name, depth: level.depth, lane: row.lane.name };
+  },
   at: id => {
     const unit = picture.stand[positionOfId.get(id)], place = picture.cy.getElementById(`u${unit}`).renderedPosition(), room = canvas.getBoundingClientRect();
     return { x: room.x + place.x, y: room.y + place.y, shown: unit === positionOfId.get(id) };

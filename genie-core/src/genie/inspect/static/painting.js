@@ -120,7 +120,7 @@ class Painting {
   // The bars of a row; what was drawn, for pointing at it.
   bars(row, from, to) {
     const { pen, ink } = this, { series } = row;
-    const level = series.choose(from, to, this.room);
+    const level = series.choose(from, to, this.scale);
     const [low, high] = level.visible(from, to), sums = row.sums;
     pen.font = '11px system-ui, sans-serif';
     pen.textBaseline = 'middle';

@@ -21,13 +21,18 @@ function readPlan(chart) {
   chart.critical.forEach(position => { steps[position].critical = true; });
   chart.criticalSent.forEach(number => { transfers[number].critical = true; });
   const arriving = new Map();
-  transfers.forEach(move => arriving.set(move.before, [...(arriving.get(move.before) || []), move]));
+  transfers.forEach(move => listed(arriving, move.before, move));
   const stages = Array.from({ length: chart.stages }, () => []);
   steps.forEach(step => stages[step.stage].push(step.position));
   const held = new Map();
-  chart.held.forEach(([text, its]) => its.forEach(position => held.set(position, [...(held.get(position) || []), text])));
+  chart.held.forEach(([text, its]) => its.forEach(position => listed(held, position, text)));
   return { ...chart, devices, steps, transfers, arriving, stages, held, measured: chart.measured && readMeasured(chart.measured),
     DEVICE, TRANSFER, MADE, SENDER, RECEIVER };
+}
+
+function listed(map, key, item) {
+  if (!map.has(key)) map.set(key, []);
+  map.get(key).push(item);
 }
 
 function readMeasured(chart) {
