@@ -7,15 +7,17 @@ plan, with those times); and the trace of an emulated run, which says when each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 import msgspec
 
-from genie.device import Device
 from genie.errors import PlanError
 from genie.graph import Node
 from genie.plan import ExecutionPlan, timeline
+
+if TYPE_CHECKING:
+    from genie.device import Device
 
 PROFILED = "profiled"  # what cost models say of estimates that are measurements
 _MOST_BARS = 1 << 17
