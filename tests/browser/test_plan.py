@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from browser.opened import Open, Page
+from core.dags import Table, device, graph_of, plan_at
 from labelled import HARM, decoder, hostile
-from plans import pipeline, profile_of, two
+from plans import gpu, pipeline, placed, profile_of, two
 from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 
-from genie import ExecutionPlan
+from genie import ExecutionPlan, Scheduler
 from genie.emulate import Report, Span
 
 
@@ -287,6 +288,39 @@ def test_text_on_bars_can_be_read(open_page: Open, scheme: str) -> None:
     for fill in fills:
         light, dark = sorted((text, fill), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def of_nothing() -> ExecutionPlan:
+    return Scheduler([gpu(0), gpu(1)]).schedule(graph_of([], [64], 1, [0]))
+
+
+def in_no_time() -> ExecutionPlan:
+    graph, table = graph_of([[0], [1]], [8, 8, 8], 1, [2]), {(node, name): 0.0 for node in (0, 1) for name in "ab"}
+    return plan_at(graph, [device("a"), device("b")], Table(table), "ab")
+
+
+def on_one() -> ExecutionPlan:
+    return Scheduler([gpu(0)]).schedule(decoder())
+
+
+def on_ten() -> ExecutionPlan:
+    return placed(decoder(4), 10, lambda step, _: step * 7 % 10)
+
+
+@pytest.mark.parametrize("plan", [of_nothing, in_no_time, on_one, on_ten])
+def test_odd_plans_can_be_seen(open_page: Open, plan: Callable[[], ExecutionPlan]) -> None:
+    made = plan()
+    shown = open_page(made)
+    for name in ("timeline", "network", "graph"):
+        view(shown, name)
+    assert len(shown.driver.find_elements(By.CSS_SELECTOR, "#network .device")) == len(made.devices)
+    view(shown, "timeline")
+    assert shown.js("[genie.gantt.from, genie.gantt.scale].every(Number.isFinite)")
+    for node in made.graph.steps[:1]:
+        shown.js("genie.select(arguments[0])", node.id)
+        shown.settled()
+        room, place = shown.find("#gantt").rect, shown.js("genie.bar(arguments[0])", node.id)
+        assert room["x"] + 148 <= place["x"] <= room["x"] + room["width"]
 
 
 def large() -> ExecutionPlan:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from core.dags import plan_at, problems
 from core.graph_examples import GPU, graphs
 from hypothesis import given
+from hypothesis import strategies as st
 from inspect_page import data
 from labelled import HARM, decoder, hostile
 from plans import pipeline, two
@@ -126,6 +128,16 @@ def test_a_plan_has_its_timeline() -> None:
     assert [device[0] for device in chart["devices"]] == ["gpu0", "gpu1"]
     assert [device[4] for device in chart["devices"]] == list(plan.peak_memory)
     assert chart["measured"] is None
+
+
+@given(problems(), st.data())
+def test_any_plan_has_a_page(problem, data_) -> None:
+    graph, devices, model = problem
+    places = [data_.draw(st.sampled_from([each.id for each in devices])) for _ in graph.steps]
+    plan = plan_at(graph, devices, model, places)  # links without latency, and such without a limit, too
+    chart = data(page(plan))["chart"]
+    assert len(chart["transfers"]) == 5 * len(plan.transfers)
+    assert all(link[3] >= 0 for link in chart["links"])
 
 
 def test_a_plan_that_breaks_a_rule_has_no_page() -> None:

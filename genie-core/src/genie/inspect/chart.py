@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 from genie.graph import printable
@@ -57,7 +58,11 @@ def chart(plan: ExecutionPlan, measured: Measured | None = None) -> dict[str, An
             ]
             for device, use in zip(plan.devices, whole.devices, strict=True)
         ],
-        "links": [[link.source, link.target, _ns(link.latency), link.bytes_per_second] for link in plan.links],
+        # A way without a limit has 0: JSON knows no infinity.
+        "links": [
+            [x.source, x.target, _ns(x.latency), x.bytes_per_second if isfinite(x.bytes_per_second) else 0]
+            for x in plan.links
+        ],
         "times": _spans(times.steps),
         "steps": [number for its in steps for number in its],
         "sources": list(map(printable, tables["source"])),

@@ -115,9 +115,8 @@ class Summary(msgspec.Struct, frozen=True):
                     (f"{len(rest)} more", time_text(sum(x.seconds for x in rest)), percent(sum(x.share for x in rest)))
                 )
             yield from columns(("critical path", "seconds", "share"), rows)
-            bounds = ", ".join(f"{name} {percent(its / self.latency)}" for name, its in self.bounds.items())
-            if self.latency and bounds:
-                yield f"bound by {bounds}"
+            bounds = (f"{name} {percent(_share(its, self.latency))}" for name, its in self.bounds.items())
+            yield f"bound by {', '.join(bounds)}"
         for title, lines in (("constraints", self.constraints), ("rules", self.rules)):
             if lines:
                 yield ""

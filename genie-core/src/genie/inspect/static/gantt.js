@@ -101,8 +101,8 @@ class Gantt extends Painting {
   // Move what is seen by so many pixels, as far as there is something.
   pan(dx, dy) {
     const margin = (this.last - this.first) * 0.01;
-    const span = this.room / this.scale, least = Math.min(this.first - margin, this.last + margin - span);
-    this.from = Math.max(least, Math.min(this.from - dx / this.scale, Math.max(least, this.last + margin - span)));
+    const least = this.first - margin, most = Math.max(least, this.last + margin - this.room / this.scale);
+    this.from = Math.max(least, Math.min(this.from - dx / this.scale, most));
     this.top = Math.max(0, Math.min(this.top - dy, this.bottom - this.height));
     this.draw();
   }

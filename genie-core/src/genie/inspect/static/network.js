@@ -1,6 +1,7 @@
 // Devices and the ways between them: memory, work, and what is sent.
 
-const CARD = { w: 208, h: 92 };
+const CARD = { w: 208, h: 98 };
+const LABELLED = 16; // more labels than that would hide each other: those of the busiest
 
 function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS('http://www.w3.org/2000/svg', tag);
@@ -32,8 +33,8 @@ class Network {
     const quiet = new Set(plan.links.map(([a, b]) => `${Math.min(a, b)} ${Math.max(a, b)}`).filter(pair => !used.has(pair)));
     if (quiet.size <= 60) for (const pair of quiet) picture.append(this.quiet(...pair.split(' ').map(Number)));
     const most = Math.max(...this.ways.map(way => way.bytes), 1);
-    const labels = [];
-    for (const way of this.ways) picture.append(this.way(way, most, labels));
+    const labels = [], busiest = new Set([...this.ways].sort((a, b) => b.busy - a.busy).slice(0, LABELLED));
+    for (const way of this.ways) picture.append(this.way(way, most, busiest.has(way) || this.chosen === way.name ? labels : []));
     picture.append(...plan.devices.map(device => this.card(device)), ...labels);
     this.panel.replaceChildren(picture);
     if (!this.ways.length) this.panel.append(element('p', { class: 'quiet' }, 'Nothing is sent: all of it runs on one device.'));
@@ -62,21 +63,16 @@ class Network {
       class: `way${critical ? ' critical' : ''}${this.chosen === way.name ? ' chosen' : ''}`, tabindex: 0, role: 'button', 'data-way': way.name,
       'aria-label': `${way.name}: ${way.moves.length} values, ${size(way.bytes)}, in use ${percent(share)} of the time`,
       on: this.acts(way.name, () => this.on.way(way), event => this.on.hover([way.name, `${way.moves.length.toLocaleString('en')} values, ${size(way.bytes)}`,
-        `${duration(way.busy)}, ${percent(share)} of the time`, this.speed(way), critical ? 'on the critical path' : ''], event)),
+        `${duration(way.busy)}, ${percent(share)} of the time`, linkText(way.source, way.target), critical ? 'on the critical path' : ''], event)),
     }, svg('path', { d: path, class: 'wide' }), svg('path', { d: path, class: 'line', 'stroke-width': width }), svg('polygon', { points: tip }));
-  }
-
-  speed(way) {
-    const link = plan.links.find(([a, b]) => a === way.source && b === way.target);
-    return link ? `${si(link[3], 'B')}/s, ${duration(link[2])} latency` : '';
   }
 
   card(device) {
     const [x, y] = this.places[device.index].map((at, axis) => at - (axis ? CARD.h : CARD.w) / 2);
     const busy = plan.makespan ? device.busy / plan.makespan : 0, full = device.have ? device.need / device.have : 0;
     const bar = (at, share, kind) => [
-      svg('rect', { x: x + 74, y: y + at, width: CARD.w - 88, height: 8, rx: 2, class: 'empty' }),
-      svg('rect', { x: x + 74, y: y + at, width: Math.max(share > 0 ? 1.5 : 0, Math.min(1, share) * (CARD.w - 88)), height: 8, rx: 2, class: kind }),
+      svg('rect', { x: x + 84, y: y + at, width: CARD.w - 98, height: 8, rx: 2, class: 'empty' }),
+      svg('rect', { x: x + 84, y: y + at, width: Math.max(share > 0 ? 1.5 : 0, Math.min(1, share) * (CARD.w - 98)), height: 8, rx: 2, class: kind }),
     ];
     const label = (dy, text, kind = 'quiet', dx = 14) => svg('text', { x: x + dx, y: y + dy, class: kind }, text);
     return svg('g', {
@@ -88,7 +84,7 @@ class Network {
     svg('rect', { x, y: y + 8, width: 4, height: CARD.h - 16, rx: 2, fill: deviceColor(device) }),
     label(22, clip(device.id, 24), 'name'), label(38, `${clip(device.type, 14)} · ${device.count.toLocaleString('en')} node${device.count === 1 ? '' : 's'}`),
     label(59, `${percent(busy)} busy`), ...bar(52, busy, 'busy'),
-    label(75, 'memory'), ...bar(68, full, full > 0.9 ? 'tight' : 'memory'), label(86, `${size(device.need)} of ${size(device.have)}`, 'small', 74));
+    label(75, 'memory'), ...bar(68, full, full > 0.9 ? 'tight' : 'memory'), label(86, `${size(device.need)} of ${size(device.have)}`, 'small', 84));
   }
 
   acts(name, act, hover) {
@@ -114,7 +110,7 @@ function deviceColor(device) {
 // Two side by side, more of them on an ellipse.
 function placesOf(number) {
   if (number <= 3) return Array.from({ length: number }, (_, i) => [i * 440, 0]);
-  const around = Math.max(230, number * 44);
+  const around = Math.max(230, number * 38);
   return Array.from({ length: number }, (_, i) => {
     const angle = Math.PI * (2 * i / number - 0.5) - (number === 4 ? Math.PI / 4 : 0);
     return [1.55 * around * Math.cos(angle), around * Math.sin(angle)];

@@ -232,8 +232,9 @@ class Painting {
   crossing(from, to) {
     const { pen, ink } = this;
     const seen = this.path.filter(({ at }) => at >= from && at <= to);
-    if (seen.length > this.room / 4) return; // no line could be told from the next
+    if (seen.length > this.room / 12) return; // they would hide all else
     pen.strokeStyle = ink.critical;
+    pen.globalAlpha = 0.75;
     pen.lineWidth = 1.25;
     pen.beginPath();
     for (const { at, from: one, to: other } of seen) {
@@ -242,5 +243,6 @@ class Painting {
       pen.lineTo(x, a.y < b.y ? b.y : b.y + b.h - 2);
     }
     pen.stroke();
+    pen.globalAlpha = 1;
   }
 }

@@ -49,6 +49,11 @@ function readMeasured(chart) {
 
 const wayName = (source, target) => `${plan.devices[source].id} → ${plan.devices[target].id}`;
 
+function linkText(source, target) {
+  const link = plan.links.find(([a, b]) => a === source && b === target);
+  return link ? `${link[3] ? `${si(link[3], 'B')}/s, ` : ''}${duration(link[2])} latency` : '';
+}
+
 // What is over each way: what the plan sends there, its bytes and the time it is taken.
 function waysOf({ transfers }) {
   const ways = new Map();
@@ -86,7 +91,7 @@ function size(bytes) {
 }
 
 function percent(share) {
-  return `${share >= 0.0001 && share < 0.01 ? (100 * share).toPrecision(2) : Math.round(100 * share)}%`;
+  return `${share >= 0.0001 && share < 0.01 ? Number((100 * share).toPrecision(2)) : Math.round(100 * share)}%`;
 }
 
 // How far what was measured is from what was predicted.

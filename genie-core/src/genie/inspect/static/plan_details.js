@@ -91,10 +91,9 @@ class PlanDetails {
   transfer(move) {
     const { measured } = plan, seen = measured && (measured.sent[move.number] || measured.ofTransfer.get(move.number));
     const [spec, residency] = values[move.value], took = move.finish - move.start, from = maker.get(move.value);
-    const link = plan.links.find(([a, b]) => a === move.source && b === move.target);
     const rows = [
       ['bytes', `${size(move.bytes)}`], ['takes', duration(took)], ['time', this.when(move)],
-      ['link', link ? `${si(link[3], 'B')}/s, ${duration(link[2])} latency` : ''],
+      ['link', linkText(move.source, move.target)],
       ['critical path', move.critical ? element('span', { class: 'critical' }, 'on it') : 'not on it'],
       ['made by', from === undefined ? `input ${inputOf.has(move.value) ? inputOf.get(move.value).name : ''}` : this.link(from)],
       ['waits for', this.waits(move)], ['needed by', this.link(move.before)],
@@ -138,11 +137,11 @@ class PlanDetails {
   }
 
   way(way) {
-    const link = plan.links.find(([a, b]) => a === way.source && b === way.target), share = plan.makespan ? way.busy / plan.makespan : 0;
+    const link = linkText(way.source, way.target), share = plan.makespan ? way.busy / plan.makespan : 0;
     const largest = [...way.moves].sort((a, b) => b.bytes - a.bytes || a.number - b.number);
     this.show(element('h2', {}, way.name), element('p', { class: 'quiet' }, 'way between devices'), element('h3', {}, 'In this plan'),
       facts([['values', way.moves.length.toLocaleString('en')], ['bytes', size(way.bytes)], ['in use', `${duration(way.busy)}, ${percent(share)} of the time`],
-        ...(link ? [['link', `${si(link[3], 'B')}/s, ${duration(link[2])} latency`]] : [])]),
+        ...(link ? [['link', link]] : [])]),
       element('h3', {}, 'Largest first'), this.moves(largest));
   }
 
