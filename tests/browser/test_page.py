@@ -2,118 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from browser.opened import Open
 from core.graph_examples import GPU
 from labelled import HARM, NAMES, decoder, hostile
-from selenium import webdriver
-from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from genie import ExecutionPlan, Graph, Scheduler
-from genie.inspect import page
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,900"
-).split()
-
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None,
-    reason="no Chromium here: `apt install chromium chromium-driver` to test the page for real",
-)
-
-Open = Callable[..., "Page"]
-
-
-class Page:
-    """A page that is open."""
-
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
-
-    def js(self, source: str, *args: object) -> Any:
-        return self.driver.execute_script(f"return {source}", *args)
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        return [each.text for each in self.driver.find_elements(By.CSS_SELECTOR, selector)]
-
-    def until(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(lambda _: condition())
-
-    def drawn(self, classes: str = ".leaf, .closed") -> int:
-        return int(self.js("genie.cy.nodes(arguments[0]).length", classes))
-
-    def click_at(self, node: int) -> None:
-        """Click where the node with that id is drawn."""
-        place = self.js("genie.at(arguments[0])", node)
-        actions = ActionChains(self.driver, duration=0)
-        actions.w3c_actions.pointer_action.move_to_location(round(place["x"]), round(place["y"]))
-        actions.w3c_actions.pointer_action.click()
-        actions.perform()
-
-    def color(self, node: int) -> str:
-        return str(
-            self.js(
-                "genie.cy.nodes('.leaf').filter(n => n.id() === 'u' + arguments[0]).style('background-color')", node
-            )
-        )
-
-    def trouble(self) -> tuple[list[str], list[str]]:
-        """Complaints in the console, and requests to anywhere but the page itself."""
-        requests = []
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                requests.append(message["params"]["request"]["url"])
-        return [entry["message"] for entry in self.driver.get_log("browser")], [
-            url for url in requests if not url.startswith(("file://", "data:"))
-        ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-@pytest.fixture
-def open_page(browser: webdriver.Chrome, tmp_path: Path) -> Iterator[Open]:
-    """Opens a graph or plan. Afterwards nothing may have complained, and nothing been asked of a network."""
-
-    def opened(shown: Graph | ExecutionPlan, scheme: str = "light") -> Page:
-        path = tmp_path / "graph.html"
-        path.write_text(page(shown), encoding="utf-8")
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        Page(browser).trouble()  # of the tab before
-        browser.get(path.as_uri())
-        return Page(browser)
-
-    yield opened
-    assert Page(browser).trouble() == ([], [])
+from genie import Scheduler
 
 
 def test_nodes_are_drawn_and_listed(open_page: Open) -> None:
@@ -185,10 +84,7 @@ def test_a_click_on_a_node_shows_its_evidence(open_page: Open) -> None:
 def test_pointing_at_a_node_says_what_it_is(open_page: Open) -> None:
     shown = open_page(decoder())
     shown.find("#all").click()
-    place = shown.js("genie.at(3)")
-    actions = ActionChains(shown.driver, duration=0)
-    actions.w3c_actions.pointer_action.move_to_location(round(place["x"]), round(place["y"]))
-    actions.perform()
+    shown.point(shown.js("genie.at(3)"))
     shown.until(lambda: shown.texts("#tip b") == ["#3 aten::cat"])
     assert shown.texts("#tip span")[:2] == ["kv_append", "phase: decode"]
 
@@ -328,7 +224,7 @@ def test_five_thousand_nodes(open_page: Open) -> None:
         start = time.monotonic()
         act()
         shown.until(done)
-        shown.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        shown.settled()
         assert time.monotonic() - start < 5  # a second, on a machine with nothing else to do
 
     zoom = shown.js("genie.cy.zoom()")

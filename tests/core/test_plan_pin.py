@@ -107,5 +107,5 @@ def test_an_explanation_names_memory():
 def test_waits_are_told_apart():
     plan = plan_of(chain(), pins={0: "b", 1: "b"})
     assert plan.explain(0).waits == ""
-    assert plan.explain(1).waits == "b, which runs #0 before"
+    assert plan.explain(1).waits == "%1 of #0, which b runs before"
     assert {A.id, B.id} == set(plan.placement.values()) | {"a"}

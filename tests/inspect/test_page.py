@@ -10,15 +10,19 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from core.dags import plan_at, problems
 from core.graph_examples import GPU, graphs
 from hypothesis import given
+from hypothesis import strategies as st
+from inspect_page import data
 from labelled import HARM, decoder, hostile
+from plans import pipeline, two
 
 from genie import Scheduler
+from genie.errors import PlanError
 from genie.graph import Graph
 from genie.inspect import page
 from genie.inspect.layout import layout
@@ -41,12 +45,6 @@ class Reader(HTMLParser):
 
 def texts(page: str, tag: str) -> list[str]:
     return re.findall(rf"<{tag}[^>]*>(.*?)</{tag}", page, re.DOTALL)
-
-
-def data(text: str) -> Any:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found
-    return json.loads(found[1])
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
@@ -74,8 +72,11 @@ def test_the_policy_lets_in_the_pages_own_scripts_and_styles_alone() -> None:
 
 
 def test_names_stay_in_their_place() -> None:
-    text = page(hostile())
-    plain = page(decoder())
+    for shown, plain in ((hostile(), decoder()), (pipeline(hostile(), 2), pipeline(decoder(), 2))):
+        check_names(page(shown), page(plain))
+
+
+def check_names(text: str, plain: str) -> None:
     elements = [tag for tag, _ in Reader(text).elements]
     assert elements == [tag for tag, _ in Reader(plain).elements]
     # Once, in the title, where it is escaped; else as JSON.
@@ -112,10 +113,42 @@ def test_a_plan_is_coloured_by_device_too() -> None:
     content = data(page(Scheduler([GPU]).schedule(decoder())))
     assert [mode["name"] for mode in content["modes"]] == ["phase", "modality", "residency", "device"]
     assert content["what"] == "plan"
+    assert data(page(decoder()))["chart"] is None
+
+
+def test_a_plan_has_its_timeline() -> None:
+    plan = two(decoder(2, 1))
+    chart, times = data(page(plan))["chart"], plan.timeline
+    assert chart["times"][::4] == [round(span.start * 1e9) for span in times.steps]
+    assert chart["times"][1::4] == [round(span.finish * 1e9) for span in times.steps]
+    assert chart["steps"][::7] == [made.device for made in plan.decisions]
+    assert chart["critical"] == list(times.critical_steps)
+    assert chart["criticalSent"] == list(times.critical_transfers)
+    assert chart["transfers"][4::5] == [move.bytes for move in plan.transfers]
+    assert [device[0] for device in chart["devices"]] == ["gpu0", "gpu1"]
+    assert [device[4] for device in chart["devices"]] == list(plan.peak_memory)
+    assert chart["measured"] is None
+
+
+@given(problems(), st.data())
+def test_any_plan_has_a_page(problem, data_) -> None:
+    graph, devices, model = problem
+    places = [data_.draw(st.sampled_from([each.id for each in devices])) for _ in graph.steps]
+    plan = plan_at(graph, devices, model, places)  # links without latency, and such without a limit, too
+    chart = data(page(plan))["chart"]
+    assert len(chart["transfers"]) == 5 * len(plan.transfers)
+    assert all(link[3] >= 0 for link in chart["links"])
+
+
+def test_a_plan_that_breaks_a_rule_has_no_page() -> None:
+    plan = two(decoder(2, 1))
+    with pytest.raises(PlanError, match="not on its device"):
+        page(msgspec.structs.replace(plan, transfers=()))
 
 
 def test_the_page_of_five_thousand_nodes_is_not_large() -> None:
     assert len(page(decoder(20, 242))) < 4_000_000
+    assert len(page(pipeline(decoder(20, 242), 4))) < 4_500_000
 
 
 @given(graphs())

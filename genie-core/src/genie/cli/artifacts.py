@@ -14,13 +14,25 @@ from rich.text import Text
 
 import genie
 from genie import codec
+from genie.cli.measured import read_measured
 from genie.cli.models import captured
 from genie.cli.printing import Json, complain, out, print_json
 from genie.errors import ConfigError, GenieError
 from genie.graph import Graph
-from genie.inspect import Difference, compare, dot, page, tree
+from genie.inspect import (
+    Difference,
+    ModulePart,
+    Summary,
+    compare,
+    comparison,
+    dot,
+    module_part,
+    page,
+    summary,
+    tree,
+)
 from genie.inspect.explanation import explanation, known
-from genie.plan import ExecutionPlan
+from genie.plan import ExecutionPlan, Explanation
 
 _COLORS = {"-": "red", "+": "green", "~": "yellow"}
 
@@ -34,6 +46,14 @@ def inspect(
     as_dot: Annotated[bool, typer.Option("--dot", help="Graphviz.")] = False,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page for a browser.")] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What a plan took, beside what was predicted: of `genie profile export`, a directory of profiles, or "
+            "the report of an emulated run.",
+        ),
+    ] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Don't annotate what has no labels.")] = False,
 ) -> None:
     """Show a graph or plan: as a tree of its modules, unless an option says otherwise.
@@ -43,17 +63,23 @@ def inspect(
     """
     if sum((as_text, as_dot, as_json, html is not None)) > 1:
         raise typer.BadParameter("one of --text, --dot, --json and --html at a time")
+    if measured is not None and (as_text or as_dot):
+        raise typer.BadParameter("--measured goes with --html or --json, or alone")
     shown = _load(what)
     if not as_is:
         shown = _labelled(shown)
-    if as_json:
+    seen = None if measured is None else read_measured(_plan(shown), measured)
+    if seen is not None and html is None:
+        found = comparison(_plan(shown), seen)
+        print_json(msgspec.to_builtins(found)) if as_json else sys.stdout.write(str(found))
+    elif as_json:
         sys.stdout.write(codec.to_json(shown) + "\n")
     elif as_text:
         sys.stdout.write(shown.text())
     elif as_dot:
         sys.stdout.write(dot(shown))
     elif html is not None:
-        _write(html, page(shown))
+        _write(html, page(shown, measured=seen))
         out.print(Text(f"{html}: {html.stat().st_size / 1e6:.1f} MB"))
     elif out.is_terminal:
         out.print(tree(shown, depth), soft_wrap=False)
@@ -79,16 +105,39 @@ def diff(a: Path, b: Path, as_json: Json = False) -> None:
     raise typer.Exit(1 if found else 0)
 
 
-def explain(file: Path, node: int, as_json: Json = False) -> None:
-    """Why a node of a plan runs where it does; of a graph, what is known of it, and why."""
+def explain(
+    file: Path,
+    node: Annotated[
+        str | None, typer.Argument(metavar="[NODE]", help="A node's id; of a plan, the path of a module as well.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a plan comes to; why a node of it runs where it does, or what a module of it takes. Of a graph's node, what
+    is known of it, and why."""
     value = codec.load(file)
     if isinstance(value, ExecutionPlan):
-        answer = value.explain(node)
-        print_json(msgspec.to_builtins(answer)) if as_json else sys.stdout.write(f"{answer}\n")
+        answer = _explained(value, node)
+        print_json(msgspec.to_builtins(answer)) if as_json else sys.stdout.write(f"{str(answer).rstrip()}\n")
         return
     assert isinstance(value, Graph)
-    its = value.get_node(node)
+    if node is None:
+        raise typer.BadParameter("of a graph, which node? `genie inspect` shows all of it")
+    if not node.isdecimal():
+        raise typer.BadParameter(f"of a graph, the id of a node: {node!r} is none")
+    its = value.get_node(int(node))
     print_json(known(its)) if as_json else sys.stdout.write(explanation(its))
+
+
+def _explained(plan: ExecutionPlan, node: str | None) -> Summary | ModulePart | Explanation:
+    if node is None:
+        return summary(plan)
+    return plan.explain(int(node)) if node.isdecimal() else module_part(plan, node)
+
+
+def _plan(shown: Graph | ExecutionPlan) -> ExecutionPlan:
+    if isinstance(shown, ExecutionPlan):
+        return shown
+    raise ConfigError("a graph has no times to be measured", hint="--measured wants a plan: genie.save(plan, file)")
 
 
 def _load(what: str) -> Graph | ExecutionPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -22,6 +23,12 @@ class Report:
     busy: Mapping[str, float]
     traffic: Mapping[tuple[str, str], Traffic]
     trace: tuple[Span, ...]
+
+    def to_json(self) -> str:
+        """As `genie inspect PLAN --measured FILE` reads it."""
+        traffic = [{"source": a, "target": b, **its._asdict()} for (a, b), its in self.traffic.items()]
+        trace = [span._asdict() for span in self.trace]
+        return json.dumps({"seconds": self.seconds, "busy": dict(self.busy), "traffic": traffic, "trace": trace})
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

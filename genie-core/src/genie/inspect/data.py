@@ -8,7 +8,9 @@ from typing import Any
 from genie.graph import Evidence, Graph, Input, Node, Semantics, ValueSemantics, node_text, printable, spec_text, verify
 from genie.graph.vocabulary import MODALITIES, PHASES, RESIDENCIES
 from genie.inspect import palette
+from genie.inspect.chart import chart
 from genie.inspect.layout import Layout, layout
+from genie.inspect.measured import Measured
 from genie.inspect.modules import graph_of, origins, residency
 from genie.inspect.outline import tree
 from genie.plan import ExecutionPlan
@@ -44,7 +46,7 @@ class Table:
         return self._known[row]
 
 
-def data(shown: Graph | ExecutionPlan) -> dict[str, Any]:
+def data(shown: Graph | ExecutionPlan, measured: Measured | None = None) -> dict[str, Any]:
     graph = graph_of(shown)
     verify(graph)
     entered = origins(graph)
@@ -69,6 +71,7 @@ def data(shown: Graph | ExecutionPlan) -> dict[str, Any]:
         "evidence": evidence.rows,
         "modes": _modes(words),
         "unknown": palette.UNKNOWN,
+        "chart": chart(shown, measured) if isinstance(shown, ExecutionPlan) else None,
     }
 
 

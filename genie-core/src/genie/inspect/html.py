@@ -13,16 +13,42 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from genie.errors import PlanError
 from genie.graph import Graph
 from genie.inspect.data import data
+from genie.inspect.measured import CostsOfNodes, Traced
+from genie.inspect.measured import measured as lay_out
 from genie.plan import ExecutionPlan
 
-_SCRIPTS = ("model.js", "geometry.js", "picture.js", "table.js", "details.js", "main.js")
+_SCRIPTS = (
+    "model.js",
+    "plan.js",
+    "bars.js",
+    "geometry.js",
+    "picture.js",
+    "painting.js",
+    "gantt.js",
+    "network.js",
+    "table.js",
+    "details.js",
+    "plan_details.js",
+    "main.js",
+)
 
 
-def page(shown: Graph | ExecutionPlan) -> str:
-    """The page's text, to be written as UTF-8."""
-    content = data(shown)
+def page(shown: Graph | ExecutionPlan, measured: CostsOfNodes | Traced | None = None) -> str:
+    """The page's text, to be written as UTF-8.
+
+    ``measured`` shows what a plan took beside what was predicted: a cost model over a profile, or the report of an
+    emulated run.
+
+    >>> page(plan, measured=profile.model(plan.devices))  # doctest: +SKIP
+    >>> page(plan, measured=genie.emulate.report())  # doctest: +SKIP
+    """
+    if measured is not None and not isinstance(shown, ExecutionPlan):
+        raise PlanError("a graph has no times to be measured: schedule it first")
+    seen = lay_out(shown, measured) if measured is not None and isinstance(shown, ExecutionPlan) else None
+    content = data(shown, seen)
     library = _static("cytoscape.min.js")
     script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
     styles = (".__________cytoscape_container { position: relative; }", _static("page.css"))

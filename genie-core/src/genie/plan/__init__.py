@@ -1,7 +1,8 @@
 """Plans: a graph with a place for every node, and all that follows from it."""
 
+from genie.plan.alternatives import Alternative
 from genie.plan.constraints import Groups, broken, conflict, exact, grouped
-from genie.plan.explanation import Alternative, Explanation
+from genie.plan.explanation import Explanation, Wait
 from genie.plan.lives import liveness, split_storage
 from genie.plan.model import ExecutionPlan
 from genie.plan.moves import Links, peaks, transfers
@@ -24,6 +25,7 @@ __all__ = [
     "Stage",
     "Timeline",
     "Transfer",
+    "Wait",
     "bare",
     "broken",
     "conflict",

@@ -1,15 +1,16 @@
-"""Why a node runs where it does, and what it would cost elsewhere."""
+"""Why a node runs where it does, when, and what it would cost elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from genie.errors import PlanError, SchedulingError
 from genie.graph import node_text
+from genie.plan.alternatives import Alternative, alternative
 from genie.plan.constraints import exact
-from genie.plan.pinning import described, moved
+from genie.plan.pinning import described
 from genie.plan.records import Constraint
 from genie.plan.text import bytes_text, time_text
 
@@ -17,15 +18,21 @@ if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
 
 
-class Alternative(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Another device for a node: its ``seconds`` there, those of the ``transfers`` it would cause (of it and of all
-    that must go with it), the plan's ``latency`` then; or, when it can't run there, why it is ``refused``."""
+class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node began right after.
 
+    ``kind`` is ``device`` (busy with ``node``), ``operand`` (``node`` makes ``value`` just before, on the same device)
+    or ``transfer`` (``value`` arrives from ``device``: so many ``bytes`` in ``seconds``). ``idle`` are the seconds the
+    node's device had nothing to do meanwhile.
+    """
+
+    kind: str
     device: str
-    seconds: float
-    transfers: float = 0.0
-    latency: float = 0.0
-    refused: str = ""
+    node: int = -1
+    value: int = -1
+    bytes: int = 0
+    seconds: float = 0.0
+    idle: float = 0.0
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -33,6 +40,10 @@ class Explanation(msgspec.Struct, frozen=True):
 
     Times are in seconds; ``start`` and ``finish`` from the start of the plan. ``error`` is the relative error expected
     of the estimate, 0 where none is known. ``critical`` says whether the plan's latency waits for this node.
+
+    ``bound`` is what it takes longest with: ``compute``, ``memory`` or ``overhead`` of its device, as estimated; or
+    ``network`` when its device is idle for longer than the node takes, until an operand arrives. ``work`` is what
+    bounds it on the device alone.
     """
 
     node: int
@@ -52,30 +63,48 @@ class Explanation(msgspec.Struct, frozen=True):
     waits: str = ""
     constraints: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    work: str = ""
+    wait: Wait | None = None
+    behind: str = ""  # of the transfer it waits for: what that waited for in turn
 
     def __str__(self) -> str:
         lines = [self.line, f"  runs on {self.device}, by rule: {self.rule}"]
         sure = f"{self.source}, ±{self.error:.0%}" if self.error else self.source
-        bound = f", bound by {self.bound}" if self.bound else ""
-        lines.append(f"  estimated {time_text(self.seconds)} ({sure}){bound}")
+        lines.append(f"  estimated {time_text(self.seconds)} ({sure}){self._bounds()}")
         critical = "on the critical path" if self.critical else "not on the critical path"
         lines.append(f"  from {time_text(self.start)} to {time_text(self.finish)}, {critical}")
         if self.again:
             lines.append(f"  recomputed on {', '.join(self.again)}: cheaper than to send")
         if self.waits:
             lines.append(f"  waits for {self.waits}")
-        for other in self.alternatives:
-            took = f"  on {other.device} it would take {time_text(other.seconds)}"
-            if other.refused:
-                lines.append(f"{took}, but it can't run there: {other.refused}")
-            elif other.latency:
-                sent = f" and {time_text(other.transfers)} of transfers" if other.transfers else ""
-                lines.append(f"{took}{sent}; the plan would take {time_text(other.latency)}")
-            else:
-                lines.append(took)
+        if self.behind:
+            lines.append(f"    {self.behind}")
+        lines += alternative_lines(self.alternatives)
         lines += [f"  needs {arrival}" for arrival in self.arrivals]
         lines += [f"  held by: {text}" for text in self.constraints]
         return "\n".join(lines)
+
+    def _bounds(self) -> str:
+        work = f", bound by {self.work}" if self.work else ""
+        if self.bound != "network" or self.wait is None:
+            return work
+        return f"{work}; with what it waits for, bound by network: {self.device} is idle {time_text(self.wait.idle)}"
+
+
+def alternative_lines(others: Collection[Alternative]) -> list[str]:
+    """A line for each, as :class:`Explanation` prints them."""
+    lines = []
+    for other in others:
+        took = f"  on {other.device} it would take {time_text(other.seconds)}"
+        if other.refused:
+            lines.append(f"{took}, but it can't run there ({', '.join(other.kinds)}): {other.refused}")
+        elif other.latency:
+            sent = f" and {time_text(other.transfers)} of transfers" if other.transfers else ""
+            spared = f", less {time_text(other.saved)} it needs now" if other.saved else ""
+            lines.append(f"{took}{sent}{spared}; the plan would take {time_text(other.latency)}")
+        else:
+            lines.append(took)
+    return lines
 
 
 def explain(plan: ExecutionPlan, step: int) -> Explanation:
@@ -83,62 +112,96 @@ def explain(plan: ExecutionPlan, step: int) -> Explanation:
     ids = [device.id for device in plan.devices]
     times = plan.timeline
     span = times.steps[step]
-    held = _holding(plan, step)
+    wait = waiting(plan, step)
+    starved = wait is not None and wait.kind == "transfer" and wait.idle > made.seconds
+    node = plan.graph.steps[step]
     return Explanation(
-        node=plan.graph.steps[step].id,
-        line=node_text(plan.graph.steps[step], plan.graph),
+        node=node.id,
+        line=node_text(node, plan.graph),
         device=ids[made.device],
         rule=plan.rules[made.rule] if plan.rules else "",
         seconds=made.seconds,
         source=made.source,
         elsewhere={ids[i]: cost for i, cost in enumerate(made.elsewhere) if i != made.device},
         arrivals=tuple(
-            f"%{move.value} from {ids[move.source]}: {move.bytes} bytes in {time_text(move.seconds)}"
-            for move in plan.transfers
+            f"%{move.value} from {ids[move.source]}: {move.bytes} bytes in {time_text(move.seconds)}, "
+            f"there at {time_text(times.transfers[number].finish)}"
+            for number, move in enumerate(plan.transfers)
             if move.target == made.device and move.before == step
         ),
         error=made.error,
-        bound=made.bound,
+        bound="network" if starved else made.bound,
         start=span.start,
         finish=span.finish,
         critical=step in times.critical_steps,
         again=tuple(ids[each.device] for each in plan.again if each.step == step),
-        waits=_waits(plan, step),
-        constraints=tuple(f"{each.text}: {described(plan.graph, ids, each)}" for each in held),
-        alternatives=tuple(_alternative(plan, step, device) for device in range(len(ids)) if device != made.device)
-        if made.elsewhere
-        else (),
+        waits=_waits(wait),
+        constraints=tuple(f"{each.text}: {described(plan.graph, ids, each)}" for each in holding(plan, (step,))),
+        alternatives=alternatives(plan, (step,), f"#{node.id}") if made.elsewhere else (),
+        work=made.bound,
+        wait=wait,
+        behind=_behind(plan, span.on) if span.waits == "transfer" else "",
     )
 
 
-def _holding(plan: ExecutionPlan, step: int) -> list[Constraint]:
+def alternatives(plan: ExecutionPlan, steps: tuple[int, ...], what: str) -> tuple[Alternative, ...]:
+    """Every device but those all of the steps run on."""
+    places = {plan.decisions[step].device for step in steps}
+    return tuple(alternative(plan, steps, device, what) for device in range(len(plan.devices)) if {device} != places)
+
+
+def holding(plan: ExecutionPlan, steps: Collection[int]) -> list[Constraint]:
+    """The constraints that some of the steps are under, with those that every plan keeps."""
     every = exact(plan.graph, dict(plan.homes)) if len(plan.devices) > 1 else []
-    return [held for held in (*plan.constraints, *every) if step in held.steps]
+    return [held for held in (*plan.constraints, *every) if not set(steps).isdisjoint(held.steps)]
 
 
-def _waits(plan: ExecutionPlan, step: int) -> str:
-    ids = [device.id for device in plan.devices]
-    steps = plan.graph.steps
-    span = plan.timeline.steps[step]
+def waiting(plan: ExecutionPlan, step: int) -> Wait | None:
+    """What a step began right after; ``None`` when it begins with the plan."""
+    times = plan.timeline
+    span = times.steps[step]
+    device = plan.decisions[step].device
     if span.waits == "device":
+        steps = plan.graph.steps
         before = steps[span.on if span.on < len(steps) else plan.again[span.on - len(steps)].step]
-        return f"{ids[plan.decisions[step].device]}, which runs #{before.id} before"
+        made = next((value for value in plan.graph.steps[step].operands() if value in before.outputs), -1)
+        return Wait("operand" if made >= 0 else "device", plan.devices[device].id, before.id, made)
     if span.waits == "transfer":
         move = plan.transfers[span.on]
-        size = bytes_text(move.bytes)
-        return f"%{move.value}, {size} that take {time_text(move.seconds)} from {ids[move.source]}"
+        free = max((times.steps[other].finish for other in _before(plan, step)), default=0.0)
+        maker = next((node.id for node in plan.graph.steps if move.value in node.outputs), -1)
+        source = plan.devices[move.source].id
+        return Wait("transfer", source, maker, move.value, move.bytes, move.seconds, span.start - free)
+    return None
+
+
+def _before(plan: ExecutionPlan, step: int) -> list[int]:
+    """The step before on the same device, if there is one."""
+    device = plan.decisions[step].device
+    return next(([other] for other in range(step - 1, -1, -1) if plan.decisions[other].device == device), [])
+
+
+def _waits(wait: Wait | None) -> str:
+    if wait is None:
+        return ""
+    if wait.kind == "transfer":
+        return f"%{wait.value}, {bytes_text(wait.bytes)} that take {time_text(wait.seconds)} from {wait.device}"
+    if wait.kind == "operand":
+        return f"%{wait.value} of #{wait.node}, which {wait.device} runs before"
+    return f"{wait.device}, which runs #{wait.node} before"
+
+
+def _behind(plan: ExecutionPlan, number: int) -> str:
+    move, span = plan.transfers[number], plan.timeline.transfers[number]
+    source, target = plan.devices[move.source].id, plan.devices[move.target].id
+    sent = f"sent at {time_text(span.start)}"
+    if span.waits == "made":
+        return f"{sent}, when #{plan.graph.steps[span.on].id} has made it"
+    if span.waits == "sender":
+        return f"{sent}, when {source} has sent %{plan.transfers[span.on].value}"
+    if span.waits == "receiver":
+        return f"{sent}, when {target} has received %{plan.transfers[span.on].value}"
+    if span.waits == "transfer":
+        other = plan.transfers[span.on]
+        return f"{sent}, when it has come to {source} from {plan.devices[other.source].id}"
     return ""
-
-
-def _alternative(plan: ExecutionPlan, step: int, device: int) -> Alternative:
-    name = plan.devices[device].id
-    seconds = plan.decisions[step].elsewhere[device]
-    try:
-        other = moved(plan, Constraint(f"#{plan.graph.steps[step].id} on {name}", (step,), (device,)))
-    except SchedulingError as error:
-        return Alternative(name, seconds, refused=error.message)
-    except PlanError:  # the plan knows too little of other devices to tell more
-        return Alternative(name, seconds)
-    before = {(move.value, move.target) for move in plan.transfers}
-    caused = sum(move.seconds for move in other.transfers if (move.value, move.target) not in before)
-    return Alternative(name, seconds, caused, other.latency)

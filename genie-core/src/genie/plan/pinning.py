@@ -52,7 +52,7 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
     (to,) = pin.devices
     graph, count = plan.graph, len(plan.devices)
     homes = dict(plan.homes)
-    earlier = _without(plan.constraints, pin)
+    earlier = without(plan.constraints, pin)
     held = [*earlier, pin, *exact(graph, homes)]
     groups = grouped(len(graph.steps), count, held)
     if not all(groups.allowed):
@@ -158,7 +158,7 @@ def _still(plan: ExecutionPlan, places: Sequence[int]) -> tuple[Again, ...]:
     return tuple(each for each in plan.again if (each.device, each.before) not in over)
 
 
-def _without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:
+def without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:
     """The constraints, less what earlier calls of ``plan.pin`` say of the steps that this one is about."""
     again = set(pin.steps)
     kept: list[Constraint] = []

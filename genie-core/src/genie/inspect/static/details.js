@@ -4,6 +4,7 @@ class Details {
   constructor(on) {
     this.on = on;
     this.panel = document.getElementById('details');
+    this.plan = plan && new PlanDetails(this.panel, on);
   }
 
   show(unit, picture) {
@@ -16,6 +17,7 @@ class Details {
     return [
       element('h2', {}, data.title),
       element('p', { class: 'quiet' }, 'Choose a node or a module. Double-click opens and closes modules.'),
+      ...(plan ? this.plan.whole() : []),
       element('h3', {}, `This ${data.what}`),
       facts(data.facts),
     ];
@@ -48,6 +50,7 @@ class Details {
     if (chips.length) parts.push(element('div', { class: 'chips' }, ...chips));
     parts.push(element('code', {}, node.line));
     if (node.source) parts.push(element('p', { class: 'quiet', id: 'source' }, node.source));
+    if (plan) parts.push(...this.plan.node(node.position));
     parts.push(element('h3', {}, 'Labels'), this.labels(node.labels));
     parts.push(element('h3', {}, 'Evidence'), evidence(node.evidence));
     if (node.takes.length) parts.push(element('h3', {}, 'Takes'), this.values([...new Set(node.takes)], node));

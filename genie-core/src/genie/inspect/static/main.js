@@ -2,15 +2,57 @@
 
 const canvas = document.getElementById('canvas'), tip = document.getElementById('tip'), searchField = document.getElementById('search');
 const started = performance.now();
-let picture = null, table = null, details = null, pressed = new Set(), current = -1;
+let picture = null, table = null, details = null, gantt = null, network = null, pressed = new Set(), current = -1;
 
 function select(unit, from = '') {
   current = unit;
   picture.select(unit);
   if (unit >= 0 && from !== 'picture') picture.reveal(unit);
   if (unit >= 0 && from !== 'picture') picture.highlight();
+  if (gantt) gantt.select(unit);
+  if (gantt && unit >= 0 && from !== 'gantt') gantt.reveal(unit);
   table.select(unit >= 0 && isNode(unit) ? unit : -1);
   details.show(unit, picture);
+}
+
+// Something in the timeline that need not be one node.
+function chooseBar(hit) {
+  if (!hit) { select(-1, 'gantt'); return; }
+  const { row, level, id } = hit;
+  if (row.kind === 'steps' && level.name === 'step') { select(id, 'gantt'); return; }
+  const positions = row.kind === 'steps' ? [...level.ids(hit.group)] : [];
+  const path = level.name === 'module' ? nodes[id].module.split('.').slice(0, level.depth).join('.') : '';
+  const box = path ? boxes.findIndex(each => each.path === path) : -1;
+  select(box >= 0 ? firstBox + box : -1, 'gantt');
+  gantt.choose(hit);
+  if (row.kind === 'sent') details.plan.transfer(plan.transfers[id]);
+  else if (row.kind === 'bars') details.plan.bar(plan.measured.bars[id]);
+  else details.plan.group(path || gantt.label(row, level, hit.group), level.name === 'stage' ? 'stage' : 'module', positions, row.lane.name);
+}
+
+function hoverBar(hit, at) {
+  if (!hit) { showTip(null); return; }
+  const { row, level, group, id } = hit, start = level.start(group), finish = level.finish(group);
+  const when = `${duration(finish - start)}, from ${moment(start, (finish - start) / 10)}`;
+  if (row.kind === 'sent') {
+    const move = plan.transfers[id];
+    showTip([`%${move.value}, ${row.lane.name}`, values[move.value][0], `${size(move.bytes)}, ${when}`, seenOf(move, hit), row.measured || !move.critical ? '' : 'on the critical path'], at);
+  } else if (row.kind === 'bars') {
+    const bar = plan.measured.bars[id];
+    showTip([bar.what, `measured, ${bar.where}`, when, bar.bytes ? size(bar.bytes) : '', bar.stage >= 0 ? details.plan.compared(plan.stages[bar.stage], bar) : ''], at);
+  } else if (level.name === 'step') {
+    const step = plan.steps[id], node = nodes[id];
+    showTip([`#${node.id} ${node.op}`, node.module, `${when}${row.measured ? ', measured' : ` (${step.source})`}`,
+      ...details.plan.measured(id).slice(0, 1).map(([name, what]) => `${name}: ${what}`), step.critical && !row.measured ? 'on the critical path' : ''], at);
+  } else {
+    const ids = level.ids(group);
+    showTip([gantt.label(row, level, group), nodes[id].module.split('.').slice(0, level.depth).join('.'), `${ids.length.toLocaleString('en')} nodes on ${row.lane.name}`, when, row.measured ? 'measured' : ''], at);
+  }
+}
+
+function seenOf(move, { row }) {
+  const seen = plan.measured && (plan.measured.sent[move.number] || plan.measured.ofTransfer.get(move.number));
+  return !seen || row.measured ? '' : `measured: ${duration(seen.finish - seen.start)} (${difference(move.finish - move.start, seen.finish - seen.start)})`;
 }
 
 function toggle(number) {
@@ -21,11 +63,11 @@ function emphasize() {
   const { matching } = table;
   const wanted = unit => (!matching || isNode(unit) && matching.has(unit)) && (!pressed.size || pressed.has(wordOf(picture.mode, unit)));
   picture.emphasize(matching || pressed.size ? wanted : null);
+  if (gantt) gantt.emphasize(matching || pressed.size ? wanted : null);
 }
 
 function hover(unit, at) {
-  tip.hidden = unit < 0 || isBox(unit) && picture.open.has(unit - firstBox);
-  if (tip.hidden) return;
+  if (unit < 0 || isBox(unit) && picture.open.has(unit - firstBox)) { showTip(null); return; }
   const lines = [];
   if (isBox(unit)) {
     const box = boxes[unit - firstBox], shares = picture.shares(unit);
@@ -38,6 +80,13 @@ function hover(unit, at) {
     const { value } = unitOf(unit);
     lines.push(inputOf.get(value).name || `%${value}`, values[value][1], values[value][0]);
   }
+  showTip(lines, at);
+}
+
+// ``at`` is where, in the room of the pictures.
+function showTip(lines, at) {
+  tip.hidden = !lines;
+  if (tip.hidden) return;
   tip.replaceChildren(...lines.filter(Boolean).map((line, index) => element(index ? 'span' : 'b', {}, line)));
   const room = document.getElementById('picture').getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(at.x + 14, room.width - tip.offsetWidth - 6))}px`;
@@ -59,6 +108,7 @@ function legend() {
 function setMode(mode) {
   pressed = new Set();
   picture.recolor(mode);
+  if (gantt) gantt.recolor();
   legend();
   picture.cy.resize();
   emphasize();
@@ -83,6 +133,53 @@ function makeModes() {
   });
 }
 
+// The ways to see a plan: as its graph, by time, by place.
+function setView(name) {
+  const shown = { graph: ['canvas', 'tools', 'legend'], timeline: ['chart', 'tools', 'legend'], network: ['network'] };
+  for (const id of ['canvas', 'chart', 'network', 'tools', 'legend']) document.getElementById(id).hidden = !shown[name].includes(id);
+  for (const id of ['fold', 'unfold', 'all']) document.getElementById(id).hidden = name !== 'graph';
+  for (const button of document.getElementById('views').children) {
+    const on = button.dataset.view === name;
+    button.setAttribute('aria-selected', on);
+    button.tabIndex = on ? 0 : -1;
+  }
+  document.body.dataset.view = name;
+  showTip(null);
+  if (name === 'graph') {
+    picture.cy.resize();
+    if (current >= 0) picture.reveal(current);
+  } else if (name === 'timeline') gantt.resize();
+}
+
+function makeViews() {
+  const names = ['timeline', 'graph', 'network'], group = document.getElementById('views');
+  group.hidden = false;
+  names.forEach(name => group.append(element('button', { type: 'button', role: 'tab', 'data-view': name, on: { click: () => setView(name) } }, name[0].toUpperCase() + name.slice(1))));
+  group.addEventListener('keydown', event => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = (names.indexOf(document.body.dataset.view) + step + names.length) % names.length;
+    setView(names[next]);
+    group.children[next].focus();
+  });
+}
+
+function makePlan() {
+  const tint = (color, share) => picture.tint(color, dark.matches ? share : share * 0.85);
+  gantt = new Gantt(document.getElementById('gantt'), { choose: chooseBar, hover: hoverBar, tint, mode: () => picture.mode });
+  const room = document.getElementById('picture');
+  const inRoom = event => { const { x, y } = room.getBoundingClientRect(); return { x: event.clientX - x, y: event.clientY - y }; };
+  network = new Network(document.getElementById('network'), {
+    device: device => { select(-1); details.plan.device(device); }, way: way => { select(-1); details.plan.way(way); },
+    hover: (lines, event) => showTip(lines, lines && inRoom(event)),
+  });
+  const { measured } = plan, note = [element('b', {}, duration(plan.makespan)), ' predicted'];
+  if (measured) note.push(' · ', element('b', {}, duration(measured.makespan)), ` measured (${difference(plan.makespan, measured.makespan)}), ${measured.source}${measured.note ? `: ${measured.note}` : ''}`);
+  document.getElementById('note').replaceChildren(...note, element('i', {}), 'critical path', measured && measured.steps.length ? ' · hatched: not measured' : '');
+  makeViews();
+}
+
 function makeSplitter() {
   const splitter = document.getElementById('splitter'), list = document.getElementById('list');
   const set = height => {
@@ -97,12 +194,16 @@ function makeSplitter() {
   });
 }
 
+const inTime = () => document.body.dataset.view === 'timeline';
+const panBy = (x, y) => inTime() ? gantt.pan(x, y) : picture.panBy(x, y);
+const zoomBy = factor => inTime() ? gantt.zoom(factor) : picture.zoomBy(factor);
+const fit = () => inTime() ? gantt.fit() : picture.fit();
+
 function makeKeys() {
-  canvas.addEventListener('keydown', event => {
+  for (const each of [canvas, document.getElementById('gantt')]) each.addEventListener('keydown', event => {
     const acts = {
-      ArrowLeft: () => picture.panBy(60, 0), ArrowRight: () => picture.panBy(-60, 0), ArrowUp: () => picture.panBy(0, 60),
-      ArrowDown: () => picture.panBy(0, -60), '+': () => picture.zoomBy(1.25), '=': () => picture.zoomBy(1.25),
-      '-': () => picture.zoomBy(0.8), 0: () => picture.fit(),
+      ArrowLeft: () => panBy(60, 0), ArrowRight: () => panBy(-60, 0), ArrowUp: () => panBy(0, 60),
+      ArrowDown: () => panBy(0, -60), '+': () => zoomBy(1.25), '=': () => zoomBy(1.25), '-': () => zoomBy(0.8), 0: fit,
       Enter: () => { if (current >= 0 && isBox(current)) toggle(current - firstBox); },
     };
     if (event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(acts, event.key)) return;
@@ -124,14 +225,14 @@ picture = new Picture(canvas, {
   select: unit => select(unit, 'picture'), hover, change: () => { if (current >= 0 && isBox(current)) details.show(current, picture); },
 });
 table = new Table({ select });
-details = new Details({ select, toggle });
+details = new Details({ select, toggle, transfer: move => { select(-1); gantt.choose({ transfer: move.number, row: {} , level: {} }); details.plan.transfer(move); } });
 makeModes();
 makeSplitter();
 makeKeys();
 document.getElementById('title').textContent = data.title;
 document.getElementById('summary').textContent = data.facts.filter(([name]) => name !== 'kv cache' && name !== 'state').map(([name, what]) => name === 'graph' || name === 'plan' ? what : `${name} ${what}`).join('  ·  ');
 for (const [id, act] of Object.entries({
-  in: () => picture.zoomBy(1.25), out: () => picture.zoomBy(0.8), fit: () => picture.fit(), fold: () => picture.shallower(),
+  in: () => zoomBy(1.25), out: () => zoomBy(0.8), fit, fold: () => picture.shallower(),
   unfold: () => picture.deeper(), all: () => picture.everything(),
 })) document.getElementById(id).addEventListener('click', act);
 searchField.addEventListener('input', () => { table.search(searchField.value); emphasize(); });
@@ -150,12 +251,22 @@ picture.cy.resize();
 picture.openLegibly();
 picture.draw();
 picture.fit();
+if (plan) makePlan();
 setMode(picture.mode);
 select(-1);
+// Of several devices, or of what was measured, it is the time that tells; else the graph.
+if (plan) setView(plan.devices.filter(device => device.count).length > 1 || plan.measured ? 'timeline' : 'graph');
 
 // For scripts that look at the page, and for its tests.
 window.genie = Object.freeze({
-  cy: picture.cy, ready: performance.now() - started, select,
+  cy: picture.cy, ready: performance.now() - started, select, gantt,
+  // Where a node (or a transfer, by its number) is in the timeline, and at what level it is drawn.
+  bar: (id, measured = false, kind = 'steps') => {
+    const item = kind === 'steps' ? positionOfId.get(id) : id, room = gantt.canvas.getBoundingClientRect();
+    const { row, level } = gantt.drawn.find(each => each.row.kind === kind && each.row.measured === measured && each.row.series.item.has(item));
+    const at = row.series.item.get(item), [x, right] = [row.series.start[at], row.series.finish[at]].map(time => gantt.x(time));
+    return { x: room.x + (x + right) / 2, y: room.y + row.y + row.h / 2 - gantt.top, width: right - x, level: level.name, depth: level.depth, lane: row.lane.name };
+  },
   at: id => {
     const unit = picture.stand[positionOfId.get(id)], place = picture.cy.getElementById(`u${unit}`).renderedPosition(), room = canvas.getBoundingClientRect();
     return { x: room.x + place.x, y: room.y + place.y, shown: unit === positionOfId.get(id) };

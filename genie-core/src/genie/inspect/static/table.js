@@ -20,9 +20,14 @@ class Table {
       { title: 'Module', of: node => node.module },
       { title: 'Role', of: node => node.role },
       word('phase'), word('modality'), word('residency'),
+      ...(plan ? [
+        { title: 'Device', of: node => plan.devices[plan.steps[node.position].device].id },
+        { title: 'Time', of: node => plan.steps[node.position].finish - plan.steps[node.position].start, number: true, text: duration },
+      ] : []),
       { title: 'FLOP', of: node => node.flops, number: true, text: value => value ? si(value) : value === 0 ? '0' : '' },
       { title: 'Bytes', of: node => node.bytes, number: true, text: value => value ? si(value, 'B') : value === 0 ? '0' : '' },
     ];
+    document.body.classList.toggle('plan', !!plan);
     this.makeHead();
     for (const node of nodes) {
       node.haystack = [`#${node.id}`, node.op, node.module, node.type, node.role, node.source,
