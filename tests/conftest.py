@@ -26,10 +26,11 @@ def logs() -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's shell reaches a test."""
     for variable in [name for name in os.environ if name.startswith("GENIE_")]:
         monkeypatch.delenv(variable)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))  # no profile of theirs, either
 
 
 @pytest.fixture

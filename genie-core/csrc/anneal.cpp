@@ -10,14 +10,18 @@ namespace genie {
 Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
     : left(budget), p_(problem), objective_(objective), clock_(problem), ledger_(problem), place_(problem.steps) {}
 
-Score Judge::operator()(const Placement& units) {
+Score Judge::operator()(const Placement& units, double limit) {
   for (int step = 0; step < p_.steps; ++step) place_[step] = units[p_.unit[step]];
-  clock_.run(place_, outcome_);
-  outcome_.overflow = 0.0;
-  if (p_.tight) ledger_.run(place_, outcome_);
   left -= p_.steps;
   ++judged;
-  return objective_.score(outcome_);
+  const bool latency = objective_.kind == Objective::kLatency;
+  outcome_.overflow = 0.0;
+  if (!clock_.run(place_, outcome_, latency ? limit : kNever)) return {0.0, 0.0, kNever, 0.0};
+  Score found = objective_.score(outcome_);
+  if (!p_.tight || found.scalar() > limit) return found;
+  ledger_.run(place_, outcome_);
+  found.overflow = outcome_.overflow;
+  return found;
 }
 
 namespace {
@@ -55,17 +59,22 @@ struct Critical {
   }
 };
 
+constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
+
 class Annealer {
  public:
-  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed) {}
+  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), lists_(judge.problem().devices) {}
 
-  void run(Candidate& best, int64_t budget, double heat) {
+  void run(Candidate& best, int64_t budget) {
     if (p_.units == 0 || p_.devices < 2) return;
     const int64_t until = judge_.left - budget;
     Placement now = best.units;
     Score current = judge_(now);
     remember();
     const double scale = std::max(current.scalar(), 1e-300);
+    // The more often each step can be tried, the hotter: there is time to cool down.
+    const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
+    const double heat = std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
     const double hot = heat * scale, cold = 0.002 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;
@@ -77,9 +86,10 @@ class Annealer {
         judge_.left -= 1 + p_.steps / 64;  // a proposal costs something, too
         continue;
       }
-      const Score score = judge_(now);
-      const double gain = current.scalar() - score.scalar();
-      if (gain >= 0 || random_.uniform() < std::exp(gain / std::max(temperature, 1e-300))) {
+      // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
+      const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
+      const Score score = judge_(now, limit);
+      if (score.scalar() <= limit) {
         current = score;
         remember();
         if (score.better(best.score)) {
@@ -118,6 +128,28 @@ class Annealer {
       }
     } else {
       critical_.trace(judge_);
+      survey();
+    }
+  }
+
+  // When each step must begin at the latest, for the end to come when it does now.
+  void survey() {
+    const Clock& clock = judge_.clock();
+    last_ = judge_.outcome().makespan;
+    end_ = clock.end;
+    latest_.resize(p_.steps);
+    for (auto& list : lists_) list.clear();
+    for (int step = 0; step < p_.steps; ++step) lists_[place_[step]].push_back(step);
+    next_.assign(p_.devices, last_);
+    for (int step = p_.steps - 1; step >= 0; --step) {
+      const int here = place_[step];
+      double until = next_[here];
+      for (int value : p_.outputs.of(step))
+        for (int user : p_.users.of(value)) {
+          const int to = place_[user];
+          until = std::min(until, latest_[user] - (to == here ? 0.0 : p_.transfer(value, here, to)));
+        }
+      next_[here] = latest_[step] = until - p_.cost(here, step);
     }
   }
 
@@ -169,26 +201,73 @@ class Annealer {
     return random_.below(p_.devices);
   }
 
+  // How much later than now the end may come when a step runs elsewhere, from the times of the schedule as it is: when
+  // it could run there, who waits for what it makes, and whom it puts off there. Only an estimate: the rest stands still.
+  double lateness(int step, int device) const {
+    const std::vector<int>& there = lists_[device];
+    const auto after = std::lower_bound(there.begin(), there.end(), step);
+    double start = after == there.begin() ? 0.0 : end_[*(after - 1)];
+    for (int value : p_.operands.of(step)) {
+      const int maker = p_.maker[value];
+      if (maker < 0) {
+        if (p_.home[value] >= 0 && p_.home[value] != device)
+          start = std::max(start, p_.transfer(value, p_.home[value], device));
+        continue;
+      }
+      const int from = place_[maker];
+      start = std::max(start, end_[maker] + (from == device ? 0.0 : p_.transfer(value, from, device)));
+    }
+    const double finish = start + p_.cost(device, step);
+    double late = finish - last_;
+    if (after != there.end()) late = std::max(late, finish - latest_[*after]);
+    for (int value : p_.outputs.of(step))
+      for (int user : p_.users.of(value)) {
+        const int to = place_[user];
+        late = std::max(late, finish + (to == device ? 0.0 : p_.transfer(value, device, to)) - latest_[user]);
+      }
+    return late;
+  }
+
   void propose(Placement& units) {
     changed_.clear();
-    const int kind = random_.below(16);
-    if (kind < 4 && !critical_.moves.empty()) {
-      // Do without a transfer that the end waits for.
-      const auto [from, to] = critical_.moves[random_.below(static_cast<int>(critical_.moves.size()))];
-      if (from >= 0) {
-        if (random_.below(2))
-          spread(units, to, place_[from], 1 + random_.below(4));
-        else
-          spread_back(units, from, place_[to], 1 + random_.below(4));
-        return;
+    // Of some ideas the one that looks best.
+    int step = -1, device = -1;
+    bool backwards = false;
+    double least = kNever;
+    const bool guided = judge_.objective().kind == Objective::kLatency;
+    const int ideas = guided ? 1 + random_.below(kIdeas) : 1;
+    for (int idea = 0; idea < ideas; ++idea) {
+      int s, d;
+      bool back = false;
+      if (!critical_.moves.empty() && random_.below(3) == 0) {
+        // Do without a transfer that the end waits for.
+        const auto [from, to] = critical_.moves[random_.below(static_cast<int>(critical_.moves.size()))];
+        if (from < 0) continue;
+        back = random_.below(2) == 0;
+        s = back ? from : to;
+        d = place_[back ? to : from];
+      } else {
+        s = step_of_interest();
+        d = device_for(s);
+      }
+      if (d == place_[s] || !p_.may(p_.unit[s], d)) continue;
+      const double late = ideas > 1 ? lateness(s, d) : 0.0;
+      if (late < least) {
+        least = late;
+        step = s;
+        device = d;
+        backwards = back;
       }
     }
-    const int step = step_of_interest();
-    const int device = device_for(step);
-    if (kind < 9) {
+    if (step < 0) return;
+    const int kind = random_.below(16);
+    if (kind < 8) {
       set(units, p_.unit[step], device);
     } else if (kind < 12) {
-      spread(units, step, device, 2 + random_.below(12));
+      if (backwards)
+        spread_back(units, step, device, 2 + random_.below(12));
+      else
+        spread(units, step, device, 2 + random_.below(12));
     } else if (kind < 15) {
       stretch(units, step, device);
     } else {
@@ -256,15 +335,17 @@ class Annealer {
   Critical critical_;
   std::vector<std::pair<int, int>> changed_;
   std::vector<int> frontier_;
-  std::vector<double> busy_;
+  std::vector<double> busy_, end_, latest_, next_;
   std::vector<int> place_;
+  std::vector<std::vector<int>> lists_;  // per device, its steps in order
+  double last_ = 0.0;                    // when the end comes
   int hot_ = 0;
 };
 
 }  // namespace
 
-void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed, double heat) {
-  Annealer(judge, seed).run(best, std::min(budget, judge.left), heat);
+void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed) {
+  Annealer(judge, seed).run(best, std::min(budget, judge.left));
 }
 
 void anneal_order(Problem& p, const Objective& objective, Candidate& best, std::vector<int>& order, int64_t budget,
@@ -322,9 +403,9 @@ void anneal_order(Problem& p, const Objective& objective, Candidate& best, std::
       judge.left -= 1;
       continue;
     }
-    const Score score = judge(now);
-    const double gain = current.scalar() - score.scalar();
-    if (gain >= 0 || random.uniform() < std::exp(gain / std::max(temperature, 1e-300))) {
+    const double limit = current.scalar() - temperature * std::log(1.0 - random.uniform());
+    const Score score = judge(now, limit);
+    if (score.scalar() <= limit) {
       current = score;
       critical.trace(judge);
       if (score.better(best.score)) {

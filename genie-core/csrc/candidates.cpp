@@ -45,25 +45,36 @@ std::vector<double> way_to_end(const Problem& p) {
   return way;
 }
 
-// Bytes of results that live at once after each step, on one device; and the most.
-std::vector<double> live_bytes(const Problem& p) {
-  std::vector<double> live(p.steps, 0.0);
+// Results that come and go: bytes of them that live at once at each step, on one device. And those that stay: bytes
+// that each step adds for good.
+struct Results {
+  std::vector<double> passing, staying;
+};
+
+Results results(const Problem& p) {
+  Results found{std::vector<double>(p.steps, 0.0), std::vector<double>(p.steps, 0.0)};
+  std::vector<double>& live = found.passing;
   std::vector<int> root(p.values), sharers(p.values, 0);
+  std::vector<uint8_t> stays(p.values, 0);
   std::iota(root.begin(), root.end(), 0);
+  for (int step = 0; step < p.steps; ++step)
+    for (int value : p.outputs.of(step)) {
+      if (p.parent[value] >= 0) root[value] = root[p.parent[value]];
+      if (p.last[value] >= p.steps) stays[root[value]] = 1;
+    }
   double held = 0;
   for (int step = 0; step < p.steps; ++step) {
     for (int value : p.outputs.of(step)) {
-      if (p.parent[value] >= 0) root[value] = root[p.parent[value]];
-      if (root[value] == value) held += static_cast<double>(p.size[value]);
+      if (root[value] == value) (stays[value] ? found.staying[step] : held) += static_cast<double>(p.size[value]);
       ++sharers[root[value]];
     }
     live[step] = held;
     for (int value : p.released.of(step)) {
-      if (p.maker[value] < 0 || p.maker[root[value]] < 0) continue;
+      if (p.maker[root[value]] < 0 || stays[root[value]]) continue;
       if (--sharers[root[value]] == 0) held -= static_cast<double>(p.size[root[value]]);
     }
   }
-  return live;
+  return found;
 }
 
 }  // namespace
@@ -162,7 +173,7 @@ Placement greedy(const Problem& p, bool look, double reserve) {
   std::vector<int> home(p.values, -1);
   double most = 0.0;
   if (reserve > 0 && p.tight)
-    for (double live : live_bytes(p)) most = std::max(most, live);
+    for (double live : results(p).passing) most = std::max(most, live);
   for (int value = 0; value < p.values; ++value) {
     if (p.maker[value] < 0 && p.home[value] >= 0) {
       home[value] = p.home[value];
@@ -305,13 +316,14 @@ std::vector<Placement> cut_chains(const Problem& p, bool throughput, int most_cu
   // Bytes a segment needs: its inputs once, and the most that lives at once in it.
   std::vector<double> need(static_cast<size_t>(pieces) * pieces, 0.0);
   if (p.tight) {
-    const std::vector<double> live = live_bytes(p);
+    const Results made = results(p);
     std::vector<int> stamp(p.values, -1);
     for (int from = 0; from + 1 < pieces; ++from) {
       double inputs = 0.0, most = 0.0;
       for (int to = from + 1; to < pieces; ++to) {
         for (int step = cuts[to - 1]; step < cuts[to]; ++step) {
-          most = std::max(most, live[step]);
+          most = std::max(most, made.passing[step]);
+          inputs += made.staying[step];
           for (int value : p.operands.of(step))
             if (p.maker[value] < 0 && stamp[value] != from) {
               stamp[value] = from;

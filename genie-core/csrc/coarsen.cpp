@@ -1,7 +1,9 @@
 // Coarser problems: steps of one label become one step. Labels are such that this makes no cycles.
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
+#include <queue>
 
 #include "search.h"
 
@@ -73,16 +75,110 @@ std::vector<int> windows(const Problem& p, int count) {
   return label;
 }
 
+namespace {
+
+// Numbers the parts in an order that keeps dependencies, the earlier first step first. False if they make a cycle.
+bool number_parts(const Problem& p, const std::vector<int>& label, std::vector<int>& found, int& count) {
+  std::vector<int> part(p.steps, -1);
+  std::vector<int> of(p.steps);
+  int parts = 0;
+  for (int step = 0; step < p.steps; ++step) {
+    if (part[label[step]] < 0) part[label[step]] = parts++;
+    of[step] = part[label[step]];
+  }
+  std::vector<std::pair<int, int>> edges;
+  for (int step = 0; step < p.steps; ++step)
+    for (int value : p.operands.of(step))
+      if (p.maker[value] >= 0 && of[p.maker[value]] != of[step]) edges.emplace_back(of[p.maker[value]], of[step]);
+  std::sort(edges.begin(), edges.end());
+  edges.erase(std::unique(edges.begin(), edges.end()), edges.end());
+  std::vector<int> needs(parts, 0), start(parts + 1, 0), number(parts, -1);
+  for (const auto& [from, to] : edges) {
+    ++needs[to];
+    ++start[from + 1];
+  }
+  for (int at = 0; at < parts; ++at) start[at + 1] += start[at];
+  std::priority_queue<int, std::vector<int>, std::greater<int>> ready;
+  for (int at = 0; at < parts; ++at)
+    if (needs[at] == 0) ready.push(at);
+  count = 0;
+  while (!ready.empty()) {
+    const int at = ready.top();
+    ready.pop();
+    number[at] = count++;
+    for (int edge = start[at]; edge < start[at + 1]; ++edge)
+      if (--needs[edges[edge].second] == 0) ready.push(edges[edge].second);
+  }
+  found.resize(p.steps);
+  for (int step = 0; step < p.steps; ++step) found[step] = number[of[step]];
+  return count == parts;
+}
+
+}  // namespace
+
+// Pairs of a step and one that uses what it makes, the longest transfers first. Levels are longest paths from the
+// start. Both are on neighbouring levels, so there is no other way between them; and of two pairs on the same levels
+// no way leads from the first to the second and back, since one that is entered from another pair is not left to one.
+// (After Herrmann et al., "Multilevel algorithms for acyclic partitioning of directed acyclic graphs", 2019.)
+std::vector<int> pairs(const Problem& p, int parity, double most_seconds) {
+  std::vector<int> level(p.steps, 0), label(p.steps);
+  std::iota(label.begin(), label.end(), 0);
+  double latency = 0.0, per_byte = 0.0;
+  for (int from = 0; from < p.devices; ++from)
+    for (int to = 0; to < p.devices; ++to)
+      if (from != to) {
+        latency += p.latency[static_cast<size_t>(from) * p.devices + to];
+        per_byte += 1.0 / p.bandwidth[static_cast<size_t>(from) * p.devices + to];
+      }
+  const int links = std::max(1, p.devices * (p.devices - 1));
+  std::vector<double> took(p.steps, 0.0);
+  for (int step = 0; step < p.steps; ++step) {
+    for (int device = 0; device < p.devices; ++device) took[step] += p.cost(device, step) / p.devices;
+    for (int value : p.operands.of(step))
+      if (p.maker[value] >= 0) level[step] = std::max(level[step], level[p.maker[value]] + 1);
+  }
+  struct Edge {
+    double gain;
+    int from, to;
+  };
+  std::vector<Edge> edges;
+  for (int step = 0; step < p.steps; ++step) {
+    for (int value : p.operands.of(step)) {
+      const int maker = p.maker[value];
+      if (maker < 0 || level[maker] + 1 != level[step] || level[maker] % 2 != parity) continue;
+      if (took[maker] + took[step] > most_seconds) continue;
+      const int a = p.unit[maker], b = p.unit[step];
+      if (a != b && !std::equal(p.allowed.begin() + static_cast<size_t>(a) * p.devices,
+                                p.allowed.begin() + static_cast<size_t>(a + 1) * p.devices,
+                                p.allowed.begin() + static_cast<size_t>(b) * p.devices))
+        continue;
+      // What several use may have to travel anyhow.
+      const double way = (latency + static_cast<double>(p.size[value]) * per_byte) / links;
+      edges.push_back({way / static_cast<double>(p.users.of(value).size()), maker, step});
+    }
+  }
+  std::stable_sort(edges.begin(), edges.end(), [](const Edge& a, const Edge& b) { return a.gain > b.gain; });
+  std::vector<uint8_t> paired(p.steps, 0);
+  for (const Edge& edge : edges) {
+    if (paired[edge.from] || paired[edge.to]) continue;
+    bool left = false, entered = false;
+    for (int value : p.outputs.of(edge.from))
+      for (int user : p.users.of(value)) left = left || (user != edge.to && paired[user] && level[user] == level[edge.to]);
+    for (int value : p.operands.of(edge.to)) {
+      const int maker = p.maker[value];
+      entered = entered || (maker >= 0 && maker != edge.from && paired[maker] && level[maker] == level[edge.from]);
+    }
+    if (left && entered) continue;
+    paired[edge.from] = paired[edge.to] = 1;
+    label[edge.to] = edge.from;
+  }
+  return label;
+}
+
 Coarse coarsen(const Problem& p, const std::vector<int>& label) {
   Coarse made;
   Problem& q = made.problem;
-  // Numbered by their first steps, which is an order that keeps dependencies.
-  std::vector<int> number(p.steps, -1);
-  made.step.resize(p.steps);
-  for (int step = 0; step < p.steps; ++step) {
-    if (number[label[step]] < 0) number[label[step]] = q.steps++;
-    made.step[step] = number[label[step]];
-  }
+  if (!number_parts(p, label, made.step, q.steps)) return {};
   q.devices = p.devices;
   q.values = p.values;
   q.latency = p.latency;

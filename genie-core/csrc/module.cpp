@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "problem.h"
 #include "search.h"
@@ -97,10 +99,13 @@ std::shared_ptr<Problem> make(int steps, int devices, int values, const py::buff
   return made;
 }
 
-Objective objective(const std::string& kind, std::vector<double> price, double latency_cap, double cost_cap,
-                    double handover, const py::object& user, size_t devices) {
+Objective objective(const std::string& kind, std::vector<double> price, std::vector<double> handling,
+                    double latency_cap, double cost_cap, double handover, const py::object& user, size_t devices) {
   Objective made;
   if (price.size() != devices) throw std::invalid_argument("price: one number per device was expected");
+  if (handling.empty()) handling.assign(devices, 0.0);
+  if (handling.size() != devices) throw std::invalid_argument("handling: one number per device was expected");
+  made.handling = std::move(handling);
   made.price = std::move(price);
   made.latency_cap = latency_cap;
   made.cost_cap = cost_cap;
@@ -163,18 +168,30 @@ py::dict evaluate(Problem& p, const py::buffer& place, const py::object& order, 
   if (traced) {
     found["begin"] = clock.begin;
     found["end"] = clock.end;
+    // In the order of need, as plans list them: by step, and of one step by operand.
+    std::vector<std::tuple<int, int, const Move*>> sorted;
+    for (const Move& move : clock.moves) {
+      const auto operands = p.operands.of(move.before);
+      const auto at = std::find(operands.begin(), operands.end(), move.value) - operands.begin();
+      sorted.emplace_back(move.before, static_cast<int>(at), &move);
+    }
+    std::sort(sorted.begin(), sorted.end());
     py::list moves;
-    for (const Move& move : clock.moves)
+    for (const auto& [step, at, its] : sorted) {
+      const Move& move = *its;
       moves.append(py::make_tuple(move.value, move.from, move.to, move.before, move.begin, move.end));
+    }
     found["moves"] = moves;
   }
   p.order.clear();
   return found;
 }
 
-py::dict run(Problem& p, const std::string& kind, std::vector<double> price, double latency_cap, double cost_cap,
-             double handover, const py::object& user, int64_t budget, uint64_t seed, bool reorder) {
-  const Objective goal = objective(kind, std::move(price), latency_cap, cost_cap, handover, user, static_cast<size_t>(p.devices));
+py::dict run(Problem& p, const std::string& kind, std::vector<double> price, std::vector<double> handling,
+             double latency_cap, double cost_cap, double handover, const py::object& user, int64_t budget, uint64_t seed,
+             bool reorder) {
+  const Objective goal = objective(kind, std::move(price), std::move(handling), latency_cap, cost_cap, handover, user,
+                                   static_cast<size_t>(p.devices));
   p.order.clear();
   Found found;
   if (goal.kind == Objective::kUser) {
@@ -213,7 +230,7 @@ PYBIND11_MODULE(_search, module) {
            py::arg("block"), py::arg("ports") = true)
       .def("evaluate", &evaluate, py::arg("place"), py::kw_only(), py::arg("order") = py::none(),
            py::arg("traced") = false)
-      .def("search", &run, py::kw_only(), py::arg("objective"), py::arg("price"), py::arg("latency_cap") = 0.0,
-           py::arg("cost_cap") = 0.0, py::arg("handover") = 0.0, py::arg("user") = py::none(), py::arg("budget"), py::arg("seed") = 0,
-           py::arg("reorder") = false);
+      .def("search", &run, py::kw_only(), py::arg("objective"), py::arg("price"),
+           py::arg("handling") = std::vector<double>(), py::arg("latency_cap") = 0.0, py::arg("cost_cap") = 0.0, py::arg("handover") = 0.0, py::arg("user") = py::none(),
+           py::arg("budget"), py::arg("seed") = 0, py::arg("reorder") = false);
 }

@@ -20,6 +20,13 @@ void Problem::prepare() {
   for (int step = 0; step < steps; ++step)
     for (int value : operands.of(step)) users.items[filled[value]++] = step;
 
+  entries.clear();
+  for (int number = 0; number < steps; ++number) {
+    const int step = order.empty() ? number : order[number];
+    for (int value : operands.of(step))
+      if (maker[value] < 0) entries.emplace_back(step, value);
+  }
+
   const auto gather = [](const std::vector<int>& key, int keys) {
     Lists found;
     found.start.assign(keys + 1, 0);
@@ -34,6 +41,18 @@ void Problem::prepare() {
   };
   members = gather(unit, units);
   released = gather(last, steps);
+
+  // From the start of each step to the end of all, at the least.
+  onward.assign(steps, 0.0);
+  for (int number = steps - 1; number >= 0; --number) {
+    const int step = order.empty() ? number : order[number];
+    double least = kNever;
+    for (int device = 0; device < devices; ++device) least = std::min(least, cost(device, step));
+    double most = 0.0;
+    for (int value : outputs.of(step))
+      for (int user : users.of(value)) most = std::max(most, onward[user]);
+    onward[step] = least + most;
+  }
 
   // Everything at once fits everywhere: no placement can run out of memory.
   double total = 0;
@@ -51,228 +70,249 @@ Clock::Clock(const Problem& problem)
       before(problem.steps),
       p_(problem),
       slots_(static_cast<size_t>(problem.values) * problem.devices),
-      head_of_(problem.values),
-      tail_of_(problem.values),
       home_(problem.values),
-      queue_(problem.devices),
-      front_(problem.devices),
-      list_(problem.devices),
-      at_(problem.devices),
-      free_(problem.devices),
-      out_(problem.devices),
-      in_(problem.devices),
-      out_by_(problem.devices),
-      in_by_(problem.devices) {}
+      devices_(problem.devices),
+      next_step_(problem.steps) {}
 
-// The value is there: what is to be sent of it waits for its turn.
-void Clock::send(int value, int at, double ready) {
-  for (int move = head_of_[value]; move >= 0; move = next_of_[move]) {
-    if (moves[move].from != at) continue;
-    ready_[move] = ready;
-    if (p_.ports) {
-      queue_[at].push_back(move);
+void Clock::queue(int value, int from, int to, int before_, double ready) {
+  const int move = static_cast<int>(moves.size());
+  if (p_.ports) {
+    moves.push_back({value, from, to, before_, ready, kNever, kNever, -1, false});
+    next_move_.push_back(-1);
+    Device& sender = devices_[from];
+    if (sender.first < 0) {
+      sender.first = move;
+      sender.ready = ready;
+      sender.to = to;
     } else {
-      Move& its = moves[move];
-      its.begin = ready;
-      its.end = ready + p_.transfer(value, at, its.to);
-      its.cause = kMaking;
-      Slot& there = slot(value, its.to);
-      there.arrival = its.end;
-      there.arrived = epoch_;
-      there.move = move;
+      next_move_[sender.last] = move;
     }
+    sender.last = move;
+    return;
+  }
+  const double until = ready + p_.transfer(value, from, to);
+  moves.push_back({value, from, to, before_, ready, ready, until, kMaking, false});
+  Slot& there = slot(value, to);
+  there.arrival = until;
+  there.arrived = epoch_;
+  there.move = move;
+}
+
+// The value is made: it waits for its turn to be sent to each device that uses it, in the order of need.
+void Clock::send(int value, int from, double ready) {
+  const int* place = place_->data();
+  for (int user : p_.users.of(value)) {
+    const int to = place[user];
+    if (to == from) continue;
+    Slot& there = slot(value, to);
+    if (there.sent == epoch_) continue;
+    there.sent = epoch_;
+    queue(value, from, to, user, ready);
   }
 }
 
-void Clock::run(const std::vector<int>& place, Outcome& outcome) {
+// Runs the device's steps until one waits for a transfer. False when it can't end within the limit.
+bool Clock::advance(int number, double limit, Outcome& outcome) {
+  Device& device = devices_[number];
+  const double* seconds = p_.seconds.data() + static_cast<size_t>(number) * p_.steps;
+  const int* home = home_.data();
+  double now = device.free, busy = outcome.busy[number], rest = device.rest;
+  int step = device.step, previous = device.previous;
+  for (; step >= 0; step = next_step_[step]) {
+    double from = now;
+    int why = previous >= 0 ? kMaking : -1;
+    bool ready = true;
+    for (int value : p_.operands.of(step)) {
+      if (home[value] == number) continue;  // made here before, or an input that lives here
+      const Slot& there = slot(value, number);
+      if (there.arrived != epoch_) {
+        ready = false;
+        break;
+      }
+      if (there.arrival > from) {
+        from = there.arrival;
+        why = there.move;
+      }
+    }
+    if (!ready) break;
+    if (from + rest > limit || from + p_.onward[step] > limit) return false;
+    const double took = seconds[step];
+    rest -= took;
+    begin[step] = from;
+    end[step] = now = from + took;
+    cause[step] = why;
+    before[step] = previous;
+    previous = step;
+    busy += took;
+    for (int value : p_.outputs.of(step)) send(value, number, now);
+  }
+  device.step = step;
+  device.previous = previous;
+  device.free = now;
+  device.rest = rest;
+  outcome.busy[number] = busy;
+  return true;
+}
+
+bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
   const int devices = p_.devices;
   ++epoch_;
+  place_ = &place;
   outcome.busy.assign(devices, 0.0);
   outcome.sent.assign(devices, 0.0);
   outcome.received.assign(devices, 0.0);
   outcome.moved = 0.0;
   moves.clear();
-  next_of_.clear();
-  for (int device = 0; device < devices; ++device) {
-    queue_[device].clear();
-    list_[device].clear();
-    front_[device] = at_[device] = 0;
-    free_[device] = out_[device] = in_[device] = 0.0;
-    out_by_[device] = in_by_[device] = -1;
-  }
-  std::fill(head_of_.begin(), head_of_.end(), -1);
-
-  // What is sent: each value once to each device that uses it and does not have it.
+  next_move_.clear();
+  std::fill(devices_.begin(), devices_.end(), Device{});
   for (int value = 0; value < p_.values; ++value)
     home_[value] = p_.maker[value] >= 0 ? place[p_.maker[value]] : p_.home[value];
-  for (int number = 0; number < p_.steps; ++number) {
+  for (int number = p_.steps - 1; number >= 0; --number) {
     const int step = p_.order.empty() ? number : p_.order[number];
+    Device& its = devices_[place[step]];
+    its.rest += p_.cost(place[step], step);
+    next_step_[step] = its.step;
+    its.step = step;
+  }
+  if (limit != kNever) {
+    // What a device still has to do puts off its end, whatever it waits for.
+    limit *= 1 + 1e-9;
+    for (const Device& device : devices_)
+      if (device.rest > limit) return false;
+  }
+  // Inputs are where they start; elsewhere they are sent to in the order of need.
+  for (const auto& [step, value] : p_.entries) {
+    int& home = home_[value];
     const int here = place[step];
-    list_[here].push_back(step);
-    for (int value : p_.operands.of(step)) {
-      int& home = home_[value];
-      if (home < 0) home = here;
-      if (home == here) continue;
-      Slot& there = slot(value, here);
-      if (there.wanted == epoch_) continue;
-      there.wanted = epoch_;
-      const int move = static_cast<int>(moves.size());
-      moves.push_back({value, home, here, step, kNever, kNever, -1, false});
-      next_of_.push_back(-1);
-      if (head_of_[value] < 0)
-        head_of_[value] = move;
-      else
-        next_of_[tail_of_[value]] = move;
-      tail_of_[value] = move;
-    }
-  }
-  ready_.resize(moves.size());
-  for (int move = 0; move < static_cast<int>(moves.size()); ++move) {
-    const int value = moves[move].value;
-    if (p_.maker[value] >= 0) continue;
-    ready_[move] = 0.0;
-    if (p_.ports)
-      queue_[moves[move].from].push_back(move);
-    else if (head_of_[value] == move)
-      send(value, moves[move].from, 0.0);
+    if (home < 0) home = here;
+    if (home == here) continue;
+    Slot& there = slot(value, here);
+    if (there.sent == epoch_) continue;
+    there.sent = epoch_;
+    queue(value, home, here, step, 0.0);
   }
 
-  const auto advance = [&](int device) {
-    const std::vector<int>& list = list_[device];
-    size_t& at = at_[device];
-    while (at < list.size()) {
-      const int step = list[at];
-      double from = free_[device];
-      int why = at > 0 ? kMaking : -1;
-      for (int value : p_.operands.of(step)) {
-        if (home_[value] == device) continue;  // made here before, or an input that lives here
-        const Slot& there = slot(value, device);
-        if (there.arrived != epoch_) return;
-        if (there.arrival > from) {
-          from = there.arrival;
-          why = there.move;
-        }
-      }
-      const double took = p_.cost(device, step);
-      begin[step] = from;
-      end[step] = free_[device] = from + took;
-      cause[step] = why;
-      before[step] = at > 0 ? list[at - 1] : -1;
-      outcome.busy[device] += took;
-      for (int value : p_.outputs.of(step))
-        if (head_of_[value] >= 0) send(value, device, end[step]);
-      ++at;
+  for (int device = 0; device < devices; ++device)
+    if (!advance(device, limit, outcome)) return false;
+  for (bool going = true; !p_.ports && going;) {
+    // Arrivals are known as soon as values are made: go on while anybody can.
+    going = false;
+    for (int device = 0; device < devices; ++device) {
+      const int at = devices_[device].step;
+      if (!advance(device, limit, outcome)) return false;
+      going = going || devices_[device].step != at;
     }
-  };
-
-  for (int device = 0; device < devices; ++device) advance(device);
-  for (;;) {
-    if (!p_.ports) {
-      // Arrivals are known as soon as values are made: go on while anybody can.
-      size_t before_ = 0, after = 0;
-      for (int device = 0; device < devices; ++device) before_ += at_[device];
-      for (int device = 0; device < devices; ++device) advance(device);
-      for (int device = 0; device < devices; ++device) after += at_[device];
-      if (before_ == after) break;
-      continue;
-    }
+  }
+  while (p_.ports) {
     int next = -1;
     double soonest = kNever;
     for (int device = 0; device < devices; ++device) {
-      if (front_[device] == queue_[device].size()) continue;
-      const int move = queue_[device][front_[device]];
-      const double from = std::max({ready_[move], out_[device], in_[moves[move].to]});
+      const Device& its = devices_[device];
+      const double from = std::max(std::max(its.ready, its.out), devices_[its.to].in);
       if (from < soonest) {
         soonest = from;
         next = device;
       }
     }
     if (next < 0) break;
-    const int move = queue_[next][front_[next]++];
+    Device& sender = devices_[next];
+    const int move = sender.first;
     Move& its = moves[move];
-    const double took = p_.transfer(its.value, its.from, its.to);
+    const int to = its.to;
+    Device& receiver = devices_[to];
+    const double took = p_.transfer(its.value, next, to);
     its.begin = soonest;
     its.end = soonest + took;
     its.cause = kMaking;
-    if (out_[next] > ready_[move] && out_[next] >= in_[its.to]) {
-      its.cause = out_by_[next];
+    if (sender.out > its.ready && sender.out >= receiver.in) {
+      its.cause = sender.out_by;
       its.at_sender = true;
-    } else if (in_[its.to] > ready_[move]) {
-      its.cause = in_by_[its.to];
+    } else if (receiver.in > its.ready) {
+      its.cause = receiver.in_by;
     }
-    out_[next] = in_[its.to] = its.end;
-    out_by_[next] = in_by_[its.to] = move;
+    sender.out = receiver.in = its.end;
+    sender.out_by = receiver.in_by = move;
+    sender.first = next_move_[move];
+    if (sender.first >= 0) {
+      sender.ready = moves[sender.first].ready;
+      sender.to = moves[sender.first].to;
+    } else {
+      sender.ready = kNever;
+      sender.to = 0;
+    }
     outcome.sent[next] += took;
-    outcome.received[its.to] += took;
-    Slot& there = slot(its.value, its.to);
+    outcome.received[to] += took;
+    outcome.moved += static_cast<double>(p_.size[its.value]);
+    Slot& there = slot(its.value, to);
     there.arrival = its.end;
     there.arrived = epoch_;
     there.move = move;
-    advance(its.to);
+    if (!advance(to, limit, outcome)) return false;
   }
   outcome.makespan = 0.0;
   last = -1;
-  for (int device = 0; device < devices; ++device) {
-    if (!list_[device].empty() && (last < 0 || free_[device] > outcome.makespan)) {
-      outcome.makespan = free_[device];
-      last = list_[device].back();
+  for (const Device& device : devices_) {
+    if (device.previous >= 0 && (last < 0 || device.free > outcome.makespan)) {
+      outcome.makespan = device.free;
+      last = device.previous;
     }
   }
-  for (const Move& move : moves) outcome.moved += static_cast<double>(p_.size[move.value]);
+  return true;
 }
 
 // --- memory ----------------------------------------------------------------------------------------
 
-Ledger::Ledger(const Problem& problem) : p_(problem), first_(problem.values), held_(problem.devices) {}
+Ledger::Ledger(const Problem& problem)
+    : p_(problem), home_(problem.values), main_(problem.values), copies_(problem.values), held_(problem.devices) {}
 
 int Ledger::find(int value, int device) const {
-  for (int at = first_[value]; at >= 0; at = holdings_[at].next)
+  if (home_[value] == device) return main_[value];
+  for (int at = copies_[value]; at >= 0; at = holdings_[at].next)
     if (holdings_[at].device == device) return holdings_[at].allocation;
   return -1;
 }
 
-void Ledger::hold(int value, int device, int allocation) {
-  if (allocation < 0) {
-    allocation = static_cast<int>(bytes_.size());
-    bytes_.push_back(p_.size[value]);
-    sharers_.push_back(0);
-    where_.push_back(device);
-    held_[device] += p_.size[value];
-  }
-  ++sharers_[allocation];
-  holdings_.push_back({device, allocation, first_[value]});
-  first_[value] = static_cast<int>(holdings_.size()) - 1;
+int Ledger::allocate(int value, int device) {
+  allocations_.push_back({p_.size[value], device, 1});
+  held_[device] += p_.size[value];
+  return static_cast<int>(allocations_.size()) - 1;
 }
 
 void Ledger::run(const std::vector<int>& place, Outcome& outcome) {
-  std::fill(first_.begin(), first_.end(), -1);
+  std::fill(copies_.begin(), copies_.end(), -1);
   std::fill(held_.begin(), held_.end(), 0);
   holdings_.clear();
-  bytes_.clear();
-  sharers_.clear();
-  where_.clear();
+  allocations_.clear();
   const int usual = p_.steps ? place[0] : 0;
   for (int value = 0; value < p_.values; ++value) {
     if (p_.maker[value] >= 0) continue;
     int home = p_.home[value];
     if (home < 0) home = p_.users.of(value).empty() ? usual : place[p_.users.of(value).front()];
-    hold(value, home, -1);
+    home_[value] = home;
+    main_[value] = allocate(value, home);
   }
   outcome.peak = held_;
+  const auto drop = [&](int allocation) {
+    Allocation& its = allocations_[allocation];
+    if (--its.sharers == 0) held_[its.device] -= its.bytes;
+  };
   for (int step = 0; step < p_.steps; ++step) {
     const int here = place[step];
-    for (int value : p_.operands.of(step))
-      if (find(value, here) < 0) hold(value, here, -1);
-    for (int value : p_.outputs.of(step))
-      hold(value, here, p_.parent[value] >= 0 ? find(p_.parent[value], here) : -1);
-    for (int device = 0; device < p_.devices; ++device)
-      outcome.peak[device] = std::max(outcome.peak[device], held_[device]);
+    for (int value : p_.operands.of(step)) {
+      if (home_[value] == here || find(value, here) >= 0) continue;
+      holdings_.push_back({here, allocate(value, here), copies_[value]});
+      copies_[value] = static_cast<int>(holdings_.size()) - 1;
+    }
+    for (int value : p_.outputs.of(step)) {
+      const int shared = p_.parent[value] >= 0 ? find(p_.parent[value], here) : -1;
+      if (shared >= 0) ++allocations_[shared].sharers;
+      home_[value] = here;
+      main_[value] = shared >= 0 ? shared : allocate(value, here);
+    }
+    outcome.peak[here] = std::max(outcome.peak[here], held_[here]);
     for (int value : p_.released.of(step)) {
-      for (int at = first_[value]; at >= 0; at = holdings_[at].next) {
-        const int allocation = holdings_[at].allocation;
-        if (--sharers_[allocation] == 0) held_[where_[allocation]] -= bytes_[allocation];
-      }
-      first_[value] = -1;
+      drop(main_[value]);
+      for (int at = copies_[value]; at >= 0; at = holdings_[at].next) drop(holdings_[at].allocation);
     }
   }
   outcome.overflow = 0.0;
@@ -301,8 +341,11 @@ Score Objective::score(const Outcome& outcome) const {
       found.value = cost;
       break;
     case kThroughput:
-      for (size_t device = 0; device < outcome.busy.size(); ++device)
-        found.value = std::max({found.value, outcome.busy[device], outcome.sent[device], outcome.received[device]});
+      for (size_t device = 0; device < outcome.busy.size(); ++device) {
+        const double sent = outcome.sent[device], received = outcome.received[device];
+        const double work = outcome.busy[device] + handling[device] * (sent + received);
+        found.value = std::max({found.value, work, sent, received});
+      }
       break;
     case kUser: {
       const auto [value, violation] = user(outcome);

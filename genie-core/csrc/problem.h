@@ -52,7 +52,9 @@ struct Problem {
   Lists members;                   // unit → steps
   Lists released;                  // step → values
   Lists users;                     // value → steps, in order
+  std::vector<std::pair<int, int>> entries;  // (step, input it uses), in order
   std::vector<int> maker;          // value → step, or -1
+  std::vector<double> onward;      // step → the least time from its start to the end
   bool tight = true;               // whether memory may not suffice
 
   void prepare();
@@ -66,6 +68,7 @@ struct Problem {
 
 struct Move {
   int value, from, to, before;
+  double ready;
   double begin, end;
   int cause;  // what it waited for: -1 nothing; the sender's or receiver's transfer before it; kMaking: the value
   bool at_sender;
@@ -84,36 +87,44 @@ struct Outcome {
 class Clock {
  public:
   explicit Clock(const Problem& problem);
-  // `place`: step → device.
-  void run(const std::vector<int>& place, Outcome& outcome);
+  // `place`: step → device. Gives up, and says so, once the end is sure to come after `limit`.
+  bool run(const std::vector<int>& place, Outcome& outcome, double limit = kNever);
 
   std::vector<double> begin, end;  // per step
   std::vector<int> cause;          // per step: -1 nothing, kMaking the step before on its device, else a transfer
   std::vector<int> before;         // per step: the one before it on its device, or -1
-  std::vector<Move> moves;         // in the order of the steps they are needed by
+  std::vector<Move> moves;         // in the order they became known
   int last = -1;                   // the step that ends last
 
  private:
-  void send(int value, int at, double ready);
+  void send(int value, int from, double ready);
+  void queue(int value, int from, int to, int before, double ready);
+  bool advance(int device, double limit, Outcome& outcome);
 
   const Problem& p_;
+  const std::vector<int>* place_ = nullptr;
   struct Slot {  // a value on a device
     double arrival = 0.0;
     int arrived = 0;  // the epoch it is there in
-    int wanted = 0;   // the epoch it is sent there in
+    int sent = 0;     // the epoch it is sent there in
     int move = -1;
   };
   Slot& slot(int value, int device) { return slots_[static_cast<size_t>(value) * p_.devices + device]; }
 
   std::vector<Slot> slots_;
-  std::vector<int> head_of_, next_of_, tail_of_, home_;  // of a value's transfers
-  std::vector<std::vector<int>> queue_;  // per device: transfers in the order they became ready
-  std::vector<size_t> front_;
-  std::vector<double> ready_;
-  std::vector<std::vector<int>> list_;
-  std::vector<size_t> at_;
-  std::vector<double> free_, out_, in_;
-  std::vector<int> out_by_, in_by_;
+  std::vector<int> home_;
+  struct Device {
+    double free = 0.0, out = 0.0, in = 0.0;  // when it, and its ports, have nothing more to do
+    double rest = 0.0;                       // seconds of steps it has still to do
+    int step = -1, previous = -1;            // its next step, and the one it did last
+    int out_by = -1, in_by = -1;             // transfers that took its ports last
+    // Its transfers in the order they became ready; the first of them again, at hand.
+    int first = -1, last = -1, to = 0;
+    double ready = kNever;
+  };
+  std::vector<Device> devices_;
+  std::vector<int> next_step_;  // step → the next one on its device
+  std::vector<int> next_move_;  // transfer → the next one of its sender
   int epoch_ = 0;
 };
 
@@ -124,17 +135,21 @@ class Ledger {
   void run(const std::vector<int>& place, Outcome& outcome);
 
  private:
-  struct Holding {
+  struct Holding {  // a value on a device it was not made on
     int device, allocation, next;
   };
   int find(int value, int device) const;
-  void hold(int value, int device, int allocation);
+  int allocate(int value, int device);
 
   const Problem& p_;
-  std::vector<int> first_;  // value → its first holding, or -1
+  std::vector<int> home_, main_;  // value → where it was made, and its memory there
+  std::vector<int> copies_;       // value → its first holding elsewhere, or -1
   std::vector<Holding> holdings_;
-  std::vector<int64_t> bytes_;
-  std::vector<int> sharers_, where_;
+  struct Allocation {
+    int64_t bytes;
+    int device, sharers;
+  };
+  std::vector<Allocation> allocations_;
   std::vector<int64_t> held_;
 };
 
@@ -158,6 +173,7 @@ struct Objective {
   enum Kind { kLatency, kCost, kThroughput, kUser };
   Kind kind = kLatency;
   std::vector<double> price;  // device → what a second on it costs
+  std::vector<double> handling;  // device → the share of a transfer's time that its work takes (kThroughput)
   double latency_cap = 0.0;   // seconds; 0: none
   double cost_cap = 0.0;      // 0: none
   double handover = 0.0;      // seconds that each further device must gain (kLatency)

@@ -6,6 +6,10 @@
 namespace genie {
 namespace {
 
+// Shares of the budget: for grains from coarse to fine, for blocks; the rest is for steps.
+constexpr double kLevels = 0.2, kBlocks = 0.15;
+constexpr double kOften = 15.0;  // times that each step can be tried
+
 class Searcher {
  public:
   Searcher(const Problem& problem, const Objective& objective, int64_t budget, uint64_t seed)
@@ -34,8 +38,6 @@ class Searcher {
 
   void keep(Candidate candidate) {
     if (!any_ || candidate.score.better(best_.score)) {
-      if (any_) second_ = best_;
-      two_ = any_;
       best_ = candidate;
       any_ = true;
     }
@@ -89,8 +91,10 @@ class Searcher {
     const int64_t all = judge_.left;
     if (all <= 0) return;
     // Coarser problems first: a whole block moves in one go, and an evaluation costs less.
-    int64_t share = all / 2;
     if (p_.order.empty()) {
+      const auto part = [all](double of) { return static_cast<int64_t>(of * static_cast<double>(all)); };
+      levels(part(kLevels), seed_ + 1000);
+      const int64_t share = part(kBlocks);
       std::stable_sort(coarser_.begin(), coarser_.end(),
                        [](const Coarse& a, const Coarse& b) { return a.problem.steps < b.problem.steps; });
       for (size_t at = 0; at < coarser_.size(); ++at) {
@@ -99,30 +103,20 @@ class Searcher {
         Judge judge(made.problem, objective_, mine);
         Candidate candidate{lift(made, p_, best_.units), {}, "annealed"};
         candidate.score = judge(candidate.units);
-        anneal(judge, candidate, mine, seed_ + at, 0.03);
+        anneal(judge, candidate, mine, seed_ + at);
         judge_.left -= mine;
         offer(made.refine(p_, candidate.units), "annealed, block by block");
       }
     }
-    // Then steps, from the best and from the best of another kind.
-    std::vector<Candidate> starts{best_};
-    std::stable_sort(pool_.begin(), pool_.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.score.better(b.score); });
-    for (const Candidate& each : pool_)
-      if (each.rule != best_.rule && each.units != best_.units && each.score.overflow == 0 &&
-          each.score.scalar() < 1.5 * best_.score.scalar()) {
-        starts.push_back(each);
-        break;
-      }
-    const int64_t rest = judge_.left;
-    for (size_t at = starts.size(); at-- > 0;) {
-      Candidate candidate = starts[at];
-      const Score before = candidate.score;
-      anneal(judge_, candidate, at == 0 ? judge_.left : rest / 3, seed_ + 17 * (at + 1), 0.02);
-      if (candidate.score.better(before)) candidate.rule = "annealed";
+    // Then steps. Where each can be tried often, chance decides much: three tries, and the last one from the best.
+    const double tries = static_cast<double>(judge_.left) / (static_cast<double>(p_.steps) * p_.steps);
+    const Candidate start = best_;
+    for (int rest = tries > kOften ? 3 : 1; rest > 0; --rest) {
+      Candidate candidate = rest > 1 ? start : best_;
+      anneal(judge_, candidate, judge_.left / rest, seed_ + 17 * rest);
       if (candidate.score.better(best_.score)) {
+        candidate.rule = "annealed";
         best_ = candidate;
-        if (at > 0) starts[0] = candidate;
       }
     }
   }
@@ -137,6 +131,54 @@ class Searcher {
     if (best_.score.value > single_.score.value - more * objective_.handover) best_ = single_;
   }
 
+  // Pairs of pairs of steps, until few are left; placed there, and annealed at every grain on the way back.
+  void levels(int64_t budget, uint64_t seed) {
+    std::vector<Coarse> grains;
+    Placement kept = best_.units;
+    double total = 0.0;
+    for (int step = 0; step < p_.steps; ++step) total += p_.cost(0, step);
+    const double most = total / (8.0 * p_.devices);
+    for (int round = 0, stuck = 0; round < 24 && stuck < 2; ++round) {
+      const Problem& finer = grains.empty() ? p_ : grains.back().problem;
+      if (finer.steps <= 6 * p_.devices) break;
+      Coarse made = coarsen(finer, pairs(finer, round % 2, most));
+      if (made.problem.steps < 2) break;
+      if (made.problem.steps > 0.97 * finer.steps) {
+        ++stuck;
+        continue;
+      }
+      stuck = 0;
+      kept = lift(made, finer, kept);
+      grains.push_back(std::move(made));
+    }
+    if (grains.empty()) return;
+    const int64_t mine = budget / static_cast<int64_t>(grains.size());
+    const auto finer = [&](size_t at) -> const Problem& { return at == 0 ? p_ : grains[at - 1].problem; };
+    Placement now;
+    for (size_t at = grains.size(); at-- > 0;) {
+      const Problem& problem = grains[at].problem;
+      Judge judge(problem, objective_, mine);
+      Candidate candidate;
+      bool any = false;
+      const auto try_ = [&](Placement units) {
+        const Score score = judge(units);
+        if (!any || score.better(candidate.score)) candidate = {std::move(units), score, ""};
+        any = true;
+      };
+      if (at + 1 == grains.size()) {
+        try_(kept);
+        for (const bool look : {false, true}) try_(greedy(problem, look, 0.5));
+      } else {
+        try_(std::move(now));
+      }
+      anneal(judge, candidate, mine, seed + at);
+      now = grains[at].refine(finer(at), candidate.units);
+    }
+    judge_.left -= budget;
+    Candidate candidate{now, judge_(now), "annealed, from coarse to fine"};
+    keep(std::move(candidate));
+  }
+
   void make_fit() {
     judge_.left = budget_;
     Candidate found;
@@ -144,7 +186,7 @@ class Searcher {
     found.rule = "the first that fits";
     judge_.left = budget_ / 2;
     best_ = found;
-    anneal(judge_, best_, judge_.left, seed_ + 99, 0.02);
+    anneal(judge_, best_, judge_.left, seed_ + 99);
   }
 
   const Problem& p_;
@@ -152,8 +194,8 @@ class Searcher {
   Judge judge_;
   int64_t budget_;
   uint64_t seed_;
-  bool any_ = false, two_ = false, proven_ = false;
-  Candidate best_, second_;
+  bool any_ = false, proven_ = false;
+  Candidate best_;
   Candidate single_;
   std::vector<Candidate> pool_;
   std::vector<Coarse> coarser_;

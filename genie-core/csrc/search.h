@@ -22,7 +22,8 @@ struct Candidate {
 class Judge {
  public:
   Judge(const Problem& problem, const Objective& objective, int64_t budget);
-  Score operator()(const Placement& units);
+  // A placement whose score would be above `limit`, as a scalar, may be told from others by an infinite score alone.
+  Score operator()(const Placement& units, double limit = kNever);
 
   const Problem& problem() const { return p_; }
   const Objective& objective() const { return objective_; }
@@ -62,6 +63,8 @@ struct Coarse {
 std::vector<int> chains(const Problem& problem);                 // step → label of its chain
 std::vector<int> runs(const Problem& problem);                   // … of its run of one block
 std::vector<int> windows(const Problem& problem, int count);     // … of its window between cheap cuts
+// … of its pair: `parity` says whether pairs begin on even levels or on odd ones.
+std::vector<int> pairs(const Problem& problem, int parity, double most_seconds);
 Coarse coarsen(const Problem& problem, const std::vector<int>& label);
 
 // --- annealing (anneal.cpp) ---
@@ -81,7 +84,7 @@ class Random {
   uint64_t state_;
 };
 // Improves `best` in place with `budget` steps of evaluation.
-void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed, double heat);
+void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed);
 // Also moves steps in the order, which must be given (problem.order); best.units as before.
 void anneal_order(Problem& problem, const Objective& objective, Candidate& best, std::vector<int>& order,
                   int64_t budget, uint64_t seed);

@@ -109,8 +109,12 @@ Repetition::Repetition(const Step& step, std::vector<uint64_t> words) : plan_(st
   }
   TORCH_CHECK(!values_.empty() && words.size() == step.words().size(), "genie: a loop of another plan's words");
   words[0] = values_[0]->handle;
-  bindings_ = plan_->encode(words);
-  plan_->doubtful = true;
+  if (is_spread(step.device())) {
+    bindings_.assign(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(uint64_t));
+  } else {
+    bindings_ = plan_->encode(words);
+    plan_->doubtful = true;
+  }
 }
 
 void Repetition::begun() {

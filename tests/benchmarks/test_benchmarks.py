@@ -123,3 +123,39 @@ def test_generate() -> None:
         assert row["loop tokens/s"] > 0
         assert 0 < row["bytes/token"] < 1000
         assert row["round trips"] < 16  # fewer than tokens
+
+
+def test_scheduler() -> None:
+    result = run(
+        "import json, bench_scheduler as bench;print(json.dumps(bench.run(rounds=1, starts=1, effort=1.0, small=True)))"
+    )
+    assert all(row["placement ms"] > 0 and row["plan ms"] > 0 and row["cost µs"] > 0 for row in result["times"])
+    assert {row["family"] for row in result["quality"]} == {"llm", "branching", "random"}
+    assert all(row["ratio"] >= 1.0 for row in result["quality"])
+    assert all(ratio >= 1.0 - 1e-9 for ratio in result["tiny"])
+
+
+def test_published_graphs(tmp_path: Path) -> None:
+    """An instance in the published format, placed and ordered; a schedule that can't be is found out."""
+    chain = {
+        "name": "two.tasks",
+        "task_graph": {
+            "tasks": [{"name": "b", "cost": 4.0}, {"name": "a", "cost": 2.0}],
+            "dependencies": [{"source": "a", "target": "b", "size": 3.0}],
+        },
+        "network": {
+            "nodes": [{"name": "slow", "speed": 1.0}, {"name": "fast", "speed": 2.0}],
+            "edges": [{"source": "slow", "target": "fast", "speed": 1.0}],
+        },
+    }
+    file = tmp_path / "workflows" / "x" / "two" / "graph.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(chain))
+    found = run(
+        "import json; from pathlib import Path; from scheduling import dagbench;"
+        f"[instance] = dagbench.instances(Path({str(tmp_path)!r}));"
+        "bad = {'a': ('fast', 0.0, 1.0), 'b': ('slow', 1.0, 5.0)};\n"
+        "try:\n dagbench.check(instance, bad)\n"
+        "except ValueError as error:\n print(json.dumps([dagbench.ours(instance, 10000), str(error)]))"
+    )
+    assert found == [3.0, "b starts before what it needs from a is there"]

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genie.config import Settings
 from genie.device import Device
 from genie.errors import CodecError, GenieError, VersionMismatch
 from genie.graph import Graph, Input, Node, Ref, Semantics, TensorSpec
 from genie.interfaces import Appraising, CostModel
+from genie.plugins import registry
 from genie.profile import Profile, Record, device_key, store
 from genie.profile.signature import questions, signature_of, trait_of
 from genie.profile.table import MOST_ROWS, Table, merged
@@ -173,6 +175,14 @@ def test_a_schedule_says_where_its_estimates_come_from():
     scheduler.set_cost_model(profile.model([CPU]))
     plan = scheduler.schedule(graph(64, 64, 64, "decode"))
     assert plan.decisions[0].seconds == 3e-5
+
+
+def test_the_model_by_its_name_reads_what_is_kept(tmp_path: Path):
+    profile = Profile(tmp_path)
+    profile.observe(KEY, [mm(64, 64, 64, 3e-5)])
+    profile.save()
+    model = registry.make("cost_model", "profiled", Settings(profile_dir=str(tmp_path)))
+    assert model.appraise(graph(64, 64, 64).nodes(), CPU)[0].seconds == 3e-5
 
 
 def test_equal_nodes_are_asked_once():

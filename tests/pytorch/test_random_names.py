@@ -23,7 +23,10 @@ def _tagged():
 
 
 def test_the_names_are_pytorchs():
-    assert {name for name, _, _ in _tagged()} == DRAWING
+    # Some of prims:: exist only once torch's compiler was imported.
+    tagged = {name for name, _, _ in _tagged()}
+    assert {name for name in DRAWING if name.startswith("aten::")} == {each for each in tagged if "aten::" in each}
+    assert tagged <= DRAWING
 
 
 def test_what_spares_a_draw_is_where_the_schemas_have_it():

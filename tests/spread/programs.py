@@ -33,7 +33,7 @@ def placed(graph: Graph, devices: Sequence[Device], known: Residency, draw: rand
         for output, operand in node.aliases:
             root[output] = root[operand]
     place = {node.id: draw.choice(devices).id for node in graph.steps}
-    scheduler = Scheduler(devices)
+    scheduler = Scheduler(devices, recompute_ms=draw.choice([0.0, 5.0]))
     scheduler.set_placement_strategy(_Told(_kept_together(graph, root, place, known)))
     return scheduler.schedule(graph)
 

@@ -26,7 +26,17 @@ def genie_cost_models() -> Offers:
 
         return RooflineCostModel(transfers=stated(settings.cluster.links) if settings.cluster is not None else None)
 
-    return {"roofline": roofline}
+    def profiled(settings: Settings) -> Any:
+        from genie.profile import Profile
+        from genie.schedule.stated import stated
+
+        profile = Profile(settings.profile_dir)
+        profile.load()  # what cannot be used is logged, and left out
+        # What the user says of links stands; else what is measured.
+        links = settings.cluster.links if settings.cluster is not None else ()
+        return profile.model(links=stated(links) if links else None)
+
+    return {"roofline": roofline, "profiled": profiled}
 
 
 @hookimpl

@@ -37,8 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Cluster | None = None  # the contents of cluster.yaml; in files and variables its path
     frontend: str = ""  # which one genie.capture() uses; "" is the only one installed
     policy: str = "min_latency"
-    cost_model: str = "roofline"
+    cost_model: str = "profiled"
     placement: str = "portfolio"
+    # What takes less is made again on a second device where that is cheaper than to send it; 0: never.
+    recomputation_threshold_ms: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 5.0
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it
@@ -140,6 +142,10 @@ def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
         "backend": (cluster.backend, f"{place}: cluster.backend"),
         "nodes": (addresses, f"{place}: cluster.devices"),
         "policy": (cluster.scheduling.policy, f"{place}: cluster.scheduling.policy"),
+        "recomputation_threshold_ms": (
+            cluster.scheduling.recomputation_threshold_ms,
+            f"{place}: cluster.scheduling.recomputation_threshold_ms",
+        ),
     }
 
 
@@ -255,6 +261,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "timeout": _check_finite,
     "connect_timeout": _check_finite,
     "spin_us": _check_finite,
+    "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
 }
 

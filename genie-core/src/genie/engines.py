@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
 from genie import telemetry
 from genie.device import Device
-from genie.errors import SchedulingError
+from genie.errors import GenieError, SchedulingError
 from genie.graph import Graph
 from genie.graph import verify as verify_graph
 from genie.graph.once import forget
-from genie.interfaces import Session
+from genie.interfaces import Learning, Profiling, Session
 from genie.plan import ExecutionPlan
 from genie.plan import verify as verify_plan
+from genie.replan import Replanner
 from genie.schedule import Scheduler
 from genie.spread import NOWHERE, Residency, SpreadSession
+
+LEARN_SECONDS = 10.0  # between two questions what operators took
+_ROOM = 0.1  # of a device's memory: for caches that grow, and for what the next graphs compute
 
 Annotate = Callable[[Graph], Graph]
 
@@ -23,11 +28,20 @@ Annotate = Callable[[Graph], Graph]
 class DeviceEngine:
     """See :class:`genie.interfaces.Engine`: graph → annotate → schedule → verify → load, on one device."""
 
-    def __init__(self, device: Device, session: Session, scheduler: Scheduler, annotated: Annotate) -> None:
+    def __init__(
+        self,
+        device: Device,
+        session: Session,
+        scheduler: Scheduler,
+        annotated: Annotate,
+        learns: Learning | None = None,
+    ) -> None:
         self.device = device
         self.session = session
         self._scheduler = scheduler
         self._annotated = annotated
+        self._learns = learns
+        self._ask_after = time.monotonic() + LEARN_SECONDS
 
     def prepare(self, graph: Graph, handles: Sequence[int] = ()) -> int:
         """The plan's id in the session. ``handles`` are those of the first execution's inputs."""
@@ -42,6 +56,24 @@ class DeviceEngine:
         telemetry.counters.add("prepare_ns", time.perf_counter_ns() - started)
         return number
 
+    def looked(self) -> None:
+        """See :class:`genie.interfaces.Engine`. Now and then, what operators took is asked."""
+        if self._learns is not None and time.monotonic() >= self._ask_after:
+            self.learn()
+            self._ask_after = time.monotonic() + LEARN_SECONDS
+
+    def learn(self) -> None:
+        """Tell the cost model what operators took since the last time."""
+        if self._learns is None:
+            return
+        for device, session in zip(self._scheduler.devices, self.sessions(), strict=True):
+            if isinstance(session, Profiling):
+                with contextlib.suppress(GenieError):  # a session that ended says so where it is used
+                    self._learns.observe(device, session.profile())
+
+    def sessions(self) -> Sequence[Session]:
+        return (self.session,)
+
     def _planned(self, graph: Graph, handles: Sequence[int]) -> ExecutionPlan:
         return self._scheduler.schedule(graph)
 
@@ -49,24 +81,46 @@ class DeviceEngine:
 class SpreadEngine(DeviceEngine):
     """The same, where the scheduler chooses among several devices, given where values live."""
 
-    def __init__(self, sessions: Sequence[Session], scheduler: Scheduler, annotated: Annotate) -> None:
-        spread = SpreadSession(everything([session.device for session in sessions]), sessions, self._placed)
-        super().__init__(spread.device, spread, scheduler, annotated)
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        scheduler: Scheduler,
+        annotated: Annotate,
+        learns: Learning | None = None,
+    ) -> None:
+        devices = scheduler.devices  # one per session
+        spread = SpreadSession(everything(devices), sessions, self._placed, devices)
+        super().__init__(spread.device, spread, scheduler, annotated, learns)
         self._spread = spread
+        self._epoch = learns.epoch if learns is not None else 0
+        self.replanner = Replanner(spread, scheduler, devices[0].id)
+
+    def learn(self) -> None:
+        """And when estimates no longer hold, plans are looked over."""
+        super().learn()
+        if self._learns is not None and self._learns.epoch != self._epoch:
+            self._epoch = self._learns.epoch
+            self.replanner.start()
+
+    def sessions(self) -> Sequence[Session]:
+        return self._spread.members
 
     def _planned(self, graph: Graph, handles: Sequence[int]) -> ExecutionPlan:
         return self._placed(graph, self._spread.residency(graph, handles) if handles else NOWHERE)
 
     def _placed(self, graph: Graph, known: Residency) -> ExecutionPlan:
-        draws = self._spread.members[0].device.id
-        try:
-            return self._scheduler.schedule(graph, homes=known.homes, occupied=known.held, draws=draws)
-        except SchedulingError:
-            # Values on different devices may be written together: then those move that can.
-            fixed = {value: home for value, home in known.homes.items() if value not in known.movable}
-            if len(fixed) == len(known.homes):
-                raise
-            return self._scheduler.schedule(graph, homes=fixed, occupied=known.held, draws=draws)
+        """The best of: with room to grow, where values live; without the room; with what can move moved, for values
+        on different devices may be written together."""
+        draws = self._scheduler.devices[0].id
+        roomy = {
+            device.id: known.held.get(device.id, 0) + int(_ROOM * device.memory_bytes)
+            for device in self._scheduler.devices
+        }
+        fixed = {value: home for value, home in known.homes.items() if value not in known.movable}
+        for homes, occupied in ((known.homes, roomy), (known.homes, known.held)):
+            with contextlib.suppress(SchedulingError):
+                return self._scheduler.schedule(graph, homes=homes, occupied=occupied, draws=draws)
+        return self._scheduler.schedule(graph, homes=fixed, occupied=known.held, draws=draws)
 
 
 def everything(devices: Sequence[Device]) -> Device:

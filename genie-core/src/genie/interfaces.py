@@ -78,6 +78,11 @@ class TakesWords(Protocol):
 
     def execute_words(self, plan: int, words: Sequence[int], *, more: bool = False) -> None: ...
 
+    def loop_words(
+        self, plan: int, words: Sequence[int], loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """As :meth:`Looping.loop`, or ``None`` when the plan, with these words, can't be repeated in one place."""
+
 
 @runtime_checkable
 class Linked(Protocol):
@@ -154,6 +159,9 @@ class Engine(Protocol):
     session: Session
 
     def prepare(self, graph: Graph, handles: Sequence[int] = ()) -> int: ...
+
+    def looked(self) -> None:
+        """The program has just looked at a value: what was asked before is done, a good time for other questions."""
 
 
 @runtime_checkable
@@ -251,6 +259,20 @@ class Appraising(Protocol):
     """What a cost model may be besides: one that says where its estimates come from, for many nodes at once."""
 
     def appraise(self, nodes: Sequence[Node], device: Device) -> Sequence[Estimate]: ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """What a cost model may be besides: one that learns from what operators took. Any thread may call."""
+
+    @property
+    def epoch(self) -> int:
+        """Grows when estimates that plans were made with no longer hold."""
+
+    def observe(self, device: Device, rows: Sequence[Timing]) -> None: ...
+
+    def save(self) -> object:
+        """Keep what was learned over the end of the process."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from genie.engines import DeviceEngine, SpreadEngine, everything
 from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginError
 from genie.execute import Executor
 from genie.graph import Graph
-from genie.interfaces import Backend, Frontend, PatternMatcher, Session
+from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Session
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
@@ -34,6 +34,7 @@ class Runtime:
         self._devices: dict[str, tuple[Device, ...]] = {}
         self._engines: dict[tuple[str, tuple[Device, ...], str], DeviceEngine] = {}
         self._executors: dict[tuple[str, tuple[Device, ...]], Executor] = {}
+        self._cost_model: CostModel | None = None
         self._patterns: tuple[int, tuple[PatternMatcher, ...]] = (-1, ())
         self._default = ""
 
@@ -120,9 +121,9 @@ class Runtime:
                 sessions = self._connected(name, devices)
                 scheduler = self.scheduler(devices, key[2])
                 self._engines[key] = (
-                    DeviceEngine(devices[0], sessions[0], scheduler, self.annotated)
+                    DeviceEngine(devices[0], sessions[0], scheduler, self.annotated, self._learning())
                     if len(devices) == 1
-                    else SpreadEngine(sessions, scheduler, self.annotated)
+                    else SpreadEngine(sessions, scheduler, self.annotated, self._learning())
                 )
             return self._engines[key]
 
@@ -145,17 +146,35 @@ class Runtime:
             executor = self._executors.get((name, devices))
             if executor is None or executor.closed:
                 sessions = self._connected(name, devices)
-                session = sessions[0] if len(sessions) == 1 else SpreadSession(everything(devices), sessions)
+                session = (
+                    sessions[0] if len(sessions) == 1 else SpreadSession(everything(devices), sessions, None, devices)
+                )
                 executor = self._executors[name, devices] = Executor(session)
             return executor
 
     def scheduler(self, devices: Sequence[Device], policy: str = "") -> Scheduler:
         settings = self.settings
         name = policy or settings.policy
-        scheduler = Scheduler(devices=devices, policy=self._plugins.make("policy", name, settings))
-        scheduler.set_cost_model(self._plugins.make("cost_model", settings.cost_model, settings))
+        scheduler = Scheduler(
+            devices=devices,
+            policy=self._plugins.make("policy", name, settings),
+            recompute_ms=settings.recomputation_threshold_ms,
+        )
+        scheduler.set_cost_model(self.cost_model())
         scheduler.set_placement_strategy(self._plugins.make("placement_strategy", settings.placement, settings))
         return scheduler
+
+    def cost_model(self) -> CostModel:
+        """One for all schedulers: what one engine learns, all know."""
+        with self._lock:
+            if self._cost_model is None:
+                model: CostModel = self._plugins.make("cost_model", self.settings.cost_model, self.settings)
+                self._cost_model = model
+            return self._cost_model
+
+    def _learning(self) -> Learning | None:
+        model: object = self.cost_model()
+        return model if isinstance(model, Learning) else None
 
     def patterns(self) -> tuple[PatternMatcher, ...]:
         """All patterns there are. One that can't be made is reported, once, and left out: it is no one's request."""
@@ -201,6 +220,12 @@ class Runtime:
             closing += self._backends.values()
             self._executors, self._engines, self._backends, self._devices = {}, {}, {}, {}
             self._default = ""
+        learning = self._learning() if self._cost_model is not None else None
+        if learning is not None:
+            try:
+                learning.save()
+            except GenieError as error:
+                log.warning("what was learned is not kept", error=error.message)
         for each in closing:
             try:
                 each.close()

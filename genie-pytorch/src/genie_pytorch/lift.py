@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from ctypes import string_at
@@ -138,7 +139,9 @@ class Lifts:
     def _enter(self, host: Tensor, device: torch.device, value: Tensor) -> _Entry:
         key = (id(host), device.index or 0)
         storage = _storage(host)
-        entry = _Entry(weakref.ref(host, lambda _: self._drop(key, entry)), storage)
+        # When the interpreter ends, what the drop needs may be gone before the tensor.
+        ending = sys.is_finalizing
+        entry = _Entry(weakref.ref(host, lambda _: None if ending() else self._drop(key, entry)), storage)
         entry.value = value.detach()
         entry.trusted = storage not in self._escaped and _tells_writes(host)
         _agree(entry, host)

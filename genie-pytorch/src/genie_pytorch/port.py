@@ -139,11 +139,21 @@ class Port:
         count = device_count()
         return count if count > 1 else 0
 
-    def loop(self, device: int, plan: int, bindings: bytes, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
-        """See :class:`genie.interfaces.Looping`, which the session must be; errors name the program's line."""
+    def repeats(self, device: int) -> bool:
+        """Whether the device may run loops by itself."""
+        return isinstance(self.engine(device).session, Looping | TakesWords)
+
+    def loop(
+        self, device: int, plan: int, bindings: bytes, loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """See :class:`genie.interfaces.Looping`; errors name the program's line. ``None``: not this plan."""
         session = self._session(device)
-        assert isinstance(session, Looping)
-        return self._emitted(device, session.loop(plan, bindings, loop, times))
+        if isinstance(session, TakesWords):
+            iterations = session.loop_words(plan, memoryview(bindings).cast("Q").tolist(), loop, times)
+        else:
+            assert isinstance(session, Looping)
+            iterations = session.loop(plan, bindings, loop, times)
+        return None if iterations is None else self._emitted(device, iterations)
 
     def _emitted(self, device: int, iterations: Iterator[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
         try:
@@ -168,6 +178,7 @@ class Port:
             self._session(device).fetch(handle, out)
         except RemoteOpError as error:
             raise self._located(device, error) from None
+        self._engines[device].looked()
 
     def describe(self, device: int, handle: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         try:

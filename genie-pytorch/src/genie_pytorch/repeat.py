@@ -18,7 +18,6 @@ import torch
 from genie import telemetry
 from genie.api import settings
 from genie.errors import GenieError
-from genie.interfaces import Looping
 from genie.loops import Loop, parameters_are_float
 from genie_pytorch import progress
 from genie_pytorch.native import _C
@@ -85,7 +84,7 @@ class Repeated:
         self._ahead = ahead
         self._records: list[_Record] = []
         self._failed = 0 if offload else _ATTEMPTS
-        if offload and not isinstance(port.engine(index).session, Looping):
+        if offload and not port.repeats(index):
             self._give_up("the session does not repeat plans")
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -216,6 +215,9 @@ class Repeated:
         step = regular.last.step
         repetition = _C.Repetition(step, regular.words(1))
         iterations = port.loop(self._index, step.plan, repetition.bindings, regular.loop, times)
+        if iterations is None:
+            self._give_up("its plan runs on several devices")
+            return 0, False
         repetition.begun()
         like = self._state["token"]
         shape, dtype = like.shape, like.dtype

@@ -18,7 +18,7 @@ from genie.device import Device
 from genie.errors import ConfigError
 from genie.interfaces import Backend
 from genie.plugins import registry
-from genie.profile import Profile, Record, default_directory, device_key, store
+from genie.profile import Profile, Record, device_key, store
 
 app = typer.Typer(no_args_is_help=True, help="What is known of how long operators take.")
 
@@ -32,7 +32,7 @@ def calibrate_devices(
     """Measure devices, and the link to their node, for the estimates of the scheduler."""
     resolved = config.resolve({"nodes": [node], "backend": "tcp"} if node else {"backend": "local", "nodes": []})
     settings = resolved.settings
-    profile = Profile(directory(settings))
+    profile = Profile(settings.profile_dir)
     for problem in profile.load():
         err.print(escape(str(problem)))
     backend: Backend = registry.make("backend", settings.backends[0], settings)
@@ -113,10 +113,6 @@ def _print_calibration(row: dict[str, Any]) -> None:
     Console(highlight=False, width=max(out.width, 100)).print(table)
 
 
-def directory(settings: config.Settings) -> Path:
-    return Path(settings.profile_dir).expanduser() if settings.profile_dir else default_directory()
-
-
 @app.command("show")
 def show(
     device: Annotated[str, typer.Option(help="Part of its name. Default: all.")] = "",
@@ -152,9 +148,8 @@ def clear(
     as_json: Json = False,
 ) -> None:
     """Forget what was measured, files that cannot be read included."""
-    where = directory(config.resolve().settings)
     gone = []
-    for path in store.paths(where):
+    for path in store.paths(_directory()):
         if device:
             try:
                 if device not in store.read(path).key:
@@ -186,9 +181,13 @@ def export(file: Path, as_json: Json = False) -> None:
 
 def _records() -> list[Record]:
     found = []
-    for path in store.paths(directory(config.resolve().settings)):
+    for path in store.paths(_directory()):
         try:
             found.append(store.read(path))
         except store.UNREADABLE as error:
             err.print(escape(str(error)))
     return found
+
+
+def _directory() -> Path:
+    return Profile(config.resolve().settings.profile_dir).directory

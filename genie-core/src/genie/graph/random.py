@@ -68,7 +68,16 @@ _OVERLOADS = {
     ("rnn_tanh", "data"): _PACKED,
     ("_scaled_dot_product_flash_attention", "quantized"): _Spare(probability=6),
 }
-DRAWING = frozenset({f"aten::{name}" for name in _DRAWS} | {"prims::normal", "prims::uniform"})
+# Those of torch's compiler are there once it was imported.
+_PRIMS = (
+    "normal",
+    "uniform",
+    "inductor_seed",
+    "inductor_seeds",
+    "inductor_rand_eager_offset",
+    "inductor_rand_eager_offsets",
+)
+DRAWING = frozenset({f"aten::{name}" for name in _DRAWS} | {f"prims::{name}" for name in _PRIMS})
 
 
 def _spared(node: Node) -> int:
@@ -76,7 +85,7 @@ def _spared(node: Node) -> int:
     if node.operation not in DRAWING:
         return -2 if any(map(_names_generator, node.args)) else -1
     name = node.operation.partition("::")[2]
-    spare = _OVERLOADS.get((name, node.overload)) or _DRAWS[name]
+    spare = _OVERLOADS.get((name, node.overload)) or _DRAWS.get(name, _Spare())
     args = node.args
     if max(spare) >= len(args):
         return -1  # left out, and so at its default, which spares it

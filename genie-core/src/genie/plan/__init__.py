@@ -7,11 +7,12 @@ from genie.plan.lives import liveness, split_storage
 from genie.plan.model import ExecutionPlan
 from genie.plan.moves import Links, peaks, transfers
 from genie.plan.pinning import in_module, refuse
-from genie.plan.records import Constraint, Decision, Link, Stage, Transfer, stages
+from genie.plan.records import Again, Constraint, Decision, Link, Stage, Transfer, stages
 from genie.plan.rules import bare, verify
 from genie.plan.timeline import Span, Timeline, makespan, timeline
 
 __all__ = [
+    "Again",
     "Alternative",
     "Constraint",
     "Decision",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from genie.graph import Graph
+from genie.graph.operands import operands
 from genie.graph.random import drawing
 from genie.plan.records import Constraint
 
@@ -67,8 +68,8 @@ def _shared_memory(graph: Graph, homes: Mapping[int, int]) -> list[Constraint]:
     if not why:
         return []
     steps: dict[int, list[int]] = {family: [] for family in why}
-    for step, node in enumerate(graph.steps):
-        touched = {first(value) for value in node.operands()}
+    for step, (node, taken) in enumerate(zip(graph.steps, operands(graph), strict=True)):
+        touched = {first(value) for value in taken}
         touched.update(first(value) for value in node.outputs if value >= 0)
         for family in touched:
             if family in steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genie.graph import Graph
+from genie.graph.operands import operands
 
 
 def liveness(graph: Graph) -> tuple[tuple[int, ...], ...]:
@@ -13,8 +14,8 @@ def liveness(graph: Graph) -> tuple[tuple[int, ...], ...]:
     Outputs of the graph are never among them, and inputs only when donated.
     """
     last: dict[int, int] = {entry.value: 0 for entry in graph.inputs if entry.donated}
-    for step, node in enumerate(graph.steps):
-        for value in node.operands():
+    for step, (node, taken) in enumerate(zip(graph.steps, operands(graph), strict=True)):
+        for value in taken:
             if value in last:
                 last[value] = step
         for value in node.outputs:
@@ -38,8 +39,8 @@ def split_storage(graph: Graph, device: Sequence[int]) -> int | None:
     written = {root.get(value, value) for node in graph.steps for value in node.mutates}
     home: dict[int, int] = {}
     if written:
-        for node, place in zip(graph.steps, device, strict=True):
-            for value in (*node.operands(), *node.outputs):
+        for node, taken, place in zip(graph.steps, operands(graph), device, strict=True):
+            for value in (*taken, *node.outputs):
                 storage = root.get(value, value)
                 if storage in written and home.setdefault(storage, place) != place:
                     return value

@@ -14,7 +14,7 @@ from genie.errors import PlanError
 from genie.graph import Graph, Node, printable
 from genie.plan.explanation import Explanation, explain
 from genie.plan.pinning import pinned
-from genie.plan.records import Constraint, Decision, Link, Stage, Transfer, stages
+from genie.plan.records import Again, Constraint, Decision, Link, Stage, Transfer, stages
 from genie.plan.text import lines
 from genie.plan.timeline import Timeline, timeline
 
@@ -40,6 +40,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
     links: tuple[Link, ...] = ()  # what estimates of transfers are made of
     homes: tuple[tuple[int, int], ...] = ()  # (value, device)
     constraints: tuple[Constraint, ...] = ()
+    again: tuple[Again, ...] = ()  # steps run on a second device, where that costs less than to send what they make
     capacities: tuple[int, ...] = ()  # bytes per device that were free for this plan; none: all of its memory
 
     @property
@@ -54,12 +55,12 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What each device runs in one go, each after those it takes values from."""
-        return stages(self.graph, self.decisions, self.transfers)
+        return stages(self.graph, self.decisions, self.transfers, self.again)
 
     @cached_property
     def timeline(self) -> Timeline:
         """When every step runs and every transfer is under way, by the plan's estimates."""
-        return timeline(self.graph, self.decisions, self.transfers, len(self.devices))
+        return timeline(self.graph, self.decisions, self.transfers, len(self.devices), self.again)
 
     @cached_property
     def placement(self) -> Mapping[int, str]:

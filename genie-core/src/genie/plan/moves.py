@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from genie.graph import Graph
+from genie.graph.operands import operands
 from genie.graph.sizes import sizes
-from genie.plan.records import Link, Transfer
+from genie.plan.records import Again, Link, Transfer, repeats
 
 
 class Links:
@@ -26,17 +27,35 @@ class Links:
 
 
 def transfers(
-    graph: Graph, places: Sequence[int], links: Links, homes: Mapping[int, int], size: Sequence[int] | None = None
+    graph: Graph,
+    places: Sequence[int],
+    links: Links,
+    homes: Mapping[int, int],
+    size: Sequence[int] | None = None,
+    again: Sequence[Again] = (),
 ) -> tuple[Transfer, ...]:
     """Each value once to each device that uses it and does not have it, in the order of need.
 
     An input starts at its home, or where it is used first.
     """
     size = sizes(graph) if size is None else size
+    repeated = repeats(again)
+    taken_by = operands(graph)
     holders: dict[int, list[int]] = {value: [home] for value, home in homes.items()}
     moves: list[Transfer] = []
-    for step, (node, place) in enumerate(zip(graph.steps, places, strict=True)):
-        for value in node.operands():
+    for step, (node, taken, place) in enumerate(zip(graph.steps, taken_by, places, strict=True)):
+        if step in repeated:
+            made: list[int] = []
+            needed: dict[int, None] = {}
+            for each in repeated[step]:
+                needed.update(dict.fromkeys(value for value in taken_by[each.step] if value not in made))
+                made += graph.steps[each.step].outputs
+            needed.update(dict.fromkeys(value for value in taken if value not in made))
+            for value in made:
+                if value >= 0:
+                    holders[value].append(place)
+            taken = tuple(needed)
+        for value in taken:
             at = holders.setdefault(value, [place])
             if place not in at:
                 cost = links.seconds(at[0], place, size[value])
@@ -55,6 +74,7 @@ def peaks(
     releases: Sequence[Sequence[int]],
     homes: Mapping[int, int],
     size: Sequence[int] | None = None,
+    again: Sequence[Again] = (),
 ) -> tuple[int, ...]:
     """The most bytes each device holds at once, inputs and arrivals included.
 
@@ -77,25 +97,41 @@ def peaks(
         holding.setdefault(value, {})[device] = allocation
 
     first_use: dict[int, int] = {}
-    for node, place in zip(graph.steps, places, strict=True):
-        for value in node.operands():
+    for taken, place in zip(operands(graph), places, strict=True):
+        for value in taken:
             first_use.setdefault(value, place)
     usual = places[0] if places else 0
+    repeated = repeats(again)
+    taken_by = operands(graph)
     for entry in graph.inputs:
         hold(entry.value, homes.get(entry.value, first_use.get(entry.value, usual)))
     most = list(held)
-    for node, place, gone in zip(graph.steps, places, releases, strict=True):
-        for value in node.operands():
+
+    def run(step: int, place: int) -> None:
+        node = graph.steps[step]
+        for value in taken_by[step]:
             if place not in holding[value]:
                 hold(value, place)
         parent: dict[int, int] = {}
-        for output, operand in node.aliases:
-            parent.setdefault(output, operand)
+        if node.aliases:
+            for output, operand in node.aliases:
+                parent.setdefault(output, operand)
         for value in node.outputs:
             if value >= 0:
                 hold(value, place, holding[parent[value]][place] if value in parent else -1)
-        most = list(map(max, most, held))
-        for value in gone:
+
+    forgotten: set[int] = set()
+    for step, (place, gone) in enumerate(zip(places, releases, strict=True)):
+        passing: dict[int, None] = {}
+        for each in repeated.get(step, ()):
+            run(each.step, each.device)
+            passing.update(dict.fromkeys(value for value in graph.steps[each.step].outputs if value in forgotten))
+        run(step, place)
+        if held[place] > most[place]:
+            most[place] = held[place]
+        if again:
+            forgotten.update(gone)
+        for value in (*gone, *passing):
             for device, allocation in holding.pop(value).items():
                 sharers[allocation] -= 1
                 if not sharers[allocation]:

@@ -9,9 +9,10 @@ import msgspec
 
 from genie.errors import PlanError, SchedulingError
 from genie.graph import Graph, Node
+from genie.graph.operands import operands
 from genie.plan.constraints import conflict, exact, grouped
 from genie.plan.moves import Links, peaks, transfers
-from genie.plan.records import Constraint, Decision
+from genie.plan.records import Again, Constraint, Decision
 from genie.plan.text import bytes_text
 from genie.plan.timeline import makespan
 
@@ -72,8 +73,9 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
             f"the plan does not know the way from {plan.devices[missing[0][0]].id} to {plan.devices[missing[0][1]].id}",
             hint="schedule the graph anew, with pins=",
         )
-    moves = transfers(graph, places, links, homes)
-    most = peaks(graph, places, count, plan.releases, homes)
+    again = still(plan, places)
+    moves = transfers(graph, places, links, homes, again=again)
+    most = peaks(graph, places, count, plan.releases, homes, again=again)
     for number, (need, has) in enumerate(zip(most, capacities(plan), strict=True)):
         if need > has and need > (plan.peak_memory[number] if plan.peak_memory else 0):
             raise SchedulingError(
@@ -84,8 +86,9 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
         plan,
         decisions=decisions,
         transfers=moves,
+        again=again,
         rules=rules,
-        latency=makespan(graph, decisions, moves, count),
+        latency=makespan(graph, decisions, moves, count, again),
         peak_memory=most,
         constraints=(*earlier, pin),
     )
@@ -133,6 +136,26 @@ def _pruned(rules: tuple[str, ...], decisions: Sequence[Decision]) -> tuple[tupl
     new = {old: number for number, old in enumerate(kept)}
     renumbered = tuple(msgspec.structs.replace(made, rule=new[made.rule]) for made in decisions)
     return tuple(rules[number] for number in kept), renumbered
+
+
+def still(plan: ExecutionPlan, places: Sequence[int]) -> tuple[Again, ...]:
+    """What is run again and still needs to be: all that is for one step, or none of it."""
+    if not plan.again:
+        return ()
+    first: dict[tuple[int, int], int] = {}  # (value, device) → the first step there that uses it
+    for step, (taken, place) in enumerate(zip(operands(plan.graph), places, strict=True)):
+        for value in taken:
+            first.setdefault((value, place), step)
+    over = {
+        (each.device, each.before)
+        for each in plan.again
+        if places[each.step] == each.device
+        or places[each.before] != each.device
+        or any(
+            first.get((value, each.device), each.before) < each.before for value in plan.graph.steps[each.step].outputs
+        )
+    }
+    return tuple(each for each in plan.again if (each.device, each.before) not in over)
 
 
 def without(constraints: Sequence[Constraint], pin: Constraint) -> tuple[Constraint, ...]:

@@ -26,6 +26,10 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: float = 0.0
     bound: str = ""
 
+    def on(self, device: int) -> float:
+        """Seconds on a device; those where it was decided to run, when the plan knows of no other."""
+        return self.elsewhere[device] if self.elsewhere else self.seconds
+
 
 class Transfer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value sent from one device to another, once, before step ``before``."""
@@ -36,6 +40,18 @@ class Transfer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     before: int
     bytes: int
     seconds: float
+
+
+class Again(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """``step`` is run once more, on ``device``, before step ``before``: what it makes is computed there, not sent.
+
+    Its operands are not released yet, or made again there for the same step. What it makes that was released before is
+    forgotten after step ``before``.
+    """
+
+    step: int
+    device: int
+    before: int
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -64,10 +80,21 @@ class Stage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     steps: tuple[int, ...]
 
 
-def stages(graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Transfer]) -> tuple[Stage, ...]:
-    """The stages of a placed graph, each after those it takes values from."""
+def repeats(again: Sequence[Again]) -> dict[int, list[Again]]:
+    """Those before each step."""
+    found: dict[int, list[Again]] = {}
+    for each in again:
+        found.setdefault(each.before, []).append(each)
+    return found
+
+
+def stages(
+    graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Transfer], again: Sequence[Again] = ()
+) -> tuple[Stage, ...]:
+    """The stages of a placed graph, each after those it takes values from. Steps that are run again are listed where
+    they are, too."""
     places = [made.device for made in decisions]
-    if not transfers:
+    if not transfers and not again:
         by_device: dict[int, list[int]] = {}
         for step, place in enumerate(places):
             by_device.setdefault(place, []).append(step)
@@ -76,10 +103,12 @@ def stages(graph: Graph, decisions: Sequence[Decision], transfers: Sequence[Tran
     departs = {move.value for move in transfers}
     found: list[tuple[int, list[int]]] = []
     running: dict[int, list[int]] = {}
+    repeated = repeats(again)
     for step, (node, place) in enumerate(zip(graph.steps, places, strict=True)):
         if place not in running or (step, place) in arrives:
             running[place] = []
             found.append((place, running[place]))
+        running[place] += [each.step for each in repeated.get(step, ())]
         running[place].append(step)
         if not departs.isdisjoint(node.outputs):
             del running[place]

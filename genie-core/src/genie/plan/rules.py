@@ -9,9 +9,10 @@ import msgspec
 
 from genie import graph as graphs
 from genie.errors import PlanError
+from genie.graph.operands import operands
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
-from genie.plan.records import Decision, Transfer
+from genie.plan.records import Decision, Transfer, repeats
 
 if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
@@ -37,6 +38,7 @@ def verify(plan: ExecutionPlan) -> None:
     try:
         _verify_tables(plan)
         _verify_releases(plan)
+        _verify_again(plan)
         _verify_transfers(plan)
         _verify_constraints(plan)
     except (TypeError, AttributeError) as error:
@@ -120,8 +122,8 @@ def _verify_releases(plan: ExecutionPlan) -> None:
     made = bytearray(len(graph.values))
     for entry in graph.inputs:
         made[entry.value] = 1
-    for node, gone in zip(graph.steps, plan.releases, strict=True):
-        for value in node.operands():
+    for node, taken, gone in zip(graph.steps, operands(graph), plan.releases, strict=True):
+        for value in taken:
             if made[value] != 1:
                 raise PlanError(f"node {node.id} ({node.target}): operand %{value} was released before")
         for value in node.outputs:
@@ -133,6 +135,23 @@ def _verify_releases(plan: ExecutionPlan) -> None:
             if value in never:
                 raise PlanError(f"%{value} is released after node {node.id}, but it outlives the plan")
             made[value] = 2
+
+
+def _verify_again(plan: ExecutionPlan) -> None:
+    if not plan.again:
+        return
+    steps, devices = len(plan.graph.steps), len(plan.devices)
+    if len(plan.again) > steps * devices:
+        raise PlanError(f"{len(plan.again)} steps are run again, of {steps} on {devices} devices")
+    unsafe = {step for held in exact(plan.graph, dict(plan.homes)) for step in held.steps}
+    for each in plan.again:
+        if not (0 <= each.step < each.before < steps and 0 <= each.device < devices):
+            raise PlanError("what is run again names a step or a device that the plan does not have")
+        node = plan.graph.steps[each.step]
+        if each.step in unsafe or node.mutates:
+            raise PlanError(f"node {node.id} ({node.target}) does more than make values: it can't be run again")
+        if plan.decisions[each.before].device != each.device or plan.decisions[each.step].device == each.device:
+            raise PlanError(f"node {node.id} ({node.target}) is run again where it is not needed")
 
 
 def _verify_transfers(plan: ExecutionPlan) -> None:
@@ -153,17 +172,32 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
         arrivals.setdefault(move.before, []).append(move)
     # Value → devices that hold it; inputs without a home are brought to where they are used.
     present: dict[int, set[int]] = {value: {home} for value, home in plan.homes}
-    for step, (node, made) in enumerate(zip(graph.steps, plan.decisions, strict=True)):
+    repeated, taken_by = repeats(plan.again), operands(graph)
+    gone = {value: step for step, values in enumerate(plan.releases) for value in values} if repeated else {}
+    for step, (node, taken, made) in enumerate(zip(graph.steps, taken_by, plan.decisions, strict=True)):
         for move in arrivals.get(step, ()):
             if move.source == move.target or move.source not in present.get(move.value, ()):
                 raise PlanError(f"%{move.value} is sent from a device that does not hold it, before node {node.id}")
             present[move.value].add(move.target)
-        for value in node.operands():
+        for each in repeated.get(step, ()):
+            if any(each.device not in present.get(value, ()) for value in taken_by[each.step]):
+                raise PlanError(f"node {graph.steps[each.step].id} is run again where an operand of it is not")
+            for value in graph.steps[each.step].outputs:
+                if value >= 0:
+                    present.setdefault(value, set()).add(each.device)
+        for value in taken:
             if made.device not in present.setdefault(value, {made.device}):
                 raise PlanError(f"node {node.id} ({node.target}): operand %{value} is not on its device")
         for value in node.outputs:
             if value >= 0:
                 present[value] = {made.device}
+        if repeated:
+            for value in plan.releases[step]:
+                present.pop(value, None)  # an input that nobody uses was nowhere
+            for each in repeated.get(step, ()):
+                for value in graph.steps[each.step].outputs:
+                    if gone.get(value, step) < step:
+                        present.pop(value, None)
 
 
 def _verify_constraints(plan: ExecutionPlan) -> None:

@@ -47,6 +47,10 @@ def lines(plan: ExecutionPlan) -> Iterator[str]:
     for stage in plan.stages:
         yield f"  stage on {ids[stage.device]}"
         for step in stage.steps:
+            if plan.decisions[step].device != stage.device:
+                node = plan.graph.steps[step]
+                yield f"    #{node.id} {node.target} again: {time_text(plan.decisions[step].on(stage.device))}"
+                continue
             for move in arrivals.get(step, ()):
                 what = f"%{move.value} {spec_text(plan.graph.values[move.value])}"
                 yield f"    move {what} from {ids[move.source]}: {move.bytes} bytes in {time_text(move.seconds)}"

@@ -14,7 +14,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from genie.graph import Graph
-from genie.plan.records import Decision, Transfer
+from genie.graph.operands import operands
+from genie.plan.records import Again, Decision, Transfer
 
 _NEVER = float("inf")
 
@@ -22,7 +23,8 @@ _NEVER = float("inf")
 class Span(NamedTuple):
     """When a step runs or a transfer is under way, in seconds from the start.
 
-    ``waits`` says what it began right after: for a step ``device`` (number ``on`` is the step before it there) or
+    ``waits`` says what it began right after: for a step ``device`` (number ``on`` is the step before it there; those
+    that are run again are numbered on, after all steps) or
     ``transfer`` (``on`` is the transfer that brought the last operand); for a transfer ``made`` (``on`` is the step
     that makes the value), ``sender`` or ``receiver`` (``on`` is the transfer that kept the port). ``""`` is nothing:
     it begins at the start.
@@ -47,23 +49,36 @@ class Timeline(NamedTuple):
     received: tuple[float, ...]
     critical_steps: tuple[int, ...]
     critical_transfers: tuple[int, ...]
+    again: tuple[Span, ...] = ()  # of the plan's steps that are run again
 
 
-def timeline(graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> Timeline:
+def timeline(
+    graph: Graph,
+    decisions: Sequence[Decision],
+    moves: Sequence[Transfer],
+    devices: int,
+    again: Sequence[Again] = (),
+) -> Timeline:
     """The times of a placed graph."""
-    if not moves and len({made.device for made in decisions}) < 2:
+    if not moves and not again and len({made.device for made in decisions}) < 2:
         return _alone(decisions, devices)
-    return _Clock(graph, decisions, moves, devices).run()
+    return _Clock(graph, decisions, moves, devices, again).run()
 
 
-def makespan(graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> float:
+def makespan(
+    graph: Graph,
+    decisions: Sequence[Decision],
+    moves: Sequence[Transfer],
+    devices: int,
+    again: Sequence[Again] = (),
+) -> float:
     """Seconds from start to end."""
-    if not moves and len({made.device for made in decisions}) < 2:
+    if not moves and not again and len({made.device for made in decisions}) < 2:
         total = 0.0
         for made in decisions:
             total += made.seconds
         return total
-    return timeline(graph, decisions, moves, devices).makespan
+    return timeline(graph, decisions, moves, devices, again).makespan
 
 
 def _alone(decisions: Sequence[Decision], devices: int) -> Timeline:
@@ -80,7 +95,14 @@ def _alone(decisions: Sequence[Decision], devices: int) -> Timeline:
 class _Clock:
     """The same steps of arithmetic, in the same order, as the native search's ``Clock``."""
 
-    def __init__(self, graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], devices: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        decisions: Sequence[Decision],
+        moves: Sequence[Transfer],
+        devices: int,
+        again: Sequence[Again],
+    ) -> None:
         self.graph = graph
         self.decisions = decisions
         self.moves = moves
@@ -88,17 +110,24 @@ class _Clock:
         self.outgoing: dict[tuple[int, int], list[int]] = {}  # (value, device) → transfers from there
         for number, move in enumerate(moves):
             self.outgoing.setdefault((move.value, move.source), []).append(number)
+        self.operands = operands(graph)
         self.waiting_for = {(move.value, move.target) for move in moves}
         self.arrived: dict[tuple[int, int], tuple[float, int]] = {}  # → when, and by which transfer
         self.queue: list[list[int]] = [[] for _ in range(devices)]
         self.ready = [0.0] * len(moves)
         self.lists: list[list[int]] = [[] for _ in range(devices)]
+        # A step that is run again has the number after all steps, and so on.
+        self.again = again
+        before: dict[int, list[int]] = {}
+        for number, each in enumerate(again):
+            before.setdefault(each.before, []).append(len(decisions) + number)
         for step, made in enumerate(decisions):
+            self.lists[made.device] += before.get(step, ())
             self.lists[made.device].append(step)
         self.at = [0] * devices
         self.free = [0.0] * devices
         self.busy = [0.0] * devices
-        self.steps: list[Span] = [Span(0.0, 0.0)] * len(decisions)
+        self.steps: list[Span] = [Span(0.0, 0.0)] * (len(decisions) + len(again))
         self.sent: list[Span] = [Span(0.0, 0.0)] * len(moves)
         self.maker = {value: step for step, node in enumerate(graph.steps) for value in node.outputs if value >= 0}
 
@@ -150,8 +179,9 @@ class _Clock:
                 makespan = self.free[device]
                 last = self.lists[device][-1]
         steps, moves = self._critical(last)
+        count = len(self.decisions)
         return Timeline(
-            tuple(self.steps),
+            tuple(self.steps[:count]),
             tuple(self.sent),
             makespan,
             tuple(self.busy),
@@ -159,6 +189,7 @@ class _Clock:
             tuple(received),
             steps,
             moves,
+            tuple(self.steps[count:]),
         )
 
     def _there(self, value: int, device: int, when: float) -> None:
@@ -170,11 +201,12 @@ class _Clock:
         steps = self.lists[device]
         while self.at[device] < len(steps):
             at = self.at[device]
-            step = steps[at]
-            node = self.graph.steps[step]
+            step, number = steps[at], steps[at]
+            if number >= len(self.decisions):
+                step = self.again[number - len(self.decisions)].step
             start = self.free[device]
             waits, on = ("device", steps[at - 1]) if at else ("", -1)
-            for value in node.operands():
+            for value in self.operands[step]:
                 if (value, device) in self.waiting_for:
                     there = self.arrived.get((value, device))
                     if there is None:
@@ -182,13 +214,15 @@ class _Clock:
                     if there[0] > start:
                         start = there[0]
                         waits, on = "transfer", there[1]
-            took = self.decisions[step].seconds
+            made = self.decisions[step]
+            took = made.on(device)
             finish = self.free[device] = start + took
             self.busy[device] += took
-            self.steps[step] = Span(start, finish, waits, on)
-            for value in node.outputs:
-                if value >= 0:
-                    self._there(value, device, finish)
+            self.steps[number] = Span(start, finish, waits, on)
+            if number == step:
+                for value in self.graph.steps[step].outputs:
+                    if (value, device) in self.outgoing:
+                        self._there(value, device, finish)
             self.at[device] = at + 1
 
     def _critical(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -199,7 +233,8 @@ class _Clock:
             if kind in ("device", "made"):
                 if number < 0:
                     break
-                steps.append(number)
+                if number < len(self.decisions):
+                    steps.append(number)
                 span = self.steps[number]
             else:
                 moves.append(number)

@@ -20,7 +20,7 @@ from genie.profile.rooflines import Seen, fitted
 from genie.profile.signature import Asked, Family, Signature, device_key, questions, signature_of
 from genie.profile.table import MOST_ROWS, Table
 from genie.schedule.cost import Calibration, DeviceRoof, asked_of
-from genie.schedule.links import Links, Reach
+from genie.schedule.links import Links, Reach, Transfers
 from genie.telemetry import get_logger
 from genie.timing import Timing, fault
 
@@ -35,6 +35,8 @@ _OWN_FIT_AGAIN = 1.5  # … anew, when there are so many times more
 class Profile:
     """What was measured on devices. Any thread may call.
 
+    ``directory`` is where it is kept, by default :func:`genie.profile.default_directory`.
+
     ``epoch`` grows when an estimate that is in use moved by more than its error; plans made before may then be worth
     making anew.
 
@@ -43,8 +45,8 @@ class Profile:
     0
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
-        self.directory = store.default_directory() if directory is None else Path(directory)
+    def __init__(self, directory: str | Path = "") -> None:
+        self.directory = Path(directory).expanduser() if directory else store.default_directory()
         self.links = Links()
         self._lock = threading.RLock()
         self._books: dict[str, _Book] = {}
@@ -112,7 +114,7 @@ class Profile:
 
     # --- what is asked ----------------------------------------------------------------------------
 
-    def model(self, devices: Sequence[Device] = (), links: Links | None = None) -> ProfiledCostModel:
+    def model(self, devices: Sequence[Device] = (), links: Links | Transfers | None = None) -> ProfiledCostModel:
         """A cost model over what is known at the time of each question; of other devices than ``devices``, too."""
         return ProfiledCostModel(self, self.links if links is None else links)
 
@@ -282,7 +284,7 @@ class ProfiledCostModel:
 
     name = "profiled"
 
-    def __init__(self, profile: Profile, links: Links) -> None:
+    def __init__(self, profile: Profile, links: Links | Transfers) -> None:
         self.profile = profile
         self._links = links
 
@@ -308,6 +310,16 @@ class ProfiledCostModel:
             made = dict(zip(different, answers, strict=True))
             found += [made[number] for number in numbers]
         return found
+
+    @property
+    def epoch(self) -> int:
+        return self.profile.epoch
+
+    def observe(self, device: Device, rows: Sequence[Timing]) -> None:
+        self.profile.observe(device_key(device), rows)
+
+    def save(self) -> object:
+        return self.profile.save()
 
     def estimate_transfer(self, src: Device, dst: Device, bytes: int) -> float:
         return self._links.seconds(src, dst, bytes)

@@ -59,6 +59,7 @@ class Problem:
         *,
         objective: str,
         price: Sequence[float],
+        handling: Sequence[float] = (),
         latency_cap: float = 0.0,
         cost_cap: float = 0.0,
         handover: float = 0.0,

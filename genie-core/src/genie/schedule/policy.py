@@ -32,7 +32,7 @@ class MinCost:
 class MaxThroughput:
     """The least time of the busiest device: what bounds the rate when requests follow each other.
 
-    A search also counts a device's port as busy while it sends or receives.
+    A search also counts a device's port as busy while it sends or receives, and with it the cores of a CPU.
     """
 
     name = "max_throughput"

@@ -21,6 +21,10 @@ from genie.schedule.ways import ways
 if TYPE_CHECKING:
     from genie.schedule._search import Answer
 
+# What a search may cost: so many steps evaluated in all, and so many placements of a small graph.
+_STEPS = 700_000
+_MOST = 20_000
+
 _User = Callable[[float, list[float]], tuple[float, float]]
 
 
@@ -95,6 +99,8 @@ class Portfolio:
             return problem.search(
                 objective=chosen.name if native else "min_latency",
                 price=[device.compute_tflops for device in devices],
+                # The kernels of a CPU and its sockets take the same cores; of a GPU they do not.
+                handling=[1.0 if device.kind == "cpu" else 0.0 for device in devices],
                 latency_cap=(caps.latency_ms or 0.0) / 1e3,
                 cost_cap=caps.cost or 0.0,
                 handover=_soonest(outlook),
@@ -109,12 +115,9 @@ class Portfolio:
 
     def _budget(self, steps: int) -> int:
         """How many steps may be evaluated in all."""
-        if not steps:
-            return 0
-        evaluations = (
-            1500 * min(1.0, (1000 / steps) ** 0.4) if steps > 1000 else min(500 + 60.0 * steps, 1_500_000 / steps)
-        )
-        return int(self._effort * evaluations * steps)
+        # A small graph takes less for all else, and a large one is given more time.
+        share = 1 + max(0.0, 1 - steps / 800) if steps < 4000 else (steps / 4000) ** 0.6
+        return int(self._effort * min(_MOST * steps, _STEPS * share))
 
     def _pointless(self, outlook: Outlook) -> bool:
         """Whether one device is done before another could be told to help."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from genie.errors import SchedulingError
-from genie.graph import Graph, Many, Ref, refs
+from genie.graph import Graph
+from genie.graph.operands import operands
 from genie.plan import Groups, Link
 
 if TYPE_CHECKING:
@@ -46,19 +47,13 @@ def build(
             hint="pip install --no-build-isolation --force-reinstall --no-deps genie-core",
         )
     steps, devices, values = len(graph.steps), len(capacities), len(graph.values)
-    operand_start, operands, output_start, outputs = array("i", [0]), array("i"), array("i", [0]), array("i")
+    operand_start, taken, output_start, outputs = array("i", [0]), array("i"), array("i", [0]), array("i")
     parent = array("i", [-1]) * values
     home = array("i", [_MADE]) * values
     last = array("i", [steps]) * values
-    for node in graph.steps:
-        taken: dict[int, None] = {}
-        for arg in node.args:
-            if type(arg) is Ref:
-                taken[arg.value] = None
-            elif type(arg) is Many:
-                taken.update(dict.fromkeys(refs(arg.items)))
-        operands.extend(taken)
-        operand_start.append(len(operands))
+    for node, its in zip(graph.steps, operands(graph), strict=True):
+        taken.extend(its)
+        operand_start.append(len(taken))
         for value in node.outputs:
             if value >= 0:
                 outputs.append(value)
@@ -90,7 +85,7 @@ def build(
         values=values,
         seconds=every,
         operand_start=operand_start,
-        operands=operands,
+        operands=taken,
         output_start=output_start,
         outputs=outputs,
         parent=parent,

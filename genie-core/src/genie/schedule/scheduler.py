@@ -14,6 +14,7 @@ from genie.graph import Graph, Node, verify
 from genie.graph.sizes import sizes
 from genie.interfaces import Appraising, CostModel, Estimate, PlacementStrategy, Policy
 from genie.plan import (
+    Again,
     Constraint,
     Decision,
     ExecutionPlan,
@@ -40,6 +41,7 @@ from genie.schedule.placement import InformedStrategy, Outlook
 from genie.schedule.policy import Caps
 from genie.schedule.policy import policy as policy_named
 from genie.schedule.portfolio import Portfolio
+from genie.schedule.recompute import best, choices, waited_for
 from genie.schedule.ways import ways
 
 _Estimate = Callable[[Node, Device], float]
@@ -57,7 +59,8 @@ class Scheduler:
 
     ``latency_cap_ms`` and ``cost_cap`` (seconds of devices times their TFLOPS) are kept if any placement keeps them;
     if none does, the plan says so among its rules, or with ``strict`` there is none. ``reserved`` are bytes of devices
-    that others hold.
+    that others hold. A value may be computed again on a second device, where that is cheaper than to send it and takes
+    up to ``recompute_ms`` (``plan.again``).
 
     >>> gpu = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100)
     >>> plan = Scheduler(devices=[gpu], policy="min_latency").schedule(Graph((), (), (), ()))
@@ -74,6 +77,7 @@ class Scheduler:
         cost_cap: float | None = None,
         strict: bool = False,
         reserved: Mapping[str, int] | None = None,
+        recompute_ms: float = 0.0,
     ) -> None:
         self.devices = tuple(devices)
         if not self.devices:
@@ -83,6 +87,7 @@ class Scheduler:
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
         self._caps = Caps(latency_cap_ms, cost_cap, strict).checked()
         self._reserved = _reserved(self.devices, reserved or {})
+        self._recompute = recompute_ms / 1e3
         self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
@@ -110,13 +115,15 @@ class Scheduler:
         exclude: Mapping[Where, Collection[str] | str] | None = None,
         draws: str | None = None,
         occupied: Mapping[str, int] | None = None,
+        like: ExecutionPlan | None = None,
     ) -> ExecutionPlan:
         """A verified plan.
 
         ``homes`` says on which device (by id) inputs live already: weights that are there, caches. To use one elsewhere
         costs a transfer from there. ``occupied`` are
         bytes of devices that other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
-        of their modules, must or must not run; ``draws`` names the device that draws random numbers.
+        of their modules, must or must not run; ``draws`` names the device that draws random numbers. ``like`` a plan of
+        the graph nodes stay where they are: what that costs by today's estimates.
 
         Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
@@ -141,26 +148,31 @@ class Scheduler:
             refuse(graph, [device.id for device in devices], conflict(len(steps), len(devices), held))
         size = () if one else sizes(graph)
         outlook = Outlook(seconds, need, self.policy, capacities, links, groups, living, releases, size, self._caps)
-        placement, rule = self._place(graph, outlook, held)
+        placement, rule = self._place(graph, outlook) if like is None else (like.placement, "as it was")
         places = self._places(graph, placement, held)
         rows: Sequence[tuple[float, ...]] = [()] * len(steps) if one else list(zip(*seconds, strict=True))
         decisions = self._decisions(places, appraisals, rows)
         moves: tuple[Transfer, ...] = ()
+        again: tuple[Again, ...] = ()
         most = [0] * len(devices)
         if one or (len(set(places)) < 2 and not living):
             most[places[0] if places else 0] = need.peak
         else:
             moves = transfers(graph, places, Links(links), living, size)
-            most = list(peaks(graph, places, len(devices), releases, living, size))
+            if self._recompute and moves:
+                again = self._again(graph, outlook, held, places, decisions, moves)
+                moves = transfers(graph, places, Links(links), living, size, again)
+            most = list(peaks(graph, places, len(devices), releases, living, size, again))
         self._check(most, capacities)
-        latency = makespan(graph, decisions, moves, len(devices))
+        latency = makespan(graph, decisions, moves, len(devices), again)
         plan = ExecutionPlan(
             graph=graph,
             devices=devices,
             decisions=decisions,
             releases=releases,
             transfers=moves,
-            rules=(rule, *self._exceeded(graph, decisions, moves, latency)),
+            again=again,
+            rules=(rule, *self._exceeded(timeline(graph, decisions, moves, len(devices), again).busy, latency)),
             policy=self.policy.name,
             latency=latency,
             peak_memory=tuple(most),
@@ -172,7 +184,7 @@ class Scheduler:
         verify_plan(plan)
         return plan
 
-    def _place(self, graph: Graph, outlook: Outlook, held: Sequence[Constraint]) -> tuple[Mapping[int, str], str]:
+    def _place(self, graph: Graph, outlook: Outlook) -> tuple[Mapping[int, str], str]:
         if not isinstance(self._strategy, InformedStrategy):
             return self._strategy.place(graph, self.devices), f"strategy {_name(self._strategy)}"
         return self._strategy.place_knowing(graph, self.devices, outlook)
@@ -241,12 +253,40 @@ class Scheduler:
                     f"the strategy {_name(self._strategy)!r} puts {gib(peak)} on {device.id}, which has {gib(has)}"
                 )
 
-    def _exceeded(
-        self, graph: Graph, decisions: Sequence[Decision], moves: Sequence[Transfer], latency: float
-    ) -> list[str]:
+    def _again(
+        self,
+        graph: Graph,
+        outlook: Outlook,
+        held: Sequence[Constraint],
+        places: Sequence[int],
+        decisions: Sequence[Decision],
+        moves: Sequence[Transfer],
+    ) -> tuple[Again, ...]:
+        """The steps that run on a second device, too, because the plan is better for it."""
+        count, homes, links = len(self.devices), outlook.homes, Links(outlook.links)
+        ids = [device.id for device in self.devices]
+
+        def judge(again: tuple[Again, ...]) -> float:
+            sent = transfers(graph, places, links, homes, outlook.size, again)
+            most = peaks(graph, places, count, outlook.releases, homes, outlook.size, again)
+            if any(need > has for need, has in zip(most, outlook.capacities, strict=True)):
+                return float("inf")
+            times = timeline(graph, decisions, sent, count, again)
+            busy = dict(zip(ids, times.busy, strict=True))
+            if outlook.caps.exceeded(times.makespan, busy, self.devices):
+                return float("inf")
+            return self.policy.score(times.makespan, busy, self.devices)
+
+        options = choices(graph, places, outlook.seconds, moves, held, outlook.releases, self._recompute)
+        if not options:
+            return ()
+        times = timeline(graph, decisions, moves, count)
+        now = self.policy.score(times.makespan, dict(zip(ids, times.busy, strict=True)), self.devices)
+        return best(options, waited_for(times, moves, options), judge, now)
+
+    def _exceeded(self, busy: Sequence[float], latency: float) -> list[str]:
         if self._caps.latency_ms is None and self._caps.cost is None:
             return []
-        busy = timeline(graph, decisions, moves, len(self.devices)).busy
         seconds = {device.id: its for device, its in zip(self.devices, busy, strict=True)}
         found = self._caps.exceeded(latency, seconds, self.devices)
         if found and self._caps.strict:

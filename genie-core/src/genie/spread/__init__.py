@@ -1,6 +1,6 @@
 """Plans across devices: one session that spreads its work over several."""
 
 from genie.spread.parts import Part, Split, split
-from genie.spread.session import NOWHERE, Residency, SpreadSession
+from genie.spread.session import NOWHERE, Residency, SpreadSession, Used
 
-__all__ = ["NOWHERE", "Part", "Residency", "Split", "SpreadSession", "split"]
+__all__ = ["NOWHERE", "Part", "Residency", "Split", "SpreadSession", "Used", "split"]

@@ -45,13 +45,11 @@ def split(plan: ExecutionPlan) -> Split:
     entered = {entry.value: entry for entry in graph.inputs}
     stages = [(stage.device, stage.steps) for stage in plan.stages]
     home: dict[int, int] = {}
-    for device, steps in stages:
-        for step in steps:
-            node = graph.steps[step]
-            for value in node.operands():
-                home.setdefault(value, device)
-            for value in node.outputs:
-                home[value] = device
+    for node, decided in zip(graph.steps, plan.decisions, strict=True):
+        for value in node.operands():
+            home.setdefault(value, decided.device)
+        for value in node.outputs:
+            home[value] = decided.device
     untouched = [value for value in dict.fromkeys(graph.outputs) if value in entered and value not in home]
     home.update(dict.fromkeys(untouched, 0))
 
@@ -65,10 +63,10 @@ def split(plan: ExecutionPlan) -> Split:
             made.update(graph.steps[step].outputs)
         needed.append(tuple(takes))
         users.update(((value, device), number) for value in takes)
-    targets: dict[int, list[int]] = {}  # made value → other devices that take it
-    for value, device in users:
-        if value not in entered and home[value] != device:
-            targets.setdefault(value, []).append(device)
+    targets: dict[int, list[int]] = {}  # made value → other devices that take it, in the order of need
+    for move in plan.transfers:
+        if move.value not in entered:
+            targets.setdefault(move.value, []).append(move.target)
 
     lasting = set(graph.outputs)
     words = _words(graph)
@@ -83,15 +81,15 @@ def split(plan: ExecutionPlan) -> Split:
             and (entered[value].donated if value in entered else home[value] != device or value not in lasting)
         }
         made = {value for step in steps for value in graph.steps[step].outputs if value >= 0}
-        departs = tuple((value, target) for value in sorted(made) for target in targets.get(value, ()))
-        leaving = [value for value in graph.outputs if value in made]
+        # What is made once more, on another device, is for that device alone.
+        at_home = {value for value in made if home[value] == device}
+        departs = tuple((value, target) for value in sorted(at_home) for target in targets.get(value, ()))
+        leaving = [value for value in graph.outputs if value in at_home]
         kept = {value for value in made if (value, device) in users}
         passed = sorted((kept | {value for value, _ in departs}) - set(leaving))
         outputs = (*leaving, *passed)
         arrives = tuple(
-            value
-            for value in needed[number]
-            if value not in entered and home[value] != device and (value, device) not in arrived
+            value for value in needed[number] if device in targets.get(value, ()) and (value, device) not in arrived
         )
         arrived.update((value, device) for value in arrives)
         brings = tuple(value for value in needed[number] if value in entered and (value, device) not in brought)
@@ -136,7 +134,7 @@ def split(plan: ExecutionPlan) -> Split:
 def gathered(plan: ExecutionPlan, device: int) -> ExecutionPlan:
     """The plan with everything on one of its devices."""
     decisions = tuple(msgspec.structs.replace(made, device=device) for made in plan.decisions)
-    return msgspec.structs.replace(plan, decisions=decisions, transfers=(), peak_memory=())
+    return msgspec.structs.replace(plan, decisions=decisions, transfers=(), again=(), peak_memory=())
 
 
 class _Families(NamedTuple):
@@ -193,32 +191,40 @@ def _alone(
     """The plan of some steps for the one device they run on."""
     graph = plan.graph
     entered = {entry.value: entry for entry in graph.inputs}
-    number: dict[int, int] = {-1: -1}
-    for value in (*inputs, *(value for step in steps for value in graph.steps[step].outputs)):
-        if value >= 0:
-            number.setdefault(value, len(number) - 1)
-    nodes = tuple(
-        Node(
-            place,
-            node.operation,
-            node.overload,
-            tuple(_renumbered(arg, number) for arg in node.args),
-            tuple(number[value] for value in node.outputs),
-            tuple(number[value] for value in node.mutates),
-            tuple((number[output], number[operand]) for output, operand in node.aliases),
-            node.module,
-            node.source,
-            node.semantics,
+    values = list(inputs)
+    number = {-1: -1, **{value: position for position, value in enumerate(values)}}
+    nodes: list[Node] = []
+    for place, node in enumerate(graph.steps[step] for step in steps):
+        args = tuple(_renumbered(arg, number) for arg in node.args)
+        mutates = tuple(number[value] for value in node.mutates)
+        shared = [number[operand] for _, operand in node.aliases]
+        for value in node.outputs:  # a step that is run again makes new values
+            if value >= 0:
+                number[value] = len(values)
+                values.append(value)
+        outputs_there = tuple(number[value] for value in node.outputs)
+        aliases = tuple((number[output], operand) for (output, _), operand in zip(node.aliases, shared, strict=True))
+        nodes.append(
+            Node(
+                place,
+                node.operation,
+                node.overload,
+                args,
+                outputs_there,
+                mutates,
+                aliases,
+                node.module,
+                node.source,
+                node.semantics,
+            )
         )
-        for place, node in enumerate(graph.steps[step] for step in steps)
-    )
     alone = Graph(
-        values=tuple(graph.values[value] for value in number if value >= 0),
+        values=tuple(graph.values[value] for value in values),
         inputs=tuple(
-            msgspec.structs.replace(entered.get(value, Input(0)), value=number[value], donated=value in donated)
-            for value in inputs
+            msgspec.structs.replace(entered.get(value, Input(0)), value=position, donated=value in donated)
+            for position, value in enumerate(inputs)
         ),
-        steps=nodes,
+        steps=tuple(nodes),
         outputs=tuple(number[value] for value in outputs),
         modules=graph.modules,
         sources=graph.sources,

@@ -14,7 +14,8 @@ from genie.device import Device
 from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Fetched, Session
+from genie.interfaces import Buffer, Fetched, Looping, Session
+from genie.loops import Loop
 from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
 from genie.spread.moves import Moves
@@ -31,6 +32,15 @@ class Residency(NamedTuple):
     homes: Mapping[int, str]  # input value of the graph → where it lives
     movable: frozenset[int]  # those that can be moved: no other value shares their memory
     held: Mapping[str, int]  # bytes that other values take
+
+
+class Used(NamedTuple):
+    """A plan in use."""
+
+    number: int
+    plan: ExecutionPlan
+    runs: int
+    known: Residency
 
 
 NOWHERE = Residency({}, frozenset(), {})
@@ -63,13 +73,21 @@ class SpreadSession:
     numbers are drawn.
 
     ``planner`` places a graph anew when what it writes to lives elsewhere. Without it, such a plan is refused.
+    ``devices`` are the members' as plans name them.
     """
 
-    def __init__(self, device: Device, members: Sequence[Session], planner: Planner | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        members: Sequence[Session],
+        planner: Planner | None = None,
+        devices: Sequence[Device] = (),
+    ) -> None:
         self.device = device
         self.members = tuple(members)
+        self.devices = tuple(devices) or tuple(member.device for member in members)
         self._planner = planner
-        self._number = {member.device.id: number for number, member in enumerate(self.members)}
+        self._number = {each.id: number for number, each in enumerate(self.devices)}
         self._lock = threading.Lock()
         self._directory = Directory()
         self._moves = Moves(self.members)
@@ -85,6 +103,7 @@ class SpreadSession:
         self._freed: deque[int] = deque()
         self._next = _OWN_HANDLES
         self._executions = 0
+        self._last: dict[int, tuple[int, Mapping[int, int]]] = {}  # plan → executions, handles of the last one's inputs
 
     # --- where values are ---------------------------------------------------------------------------
 
@@ -98,12 +117,12 @@ class SpreadSession:
         for value, handle in handle_of.items():
             home = self._home_of(handle)
             if home is not None:
-                homes[value] = self.members[home].device.id
+                homes[value] = self.devices[home].id
                 if self._directory.alone(handle):
                     movable.add(value)
                 member, size = self._sizes.get(handle, (home, 0))
                 held[member] -= size
-        others = {each.device.id: max(size, 0) for each, size in zip(self.members, held, strict=True)}
+        others = {each.id: max(size, 0) for each, size in zip(self.devices, held, strict=True)}
         return Residency(homes, frozenset(movable), others)
 
     def _home_of(self, handle: int) -> int | None:
@@ -121,6 +140,22 @@ class SpreadSession:
                 self._plans.append(plan)
                 self._numbers[content] = known
             return known
+
+    def used(self) -> list[Used]:
+        """The plans that are executed, and what is known of their inputs now."""
+        with self._lock:
+            self._sweep()
+            return [
+                Used(number, self._plans[number], runs, self._residency(handle_of))
+                for number, (runs, handle_of) in self._last.items()
+            ]
+
+    def replace(self, number: int, plan: ExecutionPlan) -> None:
+        """From the next execution on, a plan is this one: the same graph, placed otherwise."""
+        with self._lock:
+            self._placings = {key: placing for key, placing in self._placings.items() if key[0] != number}
+            self._plans[number] = plan
+            self._place(number, (), plan)
 
     def _place(self, number: int, homes: tuple[int | None, ...], plan: ExecutionPlan) -> _Placing:
         members = []
@@ -177,7 +212,7 @@ class SpreadSession:
         if stuck < 0:
             self._placings[number, homes] = placing
             return placing
-        lives = self.members[self._directory.home(handle_of[stuck])[0]].device.id
+        lives = self.devices[self._directory.home(handle_of[stuck])[0]].id
         if self._planner is None:
             raise PlanError(
                 f"input %{stuck} is written to, shares its memory with other values, and lives on {lives}; "
@@ -212,7 +247,7 @@ class SpreadSession:
         if known is None:
             plan = self._plans[number]
             ids = [device.id for device in plan.devices]
-            known = self._place(*key, gathered(plan, ids.index(self.members[member].device.id)))
+            known = self._place(*key, gathered(plan, ids.index(self.devices[member].id)))
         return known
 
     # --- work ---------------------------------------------------------------------------------------
@@ -231,6 +266,32 @@ class SpreadSession:
             self._known(plan)
             self._execute(plan, words, more)
 
+    def loop_words(
+        self, plan: int, words: Sequence[int], loop: Loop, times: int
+    ) -> Iterator[tuple[Buffer, ...]] | None:
+        """The plan repeated by the member that runs it; ``None`` for a plan that several run."""
+        with self._lock:
+            self._sweep()
+            graph = self._known(plan).graph
+            first, handle_of, scalars = _bound(graph, words)
+            placing = self._placing(plan, handle_of)
+            part, loaded = placing.split.parts[0], placing.loaded[0]
+            number = placing.members[part.device]
+            member: object = self.members[number]
+            if not (placing.whole and isinstance(member, Looping)):
+                return None
+            for value in part.brings:
+                self._send(handle_of[value], number, wait=True)
+            there = {value: self._bring(handle_of[value], number) for value in part.brings}
+            vector = [first, *(there[value] for value in part.inputs), *scalars]
+            bindings = loaded.prediction.encode(vector, anew=loaded.doubtful)
+            loaded.doubtful = True
+            iterations = member.loop(loaded.number, bindings, loop, times)
+            loaded.doubtful = False
+            made = {value: deque([first + offset]) for offset, value in enumerate(graph.outputs)}
+            self._settle(graph, placing, first, handle_of, made)
+            return _iterated(iterations)
+
     def _known(self, plan: int) -> ExecutionPlan:
         if not 0 <= plan < len(self._plans):
             raise LocalProtocolError(f"plan {plan} was never loaded in this session")
@@ -239,9 +300,7 @@ class SpreadSession:
     def _execute(self, number: int, words: Sequence[int], more: bool) -> None:
         self._sweep()
         graph = self._plans[number].graph
-        entered = 1 + len(graph.inputs)
-        first, handles, scalars = words[0], words[1:entered], words[entered:]
-        handle_of = {entry.value: handle for entry, handle in zip(graph.inputs, handles, strict=True)}
+        first, handle_of, scalars = _bound(graph, words)
         placing = self._placing(number, handle_of)
         split, members = placing.split, placing.members
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
@@ -261,7 +320,8 @@ class SpreadSession:
             vector = [start, *(there[value, device] for value in part.inputs)]
             vector += scalars if placing.whole else (scalars[position] for position in part.words)
             for offset, value in enumerate(part.outputs):
-                made.setdefault(value, deque()).append(start + offset)
+                if split.home[value] == device:  # not what is made once more
+                    made.setdefault(value, deque()).append(start + offset)
                 there.setdefault((value, device), start + offset)
             bindings = loaded.prediction.encode(vector, anew=loaded.doubtful)
             loaded.doubtful = True
@@ -272,6 +332,7 @@ class SpreadSession:
             if part.frees:
                 self.members[member].free([there[value, device] for value in part.frees])
         self._executions += 1
+        self._last[number] = (self._last.get(number, (0,))[0] + 1, handle_of)
         self._settle(graph, placing, first, handle_of, made)
 
     def _settle(
@@ -330,7 +391,7 @@ class SpreadSession:
 
     def _roomiest(self, size: int) -> int:
         """The first member with room for so many bytes besides what it holds, or the one with most room."""
-        room = [each.device.memory_bytes - held for each, held in zip(self.members, self._held, strict=True)]
+        room = [each.memory_bytes - held for each, held in zip(self.devices, self._held, strict=True)]
         # A tenth is left for what programs compute.
         fits = [
             number for number, each in enumerate(self.members) if size <= room[number] - each.device.memory_bytes // 10
@@ -469,6 +530,18 @@ class SpreadSession:
     def close(self) -> None:
         for member in self.members:
             member.close()
+
+
+def _bound(graph: Graph, words: Sequence[int]) -> tuple[int, dict[int, int], Sequence[int]]:
+    """What a binding's words say: the first output's handle, the handles of inputs, the parameters."""
+    entered = 1 + len(graph.inputs)
+    handles = {entry.value: handle for entry, handle in zip(graph.inputs, words[1:entered], strict=True)}
+    return words[0], handles, words[entered:]
+
+
+def _iterated(iterations: Iterator[tuple[Buffer, ...]]) -> Iterator[tuple[Buffer, ...]]:
+    with _told_here():
+        yield from iterations
 
 
 @contextlib.contextmanager
