@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from browser.opened import Open, Page
 from core.dags import Table, device, graph_of, plan_at
+from core.test_schedule_recompute import costs, scheduled, table_for_both
 from labelled import HARM, decoder, hostile
 from plans import gpu, pipeline, placed, profile_of, two
 from selenium.webdriver import Keys
@@ -307,7 +308,11 @@ def on_ten() -> ExecutionPlan:
     return placed(decoder(4), 10, lambda step, _: step * 7 % 10)
 
 
-@pytest.mark.parametrize("plan", [of_nothing, in_no_time, on_one, on_ten])
+def made_again() -> ExecutionPlan:
+    return scheduled(table_for_both(), costs(), homes={0: "b"})
+
+
+@pytest.mark.parametrize("plan", [of_nothing, in_no_time, on_one, on_ten, made_again])
 def test_odd_plans_can_be_seen(open_page: Open, plan: Callable[[], ExecutionPlan]) -> None:
     made = plan()
     shown = open_page(made)
@@ -321,6 +326,18 @@ def test_odd_plans_can_be_seen(open_page: Open, plan: Callable[[], ExecutionPlan
         shown.settled()
         room, place = shown.find("#gantt").rect, shown.js("genie.bar(arguments[0])", node.id)
         assert room["x"] + 148 <= place["x"] <= room["x"] + room["width"]
+
+
+def test_what_is_run_again_is_on_both_devices(open_page: Open) -> None:
+    shown = open_page(made_again())
+    shown.js("genie.select(1)")
+    assert "run again on\nb" in details(shown)
+    shown.settled()
+    drawn = shown.js("genie.gantt.rows.filter(row => row.kind === 'steps').map(row => row.series.count)")
+    assert drawn == [3, 3]  # the last of b's is its own
+    shown.js("genie.select(3)")
+    next(x for x in shown.driver.find_elements(By.CSS_SELECTOR, "#details .link") if x.text == "#1 neg").click()
+    shown.until(lambda: "node #1" in details(shown))
 
 
 def large() -> ExecutionPlan:

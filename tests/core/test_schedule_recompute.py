@@ -54,7 +54,7 @@ def test_what_is_cheap_is_made_again():
     assert decode(encode(plan)) == plan
     assert "#1 aten::neg again: 125 ms" in plan.text()
     assert "recomputed on b" in str(plan.explain(1))
-    assert plan.explain(3).waits == "b, which runs #1 before"
+    assert plan.explain(3).waits == "%2 of #1, which b runs before"
 
 
 def test_what_is_dear_is_sent():

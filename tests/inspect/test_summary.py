@@ -9,15 +9,17 @@ import msgspec
 import pytest
 from core.dags import Table, device, graph_of, plan_at, problems
 from core.test_schedule_constraints import chain, plan_of
+from core.test_schedule_recompute import costs, scheduled, table_for_both
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inspect_page import data
 from labelled import HARM, decoder, hostile
 from plans import pipeline, two
 
 from genie import ExecutionPlan, codec
 from genie.cli import main
 from genie.errors import PlanError
-from genie.inspect import Summary, module_part, summary
+from genie.inspect import Summary, module_part, page, summary
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -67,6 +69,20 @@ def test_the_bottleneck_is_what_most_of_the_path_is_spent_on() -> None:
     assert summary(far_apart(0.5)).bottleneck == "a, 40% of the time"
     assert summary(far_apart(3.0)).bottleneck == "a → b, 60% of the time: 64 bytes (network)"
     assert summary(far_apart(3.0)).bounds == {"network": 3.0, "what is not known": 2.0}
+
+
+def test_what_is_run_again_is_on_the_path_and_in_the_page() -> None:
+    plan = scheduled(table_for_both(), costs(), homes={0: "b"})
+    assert len(plan.again) == 2
+    its, why = summary(plan), plan.explain(3)
+    assert sum(part.seconds for part in its.critical) == pytest.approx(its.latency)
+    assert sum(its.bounds.values()) == pytest.approx(its.latency)
+    assert why.wait is not None
+    assert (why.wait.kind, why.wait.node) == ("operand", 1)  # which b runs again just before
+    assert "recomputed on b" in str(plan.explain(1))
+    chart = data(page(plan))["chart"]
+    assert chart["again"] == [0, 1, 3, 1, 1, 3]
+    assert len(chart["agains"]) == 8
 
 
 def test_constraints_in_force_are_named() -> None:

@@ -24,7 +24,8 @@ def chart(plan: ExecutionPlan, measured: Measured | None = None) -> dict[str, An
     stage_of = [0] * len(plan.decisions)
     for number, stage in enumerate(plan.stages):
         for step in stage.steps:
-            stage_of[step] = number
+            if plan.decisions[step].device == stage.device:  # else it is run again there
+                stage_of[step] = number
     tables: dict[str, dict[Any, int]] = {"source": {}, "bound": {}, "elsewhere": {}}
 
     def row(name: str, key: Any) -> int:
@@ -76,6 +77,8 @@ def chart(plan: ExecutionPlan, measured: Measured | None = None) -> dict[str, An
             for number in (move.value, move.source, move.target, move.before, move.bytes)
         ],
         "sent": _spans(times.transfers),
+        "again": [number for each in plan.again for number in (each.step, each.device, each.before)],
+        "agains": _spans(times.again),
         "critical": list(times.critical_steps),
         "criticalSent": list(times.critical_transfers),
         "makespan": _ns(times.makespan),
@@ -95,6 +98,7 @@ def _measured(its: Measured) -> dict[str, Any]:
         "times": _pairs(its.steps),
         "known": "".join("1" if known else "0" for known in its.known),
         "sent": _pairs(its.transfers),
+        "again": _pairs(its.again),
         "bars": [
             [printable(b.where), printable(b.what), _ns(b.start), _ns(b.finish), b.bytes, b.stage, b.transfer]
             for b in its.bars

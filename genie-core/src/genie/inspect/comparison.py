@@ -82,7 +82,7 @@ def _stages(plan: ExecutionPlan, seen: Measured) -> list[Compared]:
     for bar in seen.bars:
         if bar.stage >= 0:
             stage = plan.stages[bar.stage]
-            predicted = sum(plan.decisions[step].seconds for step in stage.steps)
+            predicted = sum(plan.decisions[step].on(stage.device) for step in stage.steps)
             name = f"stage {bar.stage + 1} on {plan.devices[stage.device].id}"
             found.append(Compared(name, predicted, bar.finish - bar.start))
         elif bar.transfer >= 0:

@@ -14,7 +14,7 @@ import msgspec
 
 from genie.errors import PlanError
 from genie.graph import Node
-from genie.plan import ExecutionPlan, timeline
+from genie.plan import Decision, ExecutionPlan, timeline
 
 if TYPE_CHECKING:
     from genie.device import Device
@@ -64,8 +64,8 @@ class Bar:
 class Measured:
     """Times in seconds, from when the first of it began on a device.
 
-    Of a profile: ``steps`` and ``transfers`` are when each ran, ``known`` which steps were measured (the others took
-    what the plan says, as transfers did). Of a trace: ``bars``.
+    Of a profile: ``steps``, ``transfers`` and what is run ``again`` are when each ran, ``known`` which steps were
+    measured (the others took what the plan says, as transfers did). Of a trace: ``bars``.
     """
 
     source: str
@@ -74,6 +74,7 @@ class Measured:
     steps: tuple[tuple[float, float], ...] = ()
     known: tuple[bool, ...] = ()
     transfers: tuple[tuple[float, float], ...] = ()
+    again: tuple[tuple[float, float], ...] = ()
     bars: tuple[Bar, ...] = ()
     note: str = ""
 
@@ -95,18 +96,19 @@ def _of_profile(plan: ExecutionPlan, model: CostsOfNodes) -> Measured:
     decisions = list(plan.decisions)
     known = [False] * len(nodes)
     for number, device in enumerate(plan.devices):
-        here = [step for step, made in enumerate(plan.decisions) if made.device == number]
+        own = [step for step, made in enumerate(plan.decisions) if made.device == number]
+        here = [*own, *(each.step for each in plan.again if each.device == number)]
         answers: Sequence[Estimated] = model.appraise([nodes[step] for step in here], device) if here else ()
         for step, answer in zip(here, answers, strict=True):
             if answer.source == PROFILED:
-                known[step] = True
-                decisions[step] = msgspec.structs.replace(decisions[step], seconds=answer.seconds)
+                known[step] |= decisions[step].device == number
+                decisions[step] = _took(decisions[step], number, answer.seconds)
     if nodes and not any(known):
         raise PlanError(
             "none of the plan's operators were measured on its devices",
             hint="a profile's rows are of one hardware, shapes, dtypes and phase: `genie profile show`",
         )
-    times = timeline(plan.graph, decisions, plan.transfers, len(plan.devices))
+    times = timeline(plan.graph, decisions, plan.transfers, len(plan.devices), plan.again)
     count = sum(known)
     return Measured(
         source="profile",
@@ -115,8 +117,15 @@ def _of_profile(plan: ExecutionPlan, model: CostsOfNodes) -> Measured:
         steps=tuple((span.start, span.finish) for span in times.steps),
         known=tuple(known),
         transfers=tuple((span.start, span.finish) for span in times.transfers),
+        again=tuple((span.start, span.finish) for span in times.again),
         note=f"{count:,} of {len(known):,} nodes measured" + (", transfers as predicted" if times.transfers else ""),
     )
+
+
+def _took(made: Decision, device: int, seconds: float) -> Decision:
+    elsewhere = (*made.elsewhere[:device], seconds, *made.elsewhere[device + 1 :]) if made.elsewhere else ()
+    own = seconds if made.device == device else made.seconds
+    return msgspec.structs.replace(made, seconds=own, elsewhere=elsewhere)
 
 
 def _of_trace(plan: ExecutionPlan, report: Traced) -> Measured:

@@ -23,6 +23,7 @@ from genie.inspect.modules import (
     totals,
 )
 from genie.plan import ExecutionPlan
+from genie.plan.text import time_text
 
 _HEADS = ("module", "type", "nodes", "phase", "role", "modality", "keeps", "FLOP", "bytes")
 _STYLES = ("bold", "dim", "", "cyan", "green", "magenta", "yellow", "", "")
@@ -128,7 +129,7 @@ def _head(shown: Graph | ExecutionPlan, whole: Totals) -> Iterator[tuple[str, st
         for made in shown.decisions:
             used[made.device] += 1
         places = ", ".join(f"{device.id} ({n:,} nodes)" for device, n in zip(shown.devices, used, strict=True))
-        yield "plan", printable(f"{shown.policy}, {shown.latency_ms:.3g} ms estimated, on {places}")
+        yield "plan", printable(f"{shown.policy}, {time_text(shown.latency)} estimated, on {places}")
     yield "inputs", _values_text(graph, [entry.value for entry in graph.inputs])
     yield "outputs", _values_text(graph, graph.outputs)
     if whole.flops or whole.read or whole.written:

@@ -175,18 +175,39 @@ def critical_parts(plan: ExecutionPlan) -> tuple[PathPart, ...]:
     """The critical path by module, as deep as there are not too many of them, and by link; the longest first."""
     times, graph = plan.timeline, plan.graph
     ids = [device.id for device in plan.devices]
-    paths = [_path(graph, step) for step in times.critical_steps]
+    runs = critical_runs(plan)
+    paths = [_path(graph, step) for step, _ in runs]
     depth = _depth(paths)
     parts: dict[str, float] = {}
-    for step, path in zip(times.critical_steps, paths, strict=True):
+    for (step, device), path in zip(runs, paths, strict=True):
         what = ".".join(path[:depth]) or "outside of modules"
-        parts[what] = parts.get(what, 0.0) + plan.decisions[step].seconds
+        parts[what] = parts.get(what, 0.0) + plan.decisions[step].on(device)
     for number in times.critical_transfers:
         move = plan.transfers[number]
         what = f"{TRANSFERS} {ids[move.source]} → {ids[move.target]}"
         parts[what] = parts.get(what, 0.0) + move.seconds
     ranked = sorted(parts, key=lambda what: (-parts[what], what))
     return tuple(PathPart(what, parts[what], _share(parts[what], times.makespan)) for what in ranked)
+
+
+def critical_runs(plan: ExecutionPlan) -> list[tuple[int, int]]:
+    """(step, device) along the critical path, in order of time; with what is run again."""
+    times, count = plan.timeline, len(plan.decisions)
+    if not plan.again or not times.critical_steps:
+        return [(step, plan.decisions[step].device) for step in times.critical_steps]
+    found = []
+    kind, number = "device", times.critical_steps[-1]
+    while kind and number >= 0:
+        if kind not in ("device", "made"):
+            span = times.transfers[number]
+        elif number < count:
+            span = times.steps[number]
+            found.append((number, plan.decisions[number].device))
+        else:
+            span = times.again[number - count]
+            found.append((plan.again[number - count].step, plan.again[number - count].device))
+        kind, number = span.waits, span.on
+    return found[::-1]
 
 
 def _path(graph: Graph, step: int) -> tuple[str, ...]:
@@ -206,10 +227,10 @@ def _depth(paths: Sequence[tuple[str, ...]]) -> int:
 def _bounds(plan: ExecutionPlan) -> dict[str, float]:
     times = plan.timeline
     found: dict[str, float] = {}
-    for step in times.critical_steps:
+    for step, device in critical_runs(plan):
         made = plan.decisions[step]
         what = made.bound or "what is not known"
-        found[what] = found.get(what, 0.0) + made.seconds
+        found[what] = found.get(what, 0.0) + made.on(device)
     sent = sum(plan.transfers[number].seconds for number in times.critical_transfers)
     if sent:
         found["network"] = sent
@@ -224,11 +245,11 @@ def _bottleneck(plan: ExecutionPlan) -> str:
     ids = [device.id for device in plan.devices]
     works: dict[int, float] = {}
     bounds: dict[int, dict[str, float]] = {}
-    for step in times.critical_steps:
+    for step, place in critical_runs(plan):
         made = plan.decisions[step]
-        works[made.device] = works.get(made.device, 0.0) + made.seconds
-        its = bounds.setdefault(made.device, {})
-        its[made.bound] = its.get(made.bound, 0.0) + made.seconds
+        works[place] = works.get(place, 0.0) + made.on(place)
+        its = bounds.setdefault(place, {})
+        its[made.bound] = its.get(made.bound, 0.0) + made.on(place)
     ways: dict[tuple[int, int], float] = {}
     for number in times.critical_transfers:
         move = plan.transfers[number]

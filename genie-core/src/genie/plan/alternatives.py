@@ -10,7 +10,7 @@ import msgspec
 from genie.errors import PlanError, SchedulingError
 from genie.plan.constraints import conflict, exact, grouped
 from genie.plan.moves import peaks
-from genie.plan.pinning import capacities, described, moved, without
+from genie.plan.pinning import capacities, described, moved, still, without
 from genie.plan.records import Constraint
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def _refused(plan: ExecutionPlan, pin: Constraint, seconds: float, error: Schedu
         return Alternative(ids[to], seconds, refused=told, kinds=kinds(parts))
     going = {groups.of[step] for step in pin.steps}
     places = [to if group in going else made.device for group, made in zip(groups.of, plan.decisions, strict=True)]
-    most = peaks(graph, places, count, plan.releases, homes)
+    most = peaks(graph, places, count, plan.releases, homes, again=still(plan, places))
     need, have = max(zip(most, capacities(plan), strict=True), key=lambda its: its[0] - its[1])
     return Alternative(ids[to], seconds, refused=error.message, kinds=(MEMORY,), need=need, have=have)

@@ -162,23 +162,34 @@ def waiting(plan: ExecutionPlan, step: int) -> Wait | None:
     span = times.steps[step]
     device = plan.decisions[step].device
     if span.waits == "device":
-        steps = plan.graph.steps
-        before = steps[span.on if span.on < len(steps) else plan.again[span.on - len(steps)].step]
+        before = plan.graph.steps[_step(plan, span.on)]
         made = next((value for value in plan.graph.steps[step].operands() if value in before.outputs), -1)
         return Wait("operand" if made >= 0 else "device", plan.devices[device].id, before.id, made)
     if span.waits == "transfer":
         move = plan.transfers[span.on]
-        free = max((times.steps[other].finish for other in _before(plan, step)), default=0.0)
+        free = _free(plan, step)
         maker = next((node.id for node in plan.graph.steps if move.value in node.outputs), -1)
         source = plan.devices[move.source].id
         return Wait("transfer", source, maker, move.value, move.bytes, move.seconds, span.start - free)
     return None
 
 
-def _before(plan: ExecutionPlan, step: int) -> list[int]:
-    """The step before on the same device, if there is one."""
-    device = plan.decisions[step].device
-    return next(([other] for other in range(step - 1, -1, -1) if plan.decisions[other].device == device), [])
+def _step(plan: ExecutionPlan, number: int) -> int:
+    """Of a number in the timeline: what is run again has those after all steps."""
+    count = len(plan.decisions)
+    return number if number < count else plan.again[number - count].step
+
+
+def _free(plan: ExecutionPlan, step: int) -> float:
+    """When its device has done all it does before."""
+    times, device = plan.timeline, plan.decisions[step].device
+    done = [times.steps[other].finish for other in range(step) if plan.decisions[other].device == device]
+    done += [
+        span.finish
+        for span, each in zip(times.again, plan.again, strict=True)
+        if each.device == device and each.before <= step
+    ]
+    return max(done, default=0.0)
 
 
 def _waits(wait: Wait | None) -> str:

@@ -73,7 +73,7 @@ def moved(plan: ExecutionPlan, pin: Constraint) -> ExecutionPlan:
             f"the plan does not know the way from {plan.devices[missing[0][0]].id} to {plan.devices[missing[0][1]].id}",
             hint="schedule the graph anew, with pins=",
         )
-    again = _still(plan, places)
+    again = still(plan, places)
     moves = transfers(graph, places, links, homes, again=again)
     most = peaks(graph, places, count, plan.releases, homes, again=again)
     for number, (need, has) in enumerate(zip(most, capacities(plan), strict=True)):
@@ -138,7 +138,7 @@ def _pruned(rules: tuple[str, ...], decisions: Sequence[Decision]) -> tuple[tupl
     return tuple(rules[number] for number in kept), renumbered
 
 
-def _still(plan: ExecutionPlan, places: Sequence[int]) -> tuple[Again, ...]:
+def still(plan: ExecutionPlan, places: Sequence[int]) -> tuple[Again, ...]:
     """What is run again and still needs to be: all that is for one step, or none of it."""
     if not plan.again:
         return ()

@@ -94,8 +94,8 @@ const BAR = 18; // pixels per bar, on average, below which bars are drawn by mod
 function stepSeries(positions, startOf, finishOf) {
   const series = new Series(positions, startOf, finishOf);
   const paths = new Map();
-  const path = position => {
-    const { module } = nodes[position];
+  const path = run => {
+    const { module } = nodeOf(run);
     if (!paths.has(module)) paths.set(module, module ? module.split('.') : []);
     return paths.get(module);
   };
@@ -119,7 +119,7 @@ function lanesOf() {
     return lanes.get(name);
   };
   for (const device of devices) {
-    const its = steps.filter(step => step.device === device.index).map(step => step.position);
+    const its = steps.flatMap((step, run) => step.device === device.index ? [run] : []);
     if (!its.length) continue;
     const made = lane(device.id, 'device', device.index, `${percent(plan.makespan ? device.busy / plan.makespan : 0)} busy`);
     made.rows.push({ kind: 'steps', measured: false, series: stepSeries(its, position => steps[position].start, position => steps[position].finish) });

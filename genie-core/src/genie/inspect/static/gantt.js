@@ -176,7 +176,7 @@ class Gantt extends Painting {
   }
 
   emphasize(wanted) {
-    for (const row of this.rows) row.sums = wanted && row.kind === 'steps' ? row.series.sums(wanted) : null;
+    for (const row of this.rows) row.sums = wanted && row.kind === 'steps' ? row.series.sums(run => wanted(plan.steps[run].position)) : null;
     this.draw();
   }
 
@@ -184,7 +184,7 @@ class Gantt extends Painting {
   reveal(unit) {
     this.pending = undefined;
     if (!this.width) { this.pending = unit; return; }
-    const its = plan.steps.filter(step => unit === step.position || isBox(unit) && within(step.position, unit - firstBox));
+    const its = plan.steps.filter(step => !step.again && unit === step.position || isBox(unit) && within(step.position, unit - firstBox));
     if (!its.length) return;
     const from = its.reduce((least, step) => Math.min(least, step.start), Infinity), to = its.reduce((most, step) => Math.max(most, step.finish), 0);
     const seen = this.x(from) >= GUTTER && this.x(to) <= this.width && (to - from) * this.scale >= 5;

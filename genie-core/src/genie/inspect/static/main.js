@@ -19,9 +19,13 @@ function select(unit, from = '') {
 function chooseBar(hit) {
   if (!hit) { select(-1, 'gantt'); return; }
   const { row, level, id } = hit;
-  if (row.kind === 'steps' && level.name === 'step') { select(id, 'gantt'); return; }
+  if (row.kind === 'steps' && level.name === 'step') {
+    select(plan.steps[id].position, 'gantt');
+    if (plan.steps[id].again) gantt.choose(hit);
+    return;
+  }
   const positions = row.kind === 'steps' ? [...level.ids(hit.group)] : [];
-  const path = level.name === 'module' ? nodes[id].module.split('.').slice(0, level.depth).join('.') : '';
+  const path = level.name === 'module' ? nodeOf(id).module.split('.').slice(0, level.depth).join('.') : '';
   const box = path ? boxes.findIndex(each => each.path === path) : -1;
   select(box >= 0 ? firstBox + box : -1, 'gantt');
   gantt.choose(hit);
@@ -41,12 +45,12 @@ function hoverBar(hit, at) {
     const bar = plan.measured.bars[id];
     showTip([bar.what, `measured, ${bar.where}`, when, bar.bytes ? size(bar.bytes) : '', bar.stage >= 0 ? details.plan.compared(plan.stages[bar.stage], bar) : ''], at);
   } else if (level.name === 'step') {
-    const step = plan.steps[id], node = nodes[id];
+    const step = plan.steps[id], node = nodeOf(id);
     showTip([`#${node.id} ${node.op}`, node.module, `${when}${row.measured ? ', measured' : ` (${step.source})`}`,
-      ...details.plan.measured(id).slice(0, 1).map(([name, what]) => `${name}: ${what}`), step.critical && !row.measured ? 'on the critical path' : ''], at);
+      step.again ? 'run again: cheaper than to send' : '', ...details.plan.measured(id).slice(0, 1).map(([name, what]) => `${name}: ${what}`), step.critical && !row.measured ? 'on the critical path' : ''], at);
   } else {
     const ids = level.ids(group);
-    showTip([gantt.label(row, level, group), nodes[id].module.split('.').slice(0, level.depth).join('.'), `${ids.length.toLocaleString('en')} nodes on ${row.lane.name}`, when, row.measured ? 'measured' : ''], at);
+    showTip([gantt.label(row, level, group), nodeOf(id).module.split('.').slice(0, level.depth).join('.'), `${ids.length.toLocaleString('en')} nodes on ${row.lane.name}`, when, row.measured ? 'measured' : ''], at);
   }
 }
 

@@ -175,7 +175,7 @@ class Painting {
       const shares = new Map();
       for (const position of positions) {
         const step = plan.steps[position];
-        count(shares, wordOf(mode, position), step.finish - step.start + 1);
+        count(shares, wordOf(mode, step.position), step.finish - step.start + 1);
       }
       const [word] = [...shares].sort((a, b) => b[1] - a[1])[0];
       row.fill.set(known, this.on.tint(wordColor(mode, word), 0.55));
@@ -206,9 +206,9 @@ class Painting {
     if (row.kind === 'sent') return `%${plan.transfers[id].value}`;
     if (row.kind === 'bars') return plan.measured.bars[id].what;
     if (level.name === 'stage') return `stage ${plan.steps[id].stage + 1}`;
-    if (level.name === 'step') return nodes[id].short;
-    const parts = nodes[id].module.split('.').slice(0, level.depth);
-    return parts.slice(-2).join('.') || nodes[id].short;
+    if (level.name === 'step') return `${plan.steps[id].again ? '↻ ' : ''}${nodeOf(id).short}`;
+    const parts = nodeOf(id).module.split('.').slice(0, level.depth);
+    return parts.slice(-2).join('.') || nodeOf(id).short;
   }
 
   critical(row, level, group) {

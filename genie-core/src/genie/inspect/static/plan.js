@@ -12,6 +12,12 @@ function readPlan(chart) {
     return { position, device, stage, rule: chart.rules[rule] || '', source: chart.sources[source], bound: chart.bounds[bound],
       elsewhere: chart.elsewhere[elsewhere], error, start, finish, waits, on, critical: false };
   });
+  // What is run again, elsewhere, comes after all steps: a run is a step or one of these.
+  for (let i = 0; i < chart.again.length / 3; i++) {
+    const [position, device, before] = chart.again.slice(3 * i, 3 * i + 3);
+    const [start, finish, waits, on] = chart.agains.slice(4 * i, 4 * i + 4);
+    steps.push({ ...steps[position], device, stage: steps[before].stage, start, finish, waits, on, critical: false, again: true });
+  }
   const transfers = [];
   for (let i = 0; i < chart.transfers.length / 5; i++) {
     const [value, source, target, before, bytes] = chart.transfers.slice(5 * i, 5 * i + 5);
@@ -23,7 +29,7 @@ function readPlan(chart) {
   const arriving = new Map();
   transfers.forEach(move => listed(arriving, move.before, move));
   const stages = Array.from({ length: chart.stages }, () => []);
-  steps.forEach(step => stages[step.stage].push(step.position));
+  steps.forEach((step, run) => stages[step.stage].push(run));
   const held = new Map();
   chart.held.forEach(([text, its]) => its.forEach(position => listed(held, position, text)));
   return { ...chart, devices, steps, transfers, arriving, stages, held, measured: chart.measured && readMeasured(chart.measured),
@@ -39,13 +45,16 @@ function readMeasured(chart) {
   const pairs = flat => Array.from({ length: flat.length / 2 }, (_, i) => ({ start: flat[2 * i], finish: flat[2 * i + 1] }));
   const bars = chart.bars.map(([where, what, start, finish, bytes, stage, transfer], index) =>
     ({ index, where, what, start, finish, bytes, stage, transfer }));
-  const steps = pairs(chart.times);
+  const steps = [...pairs(chart.times), ...pairs(chart.again)];
   return {
-    ...chart, steps, sent: pairs(chart.sent), bars, known: position => chart.known[position] === '1',
+    ...chart, steps, sent: pairs(chart.sent), bars, known: run => chart.known[run] === '1', // of a node; not of what is run again
     ofStage: new Map(bars.filter(bar => bar.stage >= 0).map(bar => [bar.stage, bar])),
     ofTransfer: new Map(bars.filter(bar => bar.transfer >= 0).map(bar => [bar.transfer, bar])),
   };
 }
+
+// The node of a run.
+const nodeOf = run => nodes[plan.steps[run].position];
 
 const wayName = (source, target) => `${plan.devices[source].id} → ${plan.devices[target].id}`;
 

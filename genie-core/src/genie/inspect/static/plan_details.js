@@ -10,7 +10,8 @@ class PlanDetails {
     this.panel.replaceChildren(...parts.flat().filter(Boolean));
   }
 
-  link(position) {
+  link(run) {
+    const { position } = plan.steps[run];
     return element('button', { type: 'button', class: 'link', on: { click: () => this.on.select(position) } }, `#${nodes[position].id} ${nodes[position].short}`);
   }
 
@@ -30,6 +31,7 @@ class PlanDetails {
       ['stage', `${step.stage + 1} of ${plan.stages.length}`],
       ['waits for', this.waits(step)],
       ...this.measured(position),
+      ['run again on', plan.steps.filter(each => each.again && each.position === position).map(each => plan.devices[each.device].id).join(', ')],
     ];
     const arrivals = (plan.arriving.get(position) || []).filter(move => move.target === step.device);
     const others = step.elsewhere.map((seconds, index) => [plan.devices[index].id, duration(seconds)]).filter((_, index) => index !== step.device);
@@ -49,8 +51,8 @@ class PlanDetails {
   // As plan.explain has it: the network, when the device waits longer for an operand than it works.
   bound(step) {
     if (step.waits !== plan.TRANSFER) return step.bound;
-    const before = plan.steps.filter(other => other.device === step.device && other.position < step.position).pop();
-    const idle = step.start - (before ? before.finish : 0);
+    const free = plan.steps.reduce((last, other) => other !== step && other.device === step.device && other.finish <= step.start ? Math.max(last, other.finish) : last, 0);
+    const idle = step.start - free;
     return idle > step.finish - step.start ? `network: idle for ${duration(idle)} before${step.bound ? ` (itself: ${step.bound})` : ''}` : step.bound;
   }
 
@@ -69,7 +71,7 @@ class PlanDetails {
     if (!measured) return [];
     if (measured.steps.length) {
       const its = measured.steps[position], took = its.finish - its.start;
-      if (!measured.known(position)) return [['measured', 'never: shown as predicted']];
+      if (!step.again && !measured.known(position)) return [['measured', 'never: shown as predicted']];
       return [['measured', `${duration(took)} (${difference(step.finish - step.start, took)})`], ['measured at', this.when(its)]];
     }
     const bar = measured.ofStage.get(step.stage);
