@@ -8,7 +8,13 @@
 namespace genie {
 
 Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
-    : left(budget), p_(problem), objective_(objective), clock_(problem), ledger_(problem), place_(problem.steps) {}
+    : left(budget),
+      p_(problem),
+      objective_(objective),
+      clock_(problem),
+      ledger_(problem),
+      place_(problem.steps),
+      lists_(problem.devices) {}
 
 Score Judge::operator()(const Placement& units, double limit) {
   for (int step = 0; step < p_.steps; ++step) place_[step] = units[p_.unit[step]];
@@ -16,12 +22,77 @@ Score Judge::operator()(const Placement& units, double limit) {
   ++judged;
   const bool latency = objective_.kind == Objective::kLatency;
   outcome_.overflow = 0.0;
-  if (!clock_.run(place_, outcome_, latency ? limit : kNever)) return {0.0, 0.0, kNever, 0.0};
+  was_.clear();
+  steps_.clear();
+  if (!clock_.run(place_, outcome_, latency ? limit : kNever)) {
+    clock_.forget();
+    return {0.0, 0.0, kNever, 0.0};
+  }
+  keep();
+  return finished(limit);
+}
+
+Score Judge::finished(double limit) {
   Score found = objective_.score(outcome_);
   if (!p_.tight || found.scalar() > limit) return found;
   ledger_.run(place_, outcome_);
   found.overflow = outcome_.overflow;
   return found;
+}
+
+void Judge::keep() {
+  clock_.keep();
+  was_.clear();
+  for (auto& list : lists_) list.clear();
+  if (p_.order.empty())
+    for (int step = 0; step < p_.steps; ++step) lists_[place_[step]].push_back(step);
+}
+
+void Judge::forget() {
+  clock_.forget();
+  for (const auto& [step, device] : was_) place_[step] = device;
+  was_.clear();
+}
+
+// When the first thing begins that the changed steps, where they were or where they are now, have to do with.
+double Judge::unaffected() const {
+  double soonest = kNever;
+  for (int step : steps_) {
+    const int before = clock_.spans[step].before;
+    if (before < 0) return 0.0;
+    soonest = std::min(soonest, clock_.spans[before].end);
+    const std::vector<int>& there = lists_[place_[step]];
+    const auto after = std::lower_bound(there.begin(), there.end(), step);
+    if (after == there.begin()) return 0.0;
+    soonest = std::min(soonest, clock_.spans[*(after - 1)].end);
+    for (int value : p_.operands.of(step)) {
+      if (p_.maker[value] >= 0)
+        soonest = std::min(soonest, clock_.spans[p_.maker[value]].end);
+      else if (p_.home[value] >= 0 || p_.users.of(value).size() > 1)
+        return 0.0;  // it is sent from the start
+    }
+  }
+  return soonest;
+}
+
+Score Judge::attempt(const Placement& units, const std::vector<std::pair<int, int>>& changed, double limit) {
+  was_.clear();
+  steps_.clear();
+  for (const auto& [unit, device] : changed)
+    for (int step : p_.members.of(unit)) {
+      was_.emplace_back(step, place_[step]);
+      place_[step] = units[unit];
+      steps_.push_back(step);
+    }
+  ++judged;
+  outcome_.overflow = 0.0;
+  const bool latency = objective_.kind == Objective::kLatency;
+  const double from = latency && p_.ports && p_.order.empty() ? unaffected() : 0.0;
+  const bool ended = from > 0.0 ? clock_.rerun(place_, steps_, from, outcome_, limit)
+                                : clock_.run(place_, outcome_, latency ? limit : kNever);
+  left -= from > 0.0 ? p_.steps / 4 + (ended ? clock_.ran : p_.steps / 4) / 2 : p_.steps;
+  if (!ended) return {0.0, 0.0, kNever, 0.0};
+  return finished(limit);
 }
 
 namespace {
@@ -38,10 +109,10 @@ struct Critical {
     moves.clear();
     for (int step = clock.last; step >= 0;) {
       steps.push_back(step);
-      const int why = clock.cause[step];
+      const int why = clock.spans[step].cause;
       if (why == -1) break;
       if (why == kMaking) {
-        step = clock.before[step];
+        step = clock.spans[step].before;
         continue;
       }
       int move = why;
@@ -63,7 +134,7 @@ constexpr int kIdeas = 14;  // at most so many are looked at for one that is tri
 
 class Annealer {
  public:
-  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), lists_(judge.problem().devices) {}
+  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed) {}
 
   void run(Candidate& best, int64_t budget) {
     if (p_.units == 0 || p_.devices < 2) return;
@@ -88,8 +159,9 @@ class Annealer {
       }
       // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
       const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
-      const Score score = judge_(now, limit);
+      const Score score = judge_.attempt(now, changed_, limit);
       if (score.scalar() <= limit) {
+        judge_.keep();
         current = score;
         remember();
         if (score.better(best.score)) {
@@ -99,6 +171,7 @@ class Annealer {
           since = 0;
         }
       } else {
+        judge_.forget();
         undo(now);
       }
       // Far from the best for long: go back to it.
@@ -134,12 +207,8 @@ class Annealer {
 
   // When each step must begin at the latest, for the end to come when it does now.
   void survey() {
-    const Clock& clock = judge_.clock();
     last_ = judge_.outcome().makespan;
-    end_ = clock.end;
     latest_.resize(p_.steps);
-    for (auto& list : lists_) list.clear();
-    for (int step = 0; step < p_.steps; ++step) lists_[place_[step]].push_back(step);
     next_.assign(p_.devices, last_);
     for (int step = p_.steps - 1; step >= 0; --step) {
       const int here = place_[step];
@@ -204,9 +273,10 @@ class Annealer {
   // How much later than now the end may come when a step runs elsewhere, from the times of the schedule as it is: when
   // it could run there, who waits for what it makes, and whom it puts off there. Only an estimate: the rest stands still.
   double lateness(int step, int device) const {
-    const std::vector<int>& there = lists_[device];
+    const std::vector<Span>& spans = judge_.clock().spans;
+    const std::vector<int>& there = judge_.list(device);
     const auto after = std::lower_bound(there.begin(), there.end(), step);
-    double start = after == there.begin() ? 0.0 : end_[*(after - 1)];
+    double start = after == there.begin() ? 0.0 : spans[*(after - 1)].end;
     for (int value : p_.operands.of(step)) {
       const int maker = p_.maker[value];
       if (maker < 0) {
@@ -215,7 +285,7 @@ class Annealer {
         continue;
       }
       const int from = place_[maker];
-      start = std::max(start, end_[maker] + (from == device ? 0.0 : p_.transfer(value, from, device)));
+      start = std::max(start, spans[maker].end + (from == device ? 0.0 : p_.transfer(value, from, device)));
     }
     const double finish = start + p_.cost(device, step);
     double late = finish - last_;
@@ -335,9 +405,8 @@ class Annealer {
   Critical critical_;
   std::vector<std::pair<int, int>> changed_;
   std::vector<int> frontier_;
-  std::vector<double> busy_, end_, latest_, next_;
+  std::vector<double> busy_, latest_, next_;
   std::vector<int> place_;
-  std::vector<std::vector<int>> lists_;  // per device, its steps in order
   double last_ = 0.0;                    // when the end comes
   int hot_ = 0;
 };

@@ -166,8 +166,14 @@ py::dict evaluate(Problem& p, const py::buffer& place, const py::object& order, 
   ledger.run(where, outcome);
   py::dict found = told(outcome);
   if (traced) {
-    found["begin"] = clock.begin;
-    found["end"] = clock.end;
+    clock.keep();
+    std::vector<double> begin, end;
+    for (const Span& span : clock.spans) {
+      begin.push_back(span.begin);
+      end.push_back(span.end);
+    }
+    found["begin"] = begin;
+    found["end"] = end;
     // In the order of need, as plans list them: by step, and of one step by operand.
     std::vector<std::tuple<int, int, const Move*>> sorted;
     for (const Move& move : clock.moves) {

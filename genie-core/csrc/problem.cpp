@@ -64,34 +64,34 @@ void Problem::prepare() {
 // --- time ------------------------------------------------------------------------------------------
 
 Clock::Clock(const Problem& problem)
-    : begin(problem.steps),
-      end(problem.steps),
-      cause(problem.steps),
-      before(problem.steps),
+    : spans(problem.steps),
       p_(problem),
       slots_(static_cast<size_t>(problem.values) * problem.devices),
       home_(problem.values),
       devices_(problem.devices),
-      next_step_(problem.steps) {}
+      next_step_(problem.steps),
+      fresh_(problem.steps),
+      lines_(problem.devices),
+      arrivals_(problem.devices),
+      fresh_lines_(problem.devices),
+      fresh_arrivals_(problem.devices) {}
 
-void Clock::queue(int value, int from, int to, int before_, double ready) {
+void Clock::queue(int value, int from, int to, int before, double ready) {
   const int move = static_cast<int>(moves.size());
+  std::vector<int>& line = fresh_lines_[from];
   if (p_.ports) {
-    moves.push_back({value, from, to, before_, ready, kNever, kNever, -1, false});
-    next_move_.push_back(-1);
+    moves.push_back({value, from, to, before, ready, kNever, kNever, -1, 0.0});
+    line.push_back(move);
     Device& sender = devices_[from];
-    if (sender.first < 0) {
-      sender.first = move;
+    if (sender.front + 1 == line.size()) {
       sender.ready = ready;
       sender.to = to;
-    } else {
-      next_move_[sender.last] = move;
     }
-    sender.last = move;
     return;
   }
   const double until = ready + p_.transfer(value, from, to);
-  moves.push_back({value, from, to, before_, ready, ready, until, kMaking, false});
+  moves.push_back({value, from, to, before, ready, ready, until, kMaking, 0.0});
+  line.push_back(move);
   Slot& there = slot(value, to);
   there.arrival = until;
   there.arrived = epoch_;
@@ -112,11 +112,11 @@ void Clock::send(int value, int from, double ready) {
 }
 
 // Runs the device's steps until one waits for a transfer. False when it can't end within the limit.
-bool Clock::advance(int number, double limit, Outcome& outcome) {
+bool Clock::advance(int number, double limit, Outcome&) {
   Device& device = devices_[number];
   const double* seconds = p_.seconds.data() + static_cast<size_t>(number) * p_.steps;
   const int* home = home_.data();
-  double now = device.free, busy = outcome.busy[number], rest = device.rest;
+  double now = device.free, rest = device.rest;
   int step = device.step, previous = device.previous;
   for (; step >= 0; step = next_step_[step]) {
     double from = now;
@@ -125,46 +125,66 @@ bool Clock::advance(int number, double limit, Outcome& outcome) {
     for (int value : p_.operands.of(step)) {
       if (home[value] == number) continue;  // made here before, or an input that lives here
       const Slot& there = slot(value, number);
+      double arrival = there.arrival;
+      int move = there.move;
       if (there.arrived != epoch_) {
-        ready = false;
-        break;
+        move = there.kept;
+        if (move < 0 || moves[move].begin >= from_) {
+          ready = false;
+          break;
+        }
+        arrival = moves[move].end;
       }
-      if (there.arrival > from) {
-        from = there.arrival;
-        why = there.move;
+      if (arrival > from) {
+        from = arrival;
+        why = move;
       }
     }
     if (!ready) break;
     if (from + rest > limit || from + p_.onward[step] > limit) return false;
     const double took = seconds[step];
     rest -= took;
-    begin[step] = from;
-    end[step] = now = from + took;
-    cause[step] = why;
-    before[step] = previous;
+    now = from + took;
+    fresh_[step] = {from, now, why, previous};
+    done_.push_back(step);
     previous = step;
-    busy += took;
     for (int value : p_.outputs.of(step)) send(value, number, now);
   }
   device.step = step;
   device.previous = previous;
   device.free = now;
   device.rest = rest;
-  outcome.busy[number] = busy;
   return true;
 }
 
-bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
-  const int devices = p_.devices;
+void Clock::show_front(Device& device, int number) {
+  const std::vector<int>& line = fresh_lines_[number];
+  if (device.front < line.size()) {
+    device.ready = moves[line[device.front]].ready;
+    device.to = moves[line[device.front]].to;
+  } else {
+    device.ready = kNever;
+    device.to = 0;
+  }
+}
+
+void Clock::start(const std::vector<int>& place, Outcome& outcome) {
   ++epoch_;
   place_ = &place;
-  outcome.busy.assign(devices, 0.0);
-  outcome.sent.assign(devices, 0.0);
-  outcome.received.assign(devices, 0.0);
-  outcome.moved = 0.0;
-  moves.clear();
-  next_move_.clear();
+  moves.resize(kept_moves_);
+  done_.clear();
+  homes_before_.clear();
   std::fill(devices_.begin(), devices_.end(), Device{});
+  for (auto& line : fresh_lines_) line.clear();
+  for (auto& line : fresh_arrivals_) line.clear();
+  outcome.busy.assign(p_.devices, 0.0);
+  outcome.sent.assign(p_.devices, 0.0);
+  outcome.received.assign(p_.devices, 0.0);
+}
+
+bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
+  start(place, outcome);
+  from_ = -1.0;
   for (int value = 0; value < p_.values; ++value)
     home_[value] = p_.maker[value] >= 0 ? place[p_.maker[value]] : p_.home[value];
   for (int number = p_.steps - 1; number >= 0; --number) {
@@ -174,6 +194,7 @@ bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
     next_step_[step] = its.step;
     its.step = step;
   }
+  for (int step = 0; step < p_.steps; ++step) outcome.busy[place[step]] += p_.cost(place[step], step);
   if (limit != kNever) {
     // What a device still has to do puts off its end, whatever it waits for.
     limit *= 1 + 1e-9;
@@ -191,7 +212,72 @@ bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
     there.sent = epoch_;
     queue(value, home, here, step, 0.0);
   }
+  return finish(limit, outcome);
+}
 
+void Clock::set_home(int value, int device) {
+  homes_before_.emplace_back(value, home_[value]);
+  home_[value] = device;
+}
+
+bool Clock::rerun(const std::vector<int>& place, std::span<const int> changed, double from, Outcome& outcome,
+                  double limit) {
+  start(place, outcome);
+  from_ = from;
+  for (int step : changed) {
+    for (int value : p_.outputs.of(step)) set_home(value, place[step]);
+    for (int value : p_.operands.of(step))
+      if (p_.maker[value] < 0) set_home(value, place[step]);
+  }
+  for (int step = p_.steps - 1; step >= 0; --step) {
+    const int here = place[step];
+    Device& its = devices_[here];
+    const double took = p_.cost(here, step);
+    outcome.busy[here] += took;
+    if (spans[step].begin < from) {
+      if (its.previous < 0) its.previous = step;  // the last one
+      continue;
+    }
+    its.rest += took;
+    next_step_[step] = its.step;
+    its.step = step;
+  }
+  limit *= 1 + 1e-9;
+  const auto begun = [&](const std::vector<int>& line) {
+    return static_cast<size_t>(std::lower_bound(line.begin(), line.end(), from,
+                                                [&](int move, double time) { return moves[move].begin < time; }) -
+                               line.begin());
+  };
+  for (int device = 0; device < p_.devices; ++device) {
+    Device& its = devices_[device];
+    its.sent = begun(lines_[device]);
+    its.received = begun(arrivals_[device]);
+    if (its.sent > 0) {
+      its.out_by = lines_[device][its.sent - 1];
+      its.out = moves[its.out_by].end;
+      its.until = moves[its.out_by].until;
+    }
+    if (its.received > 0) {
+      its.in_by = arrivals_[device][its.received - 1];
+      its.in = moves[its.in_by].end;
+    }
+    its.free = its.previous >= 0 ? spans[its.previous].end : 0.0;
+    if (its.free + its.rest > limit) return false;
+    // What was ready before waits still; what is made just then may go elsewhere now.
+    for (size_t at = its.sent; at < lines_[device].size(); ++at) {
+      const Move move = moves[lines_[device][at]];
+      const int maker = p_.maker[move.value];
+      if (maker >= 0 && (spans[maker].begin >= from || spans[maker].end >= from)) break;
+      queue(move.value, device, move.to, move.before, move.ready);
+    }
+    if (its.previous >= 0 && its.free >= from)
+      for (int value : p_.outputs.of(its.previous)) send(value, device, its.free);
+  }
+  return finish(limit, outcome);
+}
+
+bool Clock::finish(double limit, Outcome& outcome) {
+  const int devices = p_.devices;
   for (int device = 0; device < devices; ++device)
     if (!advance(device, limit, outcome)) return false;
   for (bool going = true; !p_.ports && going;) {
@@ -216,7 +302,7 @@ bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
     }
     if (next < 0) break;
     Device& sender = devices_[next];
-    const int move = sender.first;
+    const int move = fresh_lines_[next][sender.front];
     Move& its = moves[move];
     const int to = its.to;
     Device& receiver = devices_[to];
@@ -224,40 +310,90 @@ bool Clock::run(const std::vector<int>& place, Outcome& outcome, double limit) {
     its.begin = soonest;
     its.end = soonest + took;
     its.cause = kMaking;
-    if (sender.out > its.ready && sender.out >= receiver.in) {
+    if (sender.out > its.ready && sender.out >= receiver.in)
       its.cause = sender.out_by;
-      its.at_sender = true;
-    } else if (receiver.in > its.ready) {
+    else if (receiver.in > its.ready)
       its.cause = receiver.in_by;
-    }
     sender.out = receiver.in = its.end;
     sender.out_by = receiver.in_by = move;
-    sender.first = next_move_[move];
-    if (sender.first >= 0) {
-      sender.ready = moves[sender.first].ready;
-      sender.to = moves[sender.first].to;
-    } else {
-      sender.ready = kNever;
-      sender.to = 0;
-    }
+    sender.until += static_cast<double>(p_.size[its.value]);
+    its.until = sender.until;
     outcome.sent[next] += took;
     outcome.received[to] += took;
-    outcome.moved += static_cast<double>(p_.size[its.value]);
+    fresh_arrivals_[to].push_back(move);
     Slot& there = slot(its.value, to);
     there.arrival = its.end;
     there.arrived = epoch_;
     there.move = move;
+    ++sender.front;
+    show_front(sender, next);
     if (!advance(to, limit, outcome)) return false;
   }
   outcome.makespan = 0.0;
-  last = -1;
+  outcome.moved = 0.0;
+  fresh_last_ = -1;
   for (const Device& device : devices_) {
-    if (device.previous >= 0 && (last < 0 || device.free > outcome.makespan)) {
+    outcome.moved += device.until;
+    if (device.previous >= 0 && (fresh_last_ < 0 || device.free > outcome.makespan)) {
       outcome.makespan = device.free;
-      last = device.previous;
+      fresh_last_ = device.previous;
     }
   }
+  ran = static_cast<int>(done_.size());
   return true;
+}
+
+void Clock::keep() {
+  for (int step : done_) spans[step] = fresh_[step];
+  last = fresh_last_;
+  for (int device = 0; device < p_.devices; ++device) {
+    std::vector<int>& line = lines_[device];
+    const Device& its = devices_[device];
+    for (size_t at = its.sent; at < line.size(); ++at) slot(moves[line[at]].value, moves[line[at]].to).kept = -1;
+    line.resize(its.sent);
+    arrivals_[device].resize(its.received);
+  }
+  for (int device = 0; device < p_.devices; ++device) {
+    for (int move : fresh_lines_[device]) slot(moves[move].value, moves[move].to).kept = move;
+    lines_[device].insert(lines_[device].end(), fresh_lines_[device].begin(), fresh_lines_[device].end());
+    arrivals_[device].insert(arrivals_[device].end(), fresh_arrivals_[device].begin(), fresh_arrivals_[device].end());
+  }
+  kept_moves_ = moves.size();
+  if (from_ < 0)
+    home_kept_ = home_;
+  else
+    for (const auto& [value, home] : homes_before_) home_kept_[value] = home_[value];
+  homes_before_.clear();
+  if (kept_moves_ > 4096 + 8 * static_cast<size_t>(p_.values)) compact();
+}
+
+void Clock::forget() {
+  moves.resize(kept_moves_);
+  if (from_ < 0 && !home_kept_.empty()) home_ = home_kept_;
+  for (size_t at = homes_before_.size(); at-- > 0;) home_[homes_before_[at].first] = homes_before_[at].second;
+  homes_before_.clear();
+}
+
+// Numbers the transfers anew, without those that are no more.
+void Clock::compact() {
+  std::vector<int> number(moves.size(), -1);
+  std::vector<Move> left;
+  for (std::vector<int>& line : lines_)
+    for (int& move : line) {
+      number[move] = static_cast<int>(left.size());
+      left.push_back(moves[move]);
+      move = number[move];
+    }
+  for (std::vector<int>& line : arrivals_)
+    for (int& move : line) move = number[move];
+  for (Move& move : left) {
+    if (move.cause >= 0) move.cause = number[move.cause];
+    slot(move.value, move.to).kept = static_cast<int>(&move - left.data());
+  }
+  for (Span& span : spans)
+    if (span.cause >= 0) span.cause = number[span.cause];
+  moves = std::move(left);
+  kept_moves_ = moves.size();
 }
 
 // --- memory ----------------------------------------------------------------------------------------

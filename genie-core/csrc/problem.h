@@ -70,10 +70,16 @@ struct Move {
   int value, from, to, before;
   double ready;
   double begin, end;
-  int cause;  // what it waited for: -1 nothing; the sender's or receiver's transfer before it; kMaking: the value
-  bool at_sender;
+  int cause;     // what it waited for: kMaking the value, else the transfer that kept its sender or its receiver
+  double until;  // bytes its sender sent so far, these included
 };
 constexpr int kMaking = -2;
+
+struct Span {
+  double begin = 0.0, end = 0.0;
+  int cause = -1;   // -1 nothing, kMaking the step before on its device, else a transfer
+  int before = -1;  // the step before it on its device
+};
 
 struct Outcome {
   double makespan = 0.0;
@@ -83,49 +89,72 @@ struct Outcome {
   std::vector<int64_t> peak;                 // bytes per device
 };
 
-// Runs a placement in time. Keeps its memory from call to call.
+// Runs placements in time. Keeps its memory from call to call, and the times of one run, so that a placement that
+// differs in little from it need not be run from the start.
 class Clock {
  public:
   explicit Clock(const Problem& problem);
   // `place`: step → device. Gives up, and says so, once the end is sure to come after `limit`.
   bool run(const std::vector<int>& place, Outcome& outcome, double limit = kNever);
+  // The same for a placement that differs from the one kept in `changed` steps alone, none of which, then or now, has
+  // to do with anything that begins before `from`: what does is taken as it was. Nothing is told of ports.
+  bool rerun(const std::vector<int>& place, std::span<const int> changed, double from, Outcome& outcome, double limit);
+  void keep();    // the times of the last run
+  void forget();  // the last run
 
-  std::vector<double> begin, end;  // per step
-  std::vector<int> cause;          // per step: -1 nothing, kMaking the step before on its device, else a transfer
-  std::vector<int> before;         // per step: the one before it on its device, or -1
-  std::vector<Move> moves;         // in the order they became known
-  int last = -1;                   // the step that ends last
+  // Of the run that is kept.
+  std::vector<Span> spans;  // per step
+  std::vector<Move> moves;  // by number; among them are some that are no more
+  int last = -1;            // the step that ends last
+  const std::vector<int>& sent_by(int device) const { return lines_[device]; }  // in order
+
+  int ran = 0;  // steps in the last run
 
  private:
-  void send(int value, int from, double ready);
-  void queue(int value, int from, int to, int before, double ready);
-  bool advance(int device, double limit, Outcome& outcome);
-
-  const Problem& p_;
-  const std::vector<int>* place_ = nullptr;
   struct Slot {  // a value on a device
     double arrival = 0.0;
     int arrived = 0;  // the epoch it is there in
     int sent = 0;     // the epoch it is sent there in
-    int move = -1;
+    int move = -1;    // that brings it in this epoch
+    int kept = -1;    // … in the run that is kept
   };
-  Slot& slot(int value, int device) { return slots_[static_cast<size_t>(value) * p_.devices + device]; }
-
-  std::vector<Slot> slots_;
-  std::vector<int> home_;
   struct Device {
     double free = 0.0, out = 0.0, in = 0.0;  // when it, and its ports, have nothing more to do
     double rest = 0.0;                       // seconds of steps it has still to do
+    double until = 0.0;                      // bytes sent
     int step = -1, previous = -1;            // its next step, and the one it did last
     int out_by = -1, in_by = -1;             // transfers that took its ports last
-    // Its transfers in the order they became ready; the first of them again, at hand.
-    int first = -1, last = -1, to = 0;
+    size_t front = 0;                        // the first of its transfers that waits; again, at hand:
     double ready = kNever;
+    int to = 0;
+    size_t sent = 0, received = 0;  // transfers that stay as they are
   };
-  std::vector<Device> devices_;
-  std::vector<int> next_step_;  // step → the next one on its device
-  std::vector<int> next_move_;  // transfer → the next one of its sender
+
+  void start(const std::vector<int>& place, Outcome& outcome);
+  bool finish(double limit, Outcome& outcome);
+  void send(int value, int from, double ready);
+  void queue(int value, int from, int to, int before, double ready);
+  bool advance(int device, double limit, Outcome& outcome);
+  void show_front(Device& device, int number);
+  void set_home(int value, int device);
+  void compact();
+  Slot& slot(int value, int device) { return slots_[static_cast<size_t>(value) * p_.devices + device]; }
+
+  const Problem& p_;
+  const std::vector<int>* place_ = nullptr;
+  double from_ = -1.0;  // what begins before is as it was
   int epoch_ = 0;
+  std::vector<Slot> slots_;
+  std::vector<int> home_, home_kept_;  // value → where it is made or starts
+  std::vector<std::pair<int, int>> homes_before_;
+  std::vector<Device> devices_;
+  std::vector<int> next_step_;            // step → the next one on its device
+  std::vector<Span> fresh_;               // per step, of the last run
+  std::vector<int> done_;                 // steps of the last run
+  int fresh_last_ = -1;
+  size_t kept_moves_ = 0;                 // how many of `moves` are of the run that is kept
+  // Transfers by sender in the order they became ready, and by receiver in the order they began.
+  std::vector<std::vector<int>> lines_, arrivals_, fresh_lines_, fresh_arrivals_;
 };
 
 // Bytes per device over the steps, by liveness. Keeps its memory from call to call.
@@ -162,7 +191,7 @@ struct Score {
   bool better(const Score& other) const {
     if (overflow != other.overflow) return overflow < other.overflow;
     if (violation != other.violation) return violation < other.violation;
-    const double slack = 1e-12 * (value < other.value ? other.value : value);
+    const double slack = 1e-12 * (value < other.value ? value : other.value);
     if (value < other.value - slack) return true;
     return value <= other.value + slack && moved < other.moved;
   }

@@ -8,6 +8,7 @@ namespace {
 
 // Shares of the budget: for grains from coarse to fine, for blocks; the rest is for steps.
 constexpr double kLevels = 0.2, kBlocks = 0.15;
+constexpr double kFew = 5000.0;    // placements
 constexpr double kOften = 15.0;  // times that each step can be tried
 
 class Searcher {
@@ -17,8 +18,8 @@ class Searcher {
 
   Found run() {
     portfolio();
-    improve();
-    if (best_.score.overflow > 0) make_fit();
+    if (!try_all()) improve();
+    if (best_.score.overflow > 0 && !proven_) make_fit();
     prefer_single();
     Found found;
     found.best = best_;
@@ -30,6 +31,34 @@ class Searcher {
   }
 
  private:
+  // Every placement, where they are few.
+  bool try_all() {
+    double count = 1.0;
+    for (int unit = 0; unit < p_.units && count <= kFew; ++unit) {
+      int ways = 0;
+      for (int device = 0; device < p_.devices; ++device) ways += p_.may(unit, device);
+      count *= ways;
+    }
+    if (count > kFew || count * p_.steps > static_cast<double>(judge_.left)) return false;
+    Placement units(p_.units, 0);
+    for (int unit = 0; unit < p_.units; ++unit)
+      while (!p_.may(unit, units[unit])) ++units[unit];
+    for (int unit = 0; unit < p_.units;) {
+      const Score score = judge_(units, best_.score.overflow > 0 ? kNever : best_.score.scalar());
+      if (score.better(best_.score)) best_ = {units, score, "the best of all placements"};
+      // The next one, as one counts.
+      for (unit = 0; unit < p_.units; ++unit) {
+        do ++units[unit];
+        while (units[unit] < p_.devices && !p_.may(unit, units[unit]));
+        if (units[unit] < p_.devices) break;
+        units[unit] = 0;
+        while (!p_.may(unit, units[unit])) ++units[unit];
+      }
+    }
+    proven_ = true;
+    return true;
+  }
+
   void offer(Placement units, const char* rule) {
     if (units.empty() && p_.units > 0) return;
     const Score score = judge_(units);

@@ -25,11 +25,18 @@ class Judge {
   // A placement whose score would be above `limit`, as a scalar, may be told from others by an infinite score alone.
   Score operator()(const Placement& units, double limit = kNever);
 
+  // The same of a placement that differs in the `changed` units from the last one that was kept; what was asked last is
+  // kept or forgotten before anything else is asked.
+  Score attempt(const Placement& units, const std::vector<std::pair<int, int>>& changed, double limit);
+  void keep();
+  void forget();
+
   const Problem& problem() const { return p_; }
   const Objective& objective() const { return objective_; }
   const Clock& clock() const { return clock_; }
   const Outcome& outcome() const { return outcome_; }
   const std::vector<int>& place() const { return place_; }
+  const std::vector<int>& list(int device) const { return lists_[device]; }
   int64_t left = 0;
   int64_t judged = 0;
 
@@ -39,7 +46,13 @@ class Judge {
   Clock clock_;
   Ledger ledger_;
   Outcome outcome_;
+  double unaffected() const;
+  Score finished(double limit);
+
   std::vector<int> place_;
+  std::vector<std::pair<int, int>> was_;   // (step, device) of what was asked last, before
+  std::vector<int> steps_;                 // those steps
+  std::vector<std::vector<int>> lists_;    // per device, its steps in order, of what is kept
 };
 
 // --- candidates (candidates.cpp) ---

@@ -305,3 +305,32 @@ def test_the_strategy_stands_alone():
     assert set(placed) == set(range(7))
     with pytest.raises(ConfigError, match="effort"):
         Portfolio(effort=-1)
+
+
+@settings(max_examples=60)
+@given(problems(most=14), st.integers(0, 3))
+def test_what_the_search_reckons_is_what_the_evaluator_says(problem, seed):
+    """It runs only what a change can affect: to the last bit, that is the whole."""
+    graph, devices, model = problem
+    count, steps = len(devices), len(graph.steps)
+    seconds = [[model.estimate_compute(node, each) for node in graph.steps] for each in devices]
+    links = [
+        Link(a, b, model.latency, 1 / model.per_byte if model.per_byte else float("inf"))
+        for a in range(count)
+        for b in range(count)
+        if a != b
+    ]
+    groups = Groups(list(range(steps)), [(1 << count) - 1] * steps)
+    native = build(graph, seconds, links, [1 << 60] * count, groups, {}, liveness(graph), sizes(graph))
+    answer = native.search(objective="min_latency", price=[1.0] * count, budget=200 * steps, seed=seed)
+    assert native.evaluate(array("i", answer["place"]))["makespan"] == answer["score"]
+
+
+def test_tiny_graphs_are_placed_best_of_all():
+    graph = graph_of([[0], [0], [1, 2], [3]], [8] * 5, 1, [4])
+    devices = [device("a"), device("b"), device("c")]
+    model = Table({(n, d): 1.0 + n * 0.3 + "abc".index(d) * 0.7 for n in range(4) for d in "abc"}, latency=0.25)
+    best = min(plan.latency for plan in every_plan(graph, devices, model))
+    plan = scheduled(graph, devices, model)
+    assert plan.latency == best
+    assert "the best of all placements" in plan.rules[0] or "one device" in plan.rules[0]

@@ -10,12 +10,9 @@ enemies: what decodes is verified. A reader accepts newer minors, whose addition
 
 from __future__ import annotations
 
-import gc
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +23,7 @@ from genie import graph as graphs
 from genie import plan as plans
 from genie.errors import CodecError, VersionMismatch
 from genie.graph import Graph
+from genie.graph.collecting import paused_gc
 from genie.plan import ExecutionPlan
 
 MAGIC = b"GENIE"
@@ -68,7 +66,7 @@ def encode(value: Graph | ExecutionPlan) -> bytes:
     else:
         kind = _PLAN
         plans.verify(value)
-    with _paused_gc(len(value.steps if isinstance(value, Graph) else value.decisions)):
+    with paused_gc(len(value.steps if isinstance(value, Graph) else value.decisions)):
         try:
             body = _encoder.encode(value)
         except (TypeError, OverflowError, ValueError, RecursionError) as error:
@@ -94,7 +92,7 @@ def decode(data: bytes | bytearray | memoryview, where: str = "", limit: int = M
     if _hash(prefix, body) != stored:
         raise CodecError("the content does not match its hash", where=where, hint="it was damaged: make it again")
     decoder = _graph_decoder if header.kind == "graph" else _plan_decoder
-    with _paused_gc(len(body) // 64):
+    with paused_gc(len(body) // 64):
         try:
             value: Graph | ExecutionPlan = decoder.decode(body)
         except (msgspec.DecodeError, RecursionError, MemoryError, ValueError, OverflowError) as error:
@@ -184,16 +182,3 @@ def _hash(prefix: bytes | memoryview, body: bytes | memoryview) -> bytes:
     state = blake2b(prefix, digest_size=_HASH)
     state.update(body)
     return state.digest()
-
-
-@contextmanager
-def _paused_gc(things: int) -> Iterator[None]:
-    # Every object made here lives: collections in between would only walk them, over and over.
-    if things < 512 or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

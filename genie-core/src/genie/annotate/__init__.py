@@ -8,9 +8,7 @@ graph computes.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from genie.errors import GraphError
 from genie.flops import Work, sizes, work
 from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, relabelled, verify
 from genie.graph.calls import calls, weights
+from genie.graph.collecting import paused_gc
 from genie.graph.once import once
 from genie.graph.structure import structure
 from genie.interfaces import PatternMatcher
@@ -53,7 +52,7 @@ def annotate(
     graph that breaks a rule and for marks that do.
     """
     verify(graph)
-    with _paused_gc(len(graph.steps)):
+    with paused_gc(len(graph.steps)):
         found: _Found = {}
         try:
             _defaults(graph, found)
@@ -250,16 +249,3 @@ def _semantics(shared: _Shared, work: Work) -> Semantics:
         work.written if written is None else written,
         *after,
     )
-
-
-@contextmanager
-def _paused_gc(nodes: int) -> Iterator[None]:
-    # Every object made here lives: collections in between would only walk them, over and over.
-    if nodes < 512 or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

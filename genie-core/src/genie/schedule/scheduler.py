@@ -11,6 +11,7 @@ from typing import NamedTuple
 from genie.device import Device
 from genie.errors import ConfigError, SchedulingError
 from genie.graph import Graph, Node, verify
+from genie.graph.collecting import paused_gc
 from genie.graph.sizes import sizes
 from genie.interfaces import Appraising, CostModel, Estimate, PlacementStrategy, Policy
 from genie.plan import (
@@ -128,17 +129,29 @@ class Scheduler:
         Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
         """
+        with paused_gc(len(graph.steps)):
+            return self._schedule(graph, homes or {}, pins or {}, exclude or {}, draws, occupied or {})
+
+    def _schedule(
+        self,
+        graph: Graph,
+        homes: Mapping[int, str],
+        pins: Mapping[Where, str],
+        exclude: Mapping[Where, Collection[str] | str],
+        draws: str | None,
+        occupied: Mapping[str, int],
+    ) -> ExecutionPlan:
         verify(graph)
         devices, steps = self.devices, graph.steps
-        living = homes_of(graph, devices, homes or {})
-        wanted = asked(graph, devices, pins or {}, exclude or {}, draws)
+        living = homes_of(graph, devices, homes)
+        wanted = asked(graph, devices, pins, exclude, draws)
         one = len(devices) == 1
         nodes: Sequence[Node] = steps if type(self._cost) is RooflineCostModel and _annotated(graph) else graph.nodes()
         appraisals = [self._appraise(nodes, device) for device in devices]
         seconds = [each.seconds for each in appraisals]
         releases = liveness(graph)
         need = memory(graph, releases)
-        now = _reserved(devices, occupied or {})
+        now = _reserved(devices, occupied)
         taken = [min(a + b, d.memory_bytes) for a, b, d in zip(self._reserved, now, devices, strict=True)]
         capacities = [device.memory_bytes - its for device, its in zip(devices, taken, strict=True)]
         held = wanted if one else [*wanted, *exact(graph, living)]
