@@ -130,7 +130,7 @@ class Scheduler:
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
         """
         with paused_gc(len(graph.steps)):
-            return self._schedule(graph, homes or {}, pins or {}, exclude or {}, draws, occupied or {})
+            return self._schedule(graph, homes or {}, pins or {}, exclude or {}, draws, occupied or {}, like)
 
     def _schedule(
         self,
@@ -140,6 +140,7 @@ class Scheduler:
         exclude: Mapping[Where, Collection[str] | str],
         draws: str | None,
         occupied: Mapping[str, int],
+        like: ExecutionPlan | None,
     ) -> ExecutionPlan:
         verify(graph)
         devices, steps = self.devices, graph.steps
