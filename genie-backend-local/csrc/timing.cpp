@@ -239,7 +239,9 @@ std::vector<TimingRow> Timer::take() {
   return rows;
 }
 
-void Session::Run::timed_steps() {
+void Session::Run::timed() {
+  const CleanState clean(session_.device_, session_.warnings_);
+  const AllocationLimit limit(session_.memory_);
   auto& timer = session_.timer_;
   const auto& counters = session_.counters_;
   timer.begin();
