@@ -23,7 +23,8 @@ constexpr size_t most_members = 32;
 // A session that does not come back within this time has stopped, or does something else in between.
 constexpr auto longest_pause = std::chrono::milliseconds(100);
 constexpr auto slack = std::chrono::microseconds(100);
-constexpr double share_waited = 0.25;  // of the time an execution takes, at most
+// Of the time an execution takes, at most: two that take turns wait all of that time for each other.
+constexpr double share_waited = 0.5;
 
 Clock::duration as_duration(double seconds) {
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
@@ -133,7 +134,9 @@ void Batcher::Group::arrived(const void* session) {
   const auto now = Clock::now();
   auto& its = seen_[session];
   if (const auto gap = now - its.at; gap < longest_pause) {
-    its.gap = its.gap == 0 ? in_seconds(gap) : 0.7 * its.gap + 0.3 * in_seconds(gap);
+    // Being late once says less than being early.
+    const auto latest = in_seconds(gap);
+    its.gap += (its.gap == 0 ? 1 : latest < its.gap ? 0.5 : 0.2) * (latest - its.gap);
   }
   its.at = now;
   its.here = true;
@@ -160,7 +163,7 @@ Time Batcher::Group::going_at(Time since) const {
   auto until = since;
   for (const auto& [session, its] : seen_) {
     if (!its.here) {
-      const auto expected = its.at + as_duration(2 * its.gap) + slack;
+      const auto expected = its.at + as_duration(1.5 * its.gap) + slack;
       // Who would come too late is not waited for at all.
       if (expected <= latest) {
         until = std::max(until, expected);

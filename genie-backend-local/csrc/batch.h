@@ -17,7 +17,7 @@ struct BatchOptions {
   bool exact = true;  // results are to the last bit those of running alone
   int64_t lanes = 0;  // batches of one model that run at the same time; 0: as many as there are cores for
   int64_t fewest = 1;  // an execution waits for so many …
-  double patience = 2e-3;  // … or for those that were just here, but never longer than this (s)
+  double patience = 1e-2;  // … or for those that were just here, but never longer than this (s)
 };
 
 // Shared by the sessions of a process. An execution joins those whose plans have equal steps and the same memory as

@@ -85,7 +85,11 @@ void Session::Run::bind(const std::vector<uint64_t>& words) {
 void Session::Run::alone() {
   const CleanState clean(session_.device_, session_.warnings_);
   const AllocationLimit limit(session_.memory_);
-  steps(plan_.steps.size());
+  if (session_.timer_.due(plan_)) {
+    timed();
+  } else {
+    steps(plan_.steps.size());
+  }
 }
 
 void Session::Run::steps(size_t end) {

@@ -12,9 +12,8 @@ class Session::Run {
 
   // `words` as in genie.bindings. Refused when a handle is unknown or taken; nothing has happened then.
   void bind(const std::vector<uint64_t>& words);
-  // All steps, in order.
+  // All steps, in order, timed if that is due.
   void alone();
-  void timed();  // in timing.cpp
   // Gives the outputs their handles and forgets the donated inputs.
   void finish();
   // Forgets the values made, and the donated inputs.
@@ -49,6 +48,7 @@ class Session::Run {
 
  private:
   void steps(size_t end);
+  void timed();  // in timing.cpp
   void step(Step& step, size_t index);
   void perform(Step& step, size_t index);
   template <class Work>

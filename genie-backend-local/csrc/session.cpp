@@ -167,9 +167,7 @@ void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
   Run run(*this, plan);
   run.bind(words);
   try {
-    if (timer_.due(plan)) {
-      run.timed();
-    } else if (batcher_ && !plan.products.empty()) {
+    if (batcher_ && !plan.products.empty() && !timer_.always()) {
       batcher_->run(run);
     } else {
       run.alone();

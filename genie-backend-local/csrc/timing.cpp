@@ -240,8 +240,6 @@ std::vector<TimingRow> Timer::take() {
 }
 
 void Session::Run::timed() {
-  const CleanState clean(session_.device_, session_.warnings_);
-  const AllocationLimit limit(session_.memory_);
   auto& timer = session_.timer_;
   const auto& counters = session_.counters_;
   timer.begin();

@@ -12,7 +12,7 @@ from genie_backend_local import hardware, native
 from genie_backend_local.session import LocalSession
 
 _IDLE_SECONDS = 20.0
-_PATIENCE_SECONDS = 2e-3  # much less than a step of a model that is worth it; see docs/batching.md
+_PATIENCE_SECONDS = 1e-2  # at most, and at most half of what an execution takes: see docs/batching.md
 
 
 class LocalBackend:
