@@ -17,6 +17,7 @@ a node's for one batch. The exit status says whether all tokens were the native 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -154,7 +155,7 @@ def measure(workload: Workload, counts: Sequence[int], rounds: int, threads: int
 def _figures(taken: list[tuple[float, list[Any]]], workload: Workload, off: float) -> Row:
     seconds = statistics.median(seconds for seconds, _ in taken)
     answers = [answer for _, each in taken for answer in each]
-    gaps = [statistics.median(b - a for a, b in zip(came, came[1:], strict=False)) for _, came, _ in answers]
+    gaps = [statistics.median(b - a for a, b in itertools.pairwise(came)) for _, came, _ in answers]
     spent = {name: sum(answer[2][name] for answer in answers) for name in answers[0][2]}
     tokens = workload.new_tokens * len(taken[0][1])
     return {
@@ -224,7 +225,8 @@ def main() -> int:
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
-        print(f"torch {result['torch']}, {options.tokens} tokens, {options.threads} threads, cores {options.cores or 'all'}\n")
+        where = f"{options.threads} threads, cores {options.cores or 'all'}"
+        print(f"torch {result['torch']}, {options.tokens} tokens, {where}\n")
         print(table(result["rows"]))
         for each in result["targets_missed"]:
             print(f"target missed: {each}")

@@ -48,7 +48,7 @@ int64_t cores() {
 
 }  // namespace
 
-// The executions of one structure over the same weights.
+// The executions that have the same weights.
 class Batcher::Group {
  public:
   Group(const BatchOptions& options, Products& products) : options_(options), products_(products) {}
@@ -230,7 +230,7 @@ Batcher::Batcher(const BatchOptions& options) : options_(options), products_(opt
 Batcher::~Batcher() = default;
 
 std::shared_ptr<Batcher::Group> Batcher::group_of(const Session::Run& run) {
-  auto key = run.plan().structure;
+  uint64_t key = run.plan().products.size();
   const auto mix = [&key](uint64_t word) { key = (key ^ word) * 0x100000001b3U; };
   for (const auto* weight : run.weights()) {
     mix(reinterpret_cast<uintptr_t>(weight));

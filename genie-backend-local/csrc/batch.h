@@ -20,8 +20,8 @@ struct BatchOptions {
   double patience = 1e-2;  // … or for those that were just here, but never longer than this (s)
 };
 
-// Shared by the sessions of a process. An execution joins those whose plans have equal steps and the same memory as
-// weights. Thread-safe.
+// Shared by the sessions of a process. An execution joins those that multiply by the same memory, be the steps in
+// between what they may. Thread-safe.
 class Batcher {
  public:
   explicit Batcher(const BatchOptions& options);

@@ -58,18 +58,19 @@ class Lockstep {
     if (members_.size() < 2) {
       return;
     }
-    const auto& product = runs_[members_.front()]->plan().products[number];
-    const auto& step = runs_[members_.front()]->plan().steps[product.step];
+    const auto& plan = runs_[members_.front()]->plan();
+    const auto& product = plan.products[number];
+    const auto& step = plan.steps[product.step];
     const auto choice = products_.choose(step, product, parts_);
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
     if (choice.way == Way::each) {
       parts_.clear();
       for (const auto i : members_) {
-        guarded(i, [&] { runs_[i]->advance(product.step + 1, clean_); });
+        guarded(i, [&] { runs_[i]->advance(own(i, number).step + 1, clean_); });
       }
     } else {
-      fill(choice, step, product);
+      fill(choice, step, number);
     }
     products_.took(choice, std::chrono::duration<double>(Clock::now() - start).count());
     for (const auto i : members_) {
@@ -91,9 +92,9 @@ class Lockstep {
     if (!members_.empty()) {
       const auto& plan = runs_[members_.front()]->plan();
       const auto& its = plan.products[number];
-      const bool same = its.step == product.step && its.weight == product.weight && its.rows == product.rows &&
-          plan.steps[its.step].op->name == run.plan().steps[product.step].op->name;
-      if (!same || !Products::alike(product, parts_.front(), part)) {
+      // One operator has its operands in one place, so what holds for the first holds for this one.
+      if (plan.steps[its.step].op->name != run.plan().steps[product.step].op->name ||
+          !Products::alike(product, parts_.front(), part)) {
         return;
       }
     }
@@ -101,11 +102,15 @@ class Lockstep {
     parts_.push_back(std::move(part));
   }
 
-  void fill(const Products::Choice& choice, const Step& step, const Product& product) {
+  const Product& own(size_t i, size_t number) const {
+    return runs_[i]->plan().products[number];
+  }
+
+  void fill(const Products::Choice& choice, const Step& step, size_t number) {
     size_t kept = 0;
     for (size_t k = 0; k < members_.size(); ++k) {
       const auto i = members_[k];
-      guarded(i, [&] { parts_[k].result = runs_[i]->make(product, parts_[k].operands); });
+      guarded(i, [&] { parts_[k].result = runs_[i]->make(own(i, number), parts_[k].operands); });
       if (parts_[k].result.defined()) {
         members_[kept] = i;
         if (kept != k) {
@@ -120,18 +125,18 @@ class Lockstep {
       return;
     }
     try {
-      products_.fill(choice, step, product, parts_);
+      products_.fill(choice, step, own(members_.front(), number), parts_);
     } catch (...) {
       const auto failure = current_failure();
       parts_.clear();
       for (const auto i : members_) {
-        guarded(i, [&] { runs_[i]->failed(product, failure); });
+        guarded(i, [&] { runs_[i]->failed(own(i, number), failure); });
       }
       return;
     }
     parts_.clear();  // operands are released by their sessions
     for (const auto i : members_) {
-      guarded(i, [&] { runs_[i]->made(product); });
+      guarded(i, [&] { runs_[i]->made(own(i, number)); });
     }
   }
 

@@ -80,11 +80,10 @@ struct Plan {
   // For timing: executions so far, and what the steps of a timed one took, in seconds.
   uint64_t executions = 0;
   double usual = 0;
-  // For execution together with others (batch.h): the products of phase decode, the values they multiply by that are
-  // inputs or views of inputs, and a hash of the steps.
+  // For execution together with others (batch.h): the products of phase decode by inputs or views of inputs, and these
+  // inputs' values.
   std::vector<Product> products;
   std::vector<int32_t> weights;
-  uint64_t structure = 0;
 
   // Decodes one execution's bindings and patches the parameters that changed. Refused (protocol) when they are
   // malformed or a number does not fit.

@@ -32,10 +32,6 @@ constexpr Form forms[] = {
 };
 constexpr const char* views[] = {"aten::t", "aten::transpose.int", "aten::permute", "aten::detach", "aten::alias"};
 
-void mix(uint64_t& hash, uint64_t word) {
-  hash = (hash ^ word) * 0x100000001b3U;  // FNV-1a over words
-}
-
 bool is_value(const Step& step, int8_t argument) {
   return step.arguments[argument].kind == Argument::Kind::value;
 }
@@ -155,21 +151,9 @@ void find_products(Plan& plan) {
   }
   plan.products.clear();
   plan.weights.clear();
-  plan.structure = 0xcbf29ce484222325U;
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const auto& step = plan.steps[i];
     const auto& name = step.op->name;
-    mix(plan.structure, std::hash<std::string>()(name));
-    for (const auto& argument : step.arguments) {
-      mix(plan.structure, static_cast<uint64_t>(argument.kind));
-      mix(plan.structure, static_cast<uint64_t>(argument.value));
-      for (const auto value : argument.values) {
-        mix(plan.structure, static_cast<uint64_t>(value));
-      }
-    }
-    for (const auto output : step.outputs) {
-      mix(plan.structure, static_cast<uint64_t>(output));
-    }
     if (std::find(std::begin(views), std::end(views), name) != std::end(views) && is_value(step, 0) &&
         step.outputs.size() == 1 && step.outputs[0] >= 0) {
       origin[step.outputs[0]] = origin[step.arguments[0].value];
@@ -194,7 +178,7 @@ Products::Products(bool exact) : exact_(exact) {}
 size_t Products::Hash::operator()(const std::vector<int64_t>& words) const {
   uint64_t hash = 0xcbf29ce484222325U;
   for (const auto word : words) {
-    mix(hash, static_cast<uint64_t>(word));
+    hash = (hash ^ static_cast<uint64_t>(word)) * 0x100000001b3U;  // FNV-1a over words
   }
   return hash ^ (hash >> 32);
 }

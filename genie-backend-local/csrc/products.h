@@ -14,7 +14,7 @@
 
 namespace genie_local {
 
-// Finds what executions of the plan may do together with others: `products`, `weights`, `structure`.
+// Finds what executions of the plan may do together with others: `products` and `weights`.
 void find_products(Plan& plan);
 
 // One execution's share of a product.

@@ -171,6 +171,7 @@ std::vector<const void*> Session::Run::weights() const {
     const auto& tensor = session_.slots_[value]->tensor;
     found.push_back(tensor.defined() && tensor.has_storage() ? tensor.const_data_ptr() : nullptr);
   }
+  std::sort(found.begin(), found.end());
   return found;
 }
 

@@ -34,7 +34,7 @@ class Session::Run {
   }
   // The steps before this one that were not done yet.
   void advance(size_t end, CleanState& clean);
-  // Where the weights of its products are.
+  // Where the weights of its products are, in the order of addresses.
   std::vector<const void*> weights() const;
   // The operands of a product, the next step; none if the step has to be done by `advance`.
   std::vector<c10::IValue> operands(const Product& product);
