@@ -8,7 +8,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # Of this process and all it starts; here, because what reads it does so when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,12 +19,17 @@ _STOP_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def node(device: str = "cpu", threads: int = 1) -> Iterator[str]:
-    """Its address, once it is ready. Ends sessions of this process, then the node, whatever happens."""
+def node(
+    device: str = "cpu", threads: int = 1, options: Sequence[str] = (), cores: Sequence[int] = ()
+) -> Iterator[str]:
+    """Its address, once it is ready. Ends sessions of this process, then the node, whatever happens. With ``cores``
+    it runs on these alone."""
     import genie
 
     command = [sys.executable, "-m", "genie", "serve", "--port", "0", "--device", device, "--json"]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), *options]
+    if cores:
+        command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     # A session of its own: Ctrl-C is for the benchmark, which then stops the node.
     process = subprocess.Popen(

@@ -51,8 +51,8 @@ std::optional<c10::Device> accelerator(c10::Device device) {
 }  // namespace
 
 void WarningCollector::process(const c10::Warning& warning) {
-  if (texts_.size() < most_warnings) {
-    texts_.insert(warning.msg());
+  if (texts_->size() < most_warnings) {
+    texts_->insert(warning.msg());
   }
 }
 

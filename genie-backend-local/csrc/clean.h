@@ -13,16 +13,24 @@ namespace genie_local {
 // Keeps the warnings of the steps from the node's standard error.
 class WarningCollector final : public c10::WarningHandler {
  public:
-  explicit WarningCollector(std::set<std::string>& texts) : texts_(texts) {}
+  explicit WarningCollector(std::set<std::string>& texts) : texts_(&texts) {}
   void process(const c10::Warning& warning) override;
+  void collect_in(std::set<std::string>& texts) {
+    texts_ = &texts;
+  }
 
  private:
-  std::set<std::string>& texts_;
+  std::set<std::string>* texts_;
 };
 
 class CleanState {
  public:
   CleanState(c10::Device device, std::set<std::string>& warnings);
+
+  // Where warnings go from now on.
+  void collect_in(std::set<std::string>& warnings) {
+    collector_.collect_in(warnings);
+  }
 
  private:
   at::ThreadLocalStateGuard state_;

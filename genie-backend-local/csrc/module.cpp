@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "batch.h"
 #include "loader.h"
 #include "names.h"
 #include "session.h"
@@ -157,6 +158,10 @@ py::dict counters(Session& session) {
   named["peak_memory_bytes"] = counted.peak_memory;
   named["timed_executions"] = counted.timed;
   named["kept_bytes"] = counted.kept;
+  named["batched_executions"] = counted.batched_executions;
+  named["batched_members"] = counted.batched_members;
+  named["batched_steps"] = counted.batched_steps;
+  named["largest_batch"] = counted.largest_batch;
   return named;
 }
 
@@ -220,15 +225,31 @@ py::list take_timings(Session& session) {
 void bind_session(py::module_& module) {
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
   py::class_<Budget, BudgetPtr>(module, "Budget").def(py::init<int64_t>(), py::arg("bytes"));
+  py::class_<Batcher, BatcherPtr>(module, "Batcher")
+      .def(
+          py::init([](bool exact, int64_t lanes, int64_t fewest, double patience) {
+            return std::make_shared<Batcher>(BatchOptions{exact, lanes, fewest, patience});
+          }),
+          py::kw_only(),
+          py::arg("exact"),
+          py::arg("lanes"),
+          py::arg("fewest"),
+          py::arg("patience"));
   py::class_<Session>(module, "Session")
       .def(
-          py::init([](const std::string& device, const std::string& name, int64_t memory_limit, BudgetPtr budget) {
-            return std::make_unique<Session>(c10::Device(device), name, memory_limit, std::move(budget));
+          py::init([](const std::string& device,
+                      const std::string& name,
+                      int64_t memory_limit,
+                      BudgetPtr budget,
+                      BatcherPtr batcher) {
+            return std::make_unique<Session>(
+                c10::Device(device), name, memory_limit, std::move(budget), std::move(batcher));
           }),
           py::arg("device"),
           py::arg("name"),
           py::arg("memory_limit"),
-          py::arg("budget") = BudgetPtr())
+          py::arg("budget") = BudgetPtr(),
+          py::arg("batcher") = BatcherPtr())
       .def(
           "load",
           [](Session& session, int64_t id, const py::object& graph) {

@@ -54,6 +54,15 @@ struct Patch {
   c10::ScalarType dtype = c10::ScalarType::Undefined;
 };
 
+// A step that multiplies what differs from execution to execution by what may be the same memory in all of them.
+struct Product {
+  uint32_t step = 0;
+  int8_t rows = 0;  // the argument whose rows are multiplied …
+  int8_t weight = 0;  // … by this one
+  int8_t bias = -1;  // is added, if there is one
+  int8_t made = 0;  // the dimension of the weight that becomes the result's last
+};
+
 struct Plan {
   struct Input {
     int32_t value;
@@ -71,6 +80,10 @@ struct Plan {
   // For timing: executions so far, and what the steps of a timed one took, in seconds.
   uint64_t executions = 0;
   double usual = 0;
+  // For execution together with others (batch.h): the products of phase decode by inputs or views of inputs, and these
+  // inputs' values.
+  std::vector<Product> products;
+  std::vector<int32_t> weights;
 
   // Decodes one execution's bindings and patches the parameters that changed. Refused (protocol) when they are
   // malformed or a number does not fit.

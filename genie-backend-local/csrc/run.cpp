@@ -1,9 +1,11 @@
 #include "run.h"
 
 #include <optional>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace genie_local {
 namespace {
@@ -80,13 +82,19 @@ void Session::Run::bind(const std::vector<uint64_t>& words) {
   }
 }
 
-void Session::Run::steps() {
+void Session::Run::alone() {
+  const CleanState clean(session_.device_, session_.warnings_);
+  const AllocationLimit limit(session_.memory_);
   if (session_.timer_.due(plan_)) {
-    timed_steps();
-    return;
+    timed();
+  } else {
+    steps(plan_.steps.size());
   }
-  for (size_t i = 0; i < plan_.steps.size(); ++i) {
-    step(plan_.steps[i], i);
+}
+
+void Session::Run::steps(size_t end) {
+  for (; next_ < end; ++next_) {
+    step(plan_.steps[next_], next_);
   }
 }
 
@@ -100,7 +108,7 @@ void Session::Run::perform(Step& step, size_t index) {
   if (failure) {
     ++session_.counters_.skipped_steps;
   } else {
-    try {
+    failure = attempt(step, index, [&] {
       auto& stack = session_.stack_;
       stack.clear();
       for (auto& argument : step.arguments) {
@@ -112,30 +120,111 @@ void Session::Run::perform(Step& step, size_t index) {
           unshare(*storage);
         }
       }
-      const auto before = session_.memory_.live();
       call(step);
-      keep_results(step);
-      for (const auto value : step.written) {
-        session_.memory_.refresh(*session_.slots_[value]);
-      }
-      if (const auto& memory = session_.memory_; memory.lacks(0)) {
-        const auto made = memory.live() - before;
-        C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
-      }
-    } catch (...) {
-      auto made = current_failure();
-      made.op = step.op->name;
-      made.source = step.source < 0 ? "" : plan_.sources[step.source];
-      made.device = session_.name_;
-      made.plan = plan_.id;
-      made.step = static_cast<int64_t>(index);
-      failure = std::make_shared<const Failure>(std::move(made));
-      ++session_.counters_.failed_steps;
-    }
+    });
   }
   if (failure) {
     poison(step, failure);
   }
+}
+
+// `work` leaves the step's results on the stack.
+template <class Work>
+FailurePtr Session::Run::attempt(const Step& step, size_t index, Work&& work) {
+  try {
+    const auto before = session_.memory_.live();
+    work();
+    keep_results(step);
+    for (const auto value : step.written) {
+      session_.memory_.refresh(*session_.slots_[value]);
+    }
+    if (const auto& memory = session_.memory_; memory.lacks(0)) {
+      const auto made = memory.live() - before;
+      C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
+    }
+    return nullptr;
+  } catch (...) {
+    return describe(current_failure(), step, index);
+  }
+}
+
+FailurePtr Session::Run::describe(Failure failure, const Step& step, size_t index) {
+  failure.op = step.op->name;
+  failure.source = step.source < 0 ? "" : plan_.sources[step.source];
+  failure.device = session_.name_;
+  failure.plan = plan_.id;
+  failure.step = static_cast<int64_t>(index);
+  ++session_.counters_.failed_steps;
+  return std::make_shared<const Failure>(std::move(failure));
+}
+
+void Session::Run::advance(size_t end, CleanState& clean) {
+  clean.collect_in(session_.warnings_);
+  const AllocationLimit limit(session_.memory_);
+  steps(end);
+}
+
+std::vector<const void*> Session::Run::weights() const {
+  std::vector<const void*> found;
+  found.reserve(plan_.weights.size());
+  for (const auto value : plan_.weights) {
+    const auto& tensor = session_.slots_[value]->tensor;
+    found.push_back(tensor.defined() && tensor.has_storage() ? tensor.const_data_ptr() : nullptr);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::vector<c10::IValue> Session::Run::operands(const Product& product) {
+  auto& step = plan_.steps[product.step];
+  if (next_ != product.step || (poisoned_ && failed_operand(step))) {
+    return {};
+  }
+  session_.stack_.clear();
+  for (auto& argument : step.arguments) {
+    push(argument, step);
+  }
+  return std::exchange(session_.stack_, {});
+}
+
+at::Tensor Session::Run::make(const Product& product, const std::vector<c10::IValue>& operands) {
+  const auto& step = plan_.steps[product.step];
+  const AllocationLimit limit(session_.memory_);
+  ++session_.counters_.steps;
+  at::Tensor result;
+  const auto failure = attempt(step, product.step, [&] {
+    const auto& rows = operands[product.rows].toTensor();
+    auto sizes = rows.sizes().vec();
+    sizes.back() = operands[product.weight].toTensor().size(product.made);
+    result = at::empty(sizes, rows.options());
+    session_.stack_.clear();
+    session_.stack_.emplace_back(result);
+  });
+  if (failure) {
+    poison(step, failure);
+    made(product);
+    return {};
+  }
+  return result;
+}
+
+void Session::Run::made(const Product& product) {
+  release(plan_.steps[product.step]);
+  ++next_;
+}
+
+void Session::Run::failed(const Product& product, Failure failure) {
+  const auto& step = plan_.steps[product.step];
+  poison(step, describe(std::move(failure), step, product.step));
+  made(product);
+}
+
+void Session::Run::batched(size_t members, size_t products) {
+  auto& counters = session_.counters_;
+  ++counters.batched_executions;
+  counters.batched_members += static_cast<int64_t>(members);
+  counters.batched_steps += static_cast<int64_t>(products);
+  counters.largest_batch = std::max(counters.largest_batch, static_cast<int64_t>(members));
 }
 
 void Session::Run::release(const Step& step) {

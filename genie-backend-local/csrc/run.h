@@ -1,6 +1,7 @@
 // One execution of one plan.
 #pragma once
 
+#include "clean.h"
 #include "session.h"
 
 namespace genie_local {
@@ -11,16 +12,48 @@ class Session::Run {
 
   // `words` as in genie.bindings. Refused when a handle is unknown or taken; nothing has happened then.
   void bind(const std::vector<uint64_t>& words);
-  void steps();
+  // All steps, in order, timed if that is due.
+  void alone();
   // Gives the outputs their handles and forgets the donated inputs.
   void finish();
   // Forgets the values made, and the donated inputs.
   void abandon();
 
+  // In turns with other sessions' (lockstep.cpp), on one thread:
+  const void* session() const {
+    return &session_;
+  }
+  c10::Device device() const {
+    return session_.device_;
+  }
+  std::set<std::string>& warnings() {
+    return session_.warnings_;
+  }
+  const Plan& plan() const {
+    return plan_;
+  }
+  // The steps before this one that were not done yet.
+  void advance(size_t end, CleanState& clean);
+  // Where the weights of its products are, in the order of addresses.
+  std::vector<const void*> weights() const;
+  // The operands of a product, the next step; none if the step has to be done by `advance`.
+  std::vector<c10::IValue> operands(const Product& product);
+  // Memory for its result, which then counts as the step's; undefined when there was none, and the step failed.
+  at::Tensor make(const Product& product, const std::vector<c10::IValue>& operands);
+  // The step is done: its result is in that memory, or it failed.
+  void made(const Product& product);
+  void failed(const Product& product, Failure failure);
+  // For the counters: it ran with so many, itself included, and did so many products with others.
+  void batched(size_t members, size_t products);
+
  private:
-  void timed_steps();  // in timing.cpp
+  void steps(size_t end);
+  void timed();  // in timing.cpp
   void step(Step& step, size_t index);
   void perform(Step& step, size_t index);
+  template <class Work>
+  FailurePtr attempt(const Step& step, size_t index, Work&& work);
+  FailurePtr describe(Failure failure, const Step& step, size_t index);
   void release(const Step& step);
   void push(Argument& argument, const Step& step);
   void push_list(const Argument& argument);
@@ -34,6 +67,7 @@ class Session::Run {
 
   Session& session_;
   Plan& plan_;
+  size_t next_ = 0;  // step
   int64_t first_output_ = 0;
   std::vector<int64_t> donated_;
   bool poisoned_ = false;  // some value may carry a failure

@@ -8,8 +8,10 @@
 
 #include <cstring>
 
+#include "batch.h"
 #include "clean.h"
 #include "names.h"
+#include "products.h"
 #include "run.h"
 
 namespace genie_local {
@@ -138,6 +140,9 @@ void Session::load(int64_t id, std::shared_ptr<Plan> plan) {
   const Lock lock(lock_);
   check_open();
   plan->id = id;
+  if (batcher_) {
+    find_products(*plan);
+  }
   plans_[id] = std::move(plan);
 }
 
@@ -162,10 +167,10 @@ void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
   Run run(*this, plan);
   run.bind(words);
   try {
-    {
-      const CleanState clean(device_, warnings_);
-      const AllocationLimit limit(memory_);
-      run.steps();
+    if (batcher_ && !plan.products.empty() && !timer_.always()) {
+      batcher_->run(run);
+    } else {
+      run.alone();
     }
     run.finish();
   } catch (...) {

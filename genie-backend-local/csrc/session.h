@@ -23,6 +23,9 @@
 
 namespace genie_local {
 
+class Batcher;  // batch.h
+using BatcherPtr = std::shared_ptr<Batcher>;
+
 // Bytes for Python, kept alive and unchanged while somebody looks at them.
 struct Bytes {
   void* data = nullptr;
@@ -59,6 +62,10 @@ struct Counters {
   int64_t memory = 0;  // bytes
   int64_t peak_memory = 0;  // bytes
   int64_t timed = 0;  // executions, step by step
+  int64_t batched_executions = 0;  // together with other sessions'
+  int64_t batched_members = 0;  // how many ran together, this one counted, over all of these executions
+  int64_t batched_steps = 0;  // products computed with others'
+  int64_t largest_batch = 0;
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
 };
 
@@ -67,14 +74,21 @@ constexpr size_t most_kept = size_t{1} << 30;
 // Every method locks; none needs the GIL.
 class Session {
  public:
-  // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` is shared with other sessions.
-  Session(c10::Device device, std::string name, int64_t memory_limit, BudgetPtr budget = nullptr)
+  // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` and a `batcher` are shared with other
+  // sessions.
+  Session(
+      c10::Device device,
+      std::string name,
+      int64_t memory_limit,
+      BudgetPtr budget = nullptr,
+      BatcherPtr batcher = nullptr)
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
         memory_(memory_limit, std::move(budget)),
         generators_(device),
-        timer_(device) {}
+        timer_(device),
+        batcher_(std::move(batcher)) {}
 
   c10::Device device() const {
     return device_;
@@ -116,9 +130,9 @@ class Session {
   void set_timing(double share);
   void close();
 
- private:
   class Run;
 
+ private:
   void check_open() const;
   void check_new(int64_t handle) const;
   void insert(int64_t handle, at::Tensor tensor);
@@ -143,6 +157,7 @@ class Session {
   std::map<int64_t, std::shared_ptr<Plan>> plans_;
   std::set<std::string> warnings_;
   Timer timer_;
+  const BatcherPtr batcher_;  // null: it runs alone
   Counters counters_;
   // Reused by every execution.
   torch::jit::Stack stack_;

@@ -239,7 +239,7 @@ std::vector<TimingRow> Timer::take() {
   return rows;
 }
 
-void Session::Run::timed_steps() {
+void Session::Run::timed() {
   auto& timer = session_.timer_;
   const auto& counters = session_.counters_;
   timer.begin();

@@ -79,6 +79,9 @@ class Timer {
   void set_share(double share) {
     share_ = share;
   }
+  bool always() const {
+    return share_ >= 1;
+  }
   // The rows since the last call.
   std::vector<TimingRow> take();
   int64_t timed() const {

@@ -12,22 +12,29 @@ from genie_backend_local import hardware, native
 from genie_backend_local.session import LocalSession
 
 _IDLE_SECONDS = 20.0
+_PATIENCE_SECONDS = 1e-2  # at most, and at most half of what an execution takes: see docs/batching.md
 
 
 class LocalBackend:
     """Backend ``local``; see :class:`genie.interfaces.Backend`.
 
     ``threads`` sets the intra-op threads of the whole process (0: leave them). ``memory_limit_gb`` bounds each
-    session (0: the device's memory).
+    session (0: the device's memory). With ``batching`` sessions that decode with one model at the same time share the
+    reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ.
     """
 
     name = "local"
 
-    def __init__(self, threads: int = 0, memory_limit_gb: float = 0.0) -> None:
+    def __init__(
+        self, threads: int = 0, memory_limit_gb: float = 0.0, *, batching: bool = True, exact: bool = True
+    ) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
         if threads:
             self._native.set_threads(threads)
+        self._batcher = (
+            self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
+        )
         self._devices = hardware.devices()
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -37,10 +44,11 @@ class LocalBackend:
 
     def connect(self, device: Device) -> LocalSession:
         known = self._known(device)
-        return self._kept(LocalSession(known, self._native.Session(known.id, known.id, self._limit_on(known))))
+        native = self._native.Session(known.id, known.id, self._limit_on(known), None, self._batcher)
+        return self._kept(LocalSession(known, native))
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:
-        """See :class:`genie.interfaces.Hosting`."""
+        """See :class:`genie.interfaces.Hosting`. Nothing of it is batched: what it takes must be its own doing."""
         known = self._known(real)
         budget = self._native.Budget(stated.memory_bytes)
 

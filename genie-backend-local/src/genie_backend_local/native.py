@@ -68,6 +68,10 @@ class NativeBudget(Protocol):
     """Bytes that several sessions may have together."""
 
 
+class NativeBatcher(Protocol):
+    """Where executions of several sessions meet to run in lockstep."""
+
+
 class NativePrediction(Protocol):
     def decode(self, data: Buffer) -> tuple[list[int], list[int]]: ...
 
@@ -76,8 +80,17 @@ class Native(Protocol):
     torch_version: str
 
     def Session(  # noqa: N802
-        self, device: str, name: str, memory_limit: int, budget: NativeBudget | None = None
+        self,
+        device: str,
+        name: str,
+        memory_limit: int,
+        budget: NativeBudget | None = None,
+        batcher: NativeBatcher | None = None,
     ) -> NativeSession: ...
+    def Batcher(self, *, exact: bool, lanes: int, fewest: int, patience: float) -> NativeBatcher:  # noqa: N802
+        """``lanes`` batches of a model run at a time (0: as many as there are cores for, by the threads of each). An
+        execution waits for ``fewest`` to be there, and for those that were just there, at most ``patience`` seconds."""
+
     def Budget(self, bytes: int) -> NativeBudget: ...  # noqa: N802
     def Prediction(self, inputs: int, parameters: Sequence[int]) -> NativePrediction: ...  # noqa: N802
     def set_threads(self, threads: int) -> None: ...

@@ -16,6 +16,11 @@ def genie_backends() -> Offers:
     def local(settings: Settings) -> Backend:
         from genie_backend_local.backend import LocalBackend
 
-        return LocalBackend(threads=settings.threads, memory_limit_gb=settings.memory_limit_gb)
+        return LocalBackend(
+            threads=settings.threads,
+            memory_limit_gb=settings.memory_limit_gb,
+            batching=settings.batching,
+            exact=settings.batching_exact,
+        )
 
     return {"local": local}

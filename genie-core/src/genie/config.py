@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
     prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
+    batching: bool = True  # sessions of the local backend that decode with one model share reading its weights
+    batching_exact: bool = True  # … without a bit of a result depending on who else is there
     decode_loop: bool = True  # genie.generate() lets the node run the loop
     profile_dir: str = ""  # where measurements are kept; "" is $XDG_DATA_HOME/genie
     log_level: str = "WARNING"

@@ -22,13 +22,20 @@ def serve(
     backend: Annotated[str, typer.Option(help="The backend that runs the plans.")] = "local",
     transport: Annotated[str, typer.Option(help="The transport to listen with.")] = "tcp",
     threads: Annotated[int | None, typer.Option(min=0, help="Intra-op threads; 0 is the framework's default.")] = None,
+    batching: Annotated[
+        bool | None, typer.Option(help="Clients that decode with one model share reading its weights.")
+    ] = None,
+    batching_exact: Annotated[
+        bool | None, typer.Option(help="Batching changes no bit of a result; without, it is quicker for many clients.")
+    ] = None,
     unix: Annotated[str, typer.Option(help="Path of the Unix socket for clients on this host.")] = "",
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
     from genie.remote.node import serve as serve_node
 
-    call: dict[str, Any] = {} if threads is None else {"threads": threads}
+    given = {"threads": threads, "batching": batching, "batching_exact": batching_exact}
+    call: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     resolved = config.resolve(call)
     serve_node(
         resolved.settings,
