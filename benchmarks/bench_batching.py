@@ -10,8 +10,9 @@ node's loop. All numbers of clients and all nodes take turns.
 
 Figures are medians over the rounds: tokens per second of all clients from the first's start to the last's end, prompts
 included; milliseconds between a client's tokens (the median client's median); and of the node's counters the products
-that were done for several clients, and how many were together on average. ``--cores`` pins the nodes, ``--threads`` are
-a node's for one batch. The exit status says whether all tokens were the native ones.
+that were done for several clients, and how many were together on average. ``difference`` is how far stacked products
+are from products alone, of the largest element. ``--cores`` pins the nodes, ``--threads`` are a node's for one batch.
+The exit status says whether all tokens were the native ones.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def measure(workload: Workload, counts: Sequence[int], rounds: int, threads: int
                 for place in range(len(WAYS)):
                     number = (place + turn) % len(WAYS)
                     taken[count, list(WAYS)[number]].append(clients.run(number, count))
-    rows = []
+    rows: list[Row] = []
+    difference = stacked_difference(model)
     for count in counts:
         off = statistics.median(seconds for seconds, _ in taken[count, "off"])
         for way in WAYS:
@@ -142,6 +144,7 @@ def measure(workload: Workload, counts: Sequence[int], rounds: int, threads: int
                     "clients": count,
                     "batching": way,
                     **_figures(taken[count, way], workload, off),
+                    "difference": difference if way == "stacked" and count > 1 else 0.0,
                     "equal": all(
                         tokens == native[client]
                         for _, answers in taken[count, way]
@@ -150,6 +153,21 @@ def measure(workload: Workload, counts: Sequence[int], rounds: int, threads: int
                 }
             )
     return rows
+
+
+def stacked_difference(model: Any, rows: int = 4) -> float:
+    """How far a product of several rows is from the products of each, at most over the model's weights: of the
+    largest element of the result. What batching that is not exact adds to a product's rounding."""
+    generator = torch.Generator().manual_seed(2)
+    most = 0.0
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                x = torch.randn(rows, weight.shape[1], generator=generator)
+                each = torch.cat([torch.nn.functional.linear(row[None], weight) for row in x])
+                difference = (torch.nn.functional.linear(x, weight) - each).abs().max() / each.abs().max()
+                most = max(most, float(difference))
+    return most
 
 
 def _figures(taken: list[tuple[float, list[Any]]], workload: Workload, off: float) -> Row:

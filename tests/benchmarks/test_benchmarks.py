@@ -159,3 +159,20 @@ def test_published_graphs(tmp_path: Path) -> None:
         "except ValueError as error:\n print(json.dumps([dagbench.ours(instance, 10000), str(error)]))"
     )
     assert found == [3.0, "b starts before what it needs from a is there"]
+
+
+@pytest.mark.models
+def test_batching() -> None:
+    result = run(
+        "import json, bench_batching as bench;"
+        "print(json.dumps(bench.run(only=('gpt2',), counts=(1, 2), tokens=8, rounds=1, tiny=True)))"
+    )
+    assert result["equal"] is True
+    assert [(row["clients"], row["batching"]) for row in result["rows"]] == [
+        (count, way) for count in (1, 2) for way in ("off", "exact", "stacked")
+    ]
+    for row in result["rows"]:
+        assert row["tokens/s"] > 0
+        assert row["of off"] > 0
+        if row["clients"] == 1 or row["batching"] == "off":
+            assert row["batched"] == row["products"] == 0

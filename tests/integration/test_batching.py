@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from .conftest import MakeNode, Node, StartProgram
+
+pytestmark = pytest.mark.models
 
 
 def one_core(node: Node) -> Node:
