@@ -32,6 +32,8 @@ from genie.telemetry import Number
 
 _T = TypeVar("_T")
 
+_COUNTED_FROM_ZERO = ("loop_iterations", "replans", "values_carried", "values_moved")  # there before they happen
+
 # --- the runtime ---------------------------------------------------------------------------------
 
 
@@ -81,7 +83,7 @@ def settings() -> config.Settings:
 
 def get_stats() -> dict[str, Number]:
     """Counters of this process: operators, graph nodes, syncs, bytes, plan hits, ns per operator."""
-    return runtime.current().stats()
+    return {**dict.fromkeys(_COUNTED_FROM_ZERO, 0), **runtime.current().stats()}
 
 
 def device_count() -> int:
@@ -317,8 +319,18 @@ def _target(backend: str | None, devices: Sequence[Device] | None, policy: str |
         raise ConfigError("devices= names no device", hint="leave it out to use the configured ones")
     if not now.connected and not now.settings.nodes and all(device.address for device in devices):
         now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
-    indices = dict.fromkeys(now.index_of(device, backend or "") for device in devices)
+    indices = dict.fromkeys(now.index_of(_device(device, now, backend or ""), backend or "") for device in devices)
     return now.spread(tuple(indices), backend or "", policy or "")
+
+
+def _device(device: object, now: runtime.Runtime, backend: str) -> Device:
+    """A device of the call, which may be named by its id."""
+    if isinstance(device, Device):
+        return device
+    known = {each.id: each for each in now.devices(backend)}
+    if device not in known:
+        raise ConfigError(f"devices= has {device!r}, which is no device", hint=f"devices: {', '.join(known)}")
+    return known[device]
 
 
 def _execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None, backend: str) -> list[Any]:

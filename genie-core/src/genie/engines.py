@@ -74,6 +74,9 @@ class DeviceEngine:
     def sessions(self) -> Sequence[Session]:
         return (self.session,)
 
+    def rest(self) -> None:
+        """Nothing goes on in the background any more."""
+
     def _planned(self, graph: Graph, handles: Sequence[int]) -> ExecutionPlan:
         return self._scheduler.schedule(graph)
 
@@ -106,6 +109,9 @@ class SpreadEngine(DeviceEngine):
 
     def sessions(self) -> Sequence[Session]:
         return self._spread.members
+
+    def rest(self) -> None:
+        self.replanner.stop()
 
     def _planned(self, graph: Graph, handles: Sequence[int]) -> ExecutionPlan:
         return self._placed(graph, self._spread.residency(graph, handles) if handles else NOWHERE)

@@ -189,7 +189,7 @@ class RemoteOpError(NodeError, RuntimeError):
         if self.kind and what:
             what += f" ({self.kind})"
         if what:
-            text += f"\n  operator: {what}"
+            text += f"\n  {'operator' if self.op or self.step >= 0 else 'device'}: {what.removeprefix('on ')}"
         if self.source:
             text += f"\n  issued at: {self.source}"
         if self.where:

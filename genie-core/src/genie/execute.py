@@ -26,6 +26,11 @@ class Executor:
         """The plan's outputs, in order. Raises :class:`PlanError` if ``inputs`` do not fit the plan,
         :class:`RemoteOpError` for a step that failed, :class:`LimitExceeded`; anything else also ends the session."""
         _check(plan, inputs)
+        if not plan.graph.outputs:
+            raise PlanError(
+                "the plan has no outputs: nothing of what it computes would be seen",
+                hint="a graph's outputs are the values still held when it is asked for: get_graph() while they are",
+            )
         with self._lock:
             if self.closed:
                 raise SessionClosed("the session was closed", hint="genie.execute opens a new one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 from genie import telemetry
@@ -14,6 +15,8 @@ from genie.spread import SpreadSession, Used
 
 log = telemetry.get_logger("genie.replan")
 
+_STOP_SECONDS = 30.0
+_WORTH = 10.0  # what a plan took so far, over what a search takes: below, none is made
 _LEAST_GAIN = 0.05  # of a plan's score: less is within what estimates are wrong by
 
 
@@ -25,10 +28,13 @@ class Replanner:
         self._scheduler = scheduler
         self._draws = draws
         self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._considered: dict[int, int] = {}  # plan → executions it had when it was last looked at
+        self._search_seconds = 0.0  # what the last search took
 
     def start(self) -> None:
         """Look over them, unless that is going on already."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self._stopped and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="genie-replan", daemon=True)
             self._thread.start()
 
@@ -39,8 +45,18 @@ class Replanner:
             thread.join(timeout)
         return thread is None or not thread.is_alive()
 
+    def stop(self) -> None:
+        """For good; a search that is going on is waited for."""
+        self._stopped = True
+        self.wait(_STOP_SECONDS)
+
     def _run(self) -> None:
         for used in self._session.used():
+            if self._stopped:
+                return
+            # One that was kept is looked at again when it has run as many times again.
+            if used.runs < 2 * self._considered.get(used.number, 0):
+                continue
             try:
                 self._consider(used)
             except GenieError as error:  # the session ended, say: the program will hear of it where it matters
@@ -52,8 +68,13 @@ class Replanner:
         weights = {value for value in known.movable if value in _weights(graph)}
         others = {value: home for value, home in known.homes.items() if value not in weights}
         now = schedule(graph, homes=known.homes, occupied=known.held, draws=self._draws, like=plan)
+        if now.latency * used.runs < _WORTH * self._search_seconds:
+            return  # whatever is found, looking for it takes more than it can bring
+        self._considered[used.number] = used.runs
+        started = time.monotonic()
         # As if weights were wherever they are wanted: what it takes to bring them there is reckoned apart, once.
         new = schedule(graph, homes=others, occupied=known.held, draws=self._draws)
+        self._search_seconds = time.monotonic() - started
         before, after = self._score(now), self._score(new)
         if after >= before * (1 - _LEAST_GAIN) or new.placement == plan.placement:
             return

@@ -22,6 +22,10 @@ from genie.spread import SpreadSession
 
 log = telemetry.get_logger("genie.runtime")
 
+# What it takes client and nodes to have one value sent from node to node, besides its way over the network, and to run
+# a stage for it: from both ends' Python.
+_MESSAGE_MS = 0.5
+
 
 class Runtime:
     """Everything made under one set of settings. Any thread may call."""
@@ -161,6 +165,7 @@ class Runtime:
             devices=devices,
             policy=self._plugins.make("policy", name, settings),
             recompute_ms=settings.recomputation_threshold_ms,
+            message_ms=_MESSAGE_MS if any(device.address for device in devices) else 0.0,
         )
         scheduler.set_cost_model(self.cost_model())
         scheduler.set_placement_strategy(self._plugins.make("placement_strategy", settings.placement, settings))
@@ -218,6 +223,8 @@ class Runtime:
     def close(self) -> None:
         """End every session and backend. What can't be ended in an orderly way is reported, not raised."""
         with self._lock:
+            for engine in self._engines.values():
+                engine.rest()
             closing: list[Any] = [*self._executors.values(), *(e.session for e in self._engines.values())]
             closing += self._backends.values()
             self._executors, self._engines, self._backends, self._devices = {}, {}, {}, {}

@@ -61,7 +61,8 @@ class Scheduler:
     ``latency_cap_ms`` and ``cost_cap`` (seconds of devices times their TFLOPS) are kept if any placement keeps them;
     if none does, the plan says so among its rules, or with ``strict`` there is none. ``reserved`` are bytes of devices
     that others hold. A value may be computed again on a second device, where that is cheaper than to send it and takes
-    up to ``recompute_ms`` (``plan.again``).
+    up to ``recompute_ms`` (``plan.again``). ``message_ms`` is what a transfer takes besides its way: being asked for,
+    sent and received by whoever runs the plan.
 
     >>> gpu = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100)
     >>> plan = Scheduler(devices=[gpu], policy="min_latency").schedule(Graph((), (), (), ()))
@@ -79,6 +80,7 @@ class Scheduler:
         strict: bool = False,
         reserved: Mapping[str, int] | None = None,
         recompute_ms: float = 0.0,
+        message_ms: float = 0.0,
     ) -> None:
         self.devices = tuple(devices)
         if not self.devices:
@@ -89,6 +91,7 @@ class Scheduler:
         self._caps = Caps(latency_cap_ms, cost_cap, strict).checked()
         self._reserved = _reserved(self.devices, reserved or {})
         self._recompute = recompute_ms / 1e3
+        self._message = message_ms / 1e3
         self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
@@ -156,7 +159,7 @@ class Scheduler:
         taken = [min(a + b, d.memory_bytes) for a, b, d in zip(self._reserved, now, devices, strict=True)]
         capacities = [device.memory_bytes - its for device, its in zip(devices, taken, strict=True)]
         held = wanted if one else [*wanted, *exact(graph, living)]
-        links = () if one else ways(devices, self._transfer, self._source)
+        links = () if one else ways(devices, self._transfer, self._source, self._message)
         groups = Groups([], []) if one else grouped(len(steps), len(devices), held)
         if not all(groups.allowed):
             refuse(graph, [device.id for device in devices], conflict(len(steps), len(devices), held))

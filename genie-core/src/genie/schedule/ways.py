@@ -12,8 +12,11 @@ from genie.plan import Link
 _PROBE = 1 << 30
 
 
-def ways(devices: Sequence[Device], estimate: Callable[[Device, Device, int], float], model: str) -> tuple[Link, ...]:
-    """Each ordered pair's latency and bandwidth: what nothing takes, and what each byte of a GiB adds to that."""
+def ways(
+    devices: Sequence[Device], estimate: Callable[[Device, Device, int], float], model: str, message: float = 0.0
+) -> tuple[Link, ...]:
+    """Each ordered pair's latency and bandwidth: what nothing takes, and what each byte of a GiB adds to that.
+    ``message`` seconds come on top of each latency."""
     found: list[Link] = []
     for i, source in enumerate(devices):
         for j, target in enumerate(devices):
@@ -32,5 +35,5 @@ def ways(devices: Sequence[Device], estimate: Callable[[Device, Device, int], fl
                     hint="estimate_transfer must be finite, not negative, and not fall with more bytes",
                 )
             speed = _PROBE / (much - nothing) if much > nothing else float("inf")
-            found.append(Link(i, j, nothing, speed))
+            found.append(Link(i, j, nothing + message, speed))
     return tuple(found)
