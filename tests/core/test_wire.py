@@ -426,11 +426,13 @@ def test_kinds_do_not_change() -> None:
         "GENERATOR_STATE": 35,
         "SYNC": 36,
         "STATS": 37,
+        "LOOP": 41,
         "HELD": 48,
         "VALUE": 49,
         "SPEC": 50,
         "STATE": 51,
         "DONE": 52,
         "COUNTERS": 53,
+        "LOOPED": 57,
     }
     assert struct.calcsize("<2sBBIIHH") == frames.PREFIX.size == 16
