@@ -510,3 +510,13 @@ def test_what_a_broken_loop_took_says_so(gpt2: Any) -> None:
     with pytest.raises((RuntimeError, GenieError), match="loop on the node"):
         cache.layers[0].keys.cpu()
     both(copy.deepcopy(_built("gpt2")))
+
+
+def test_lengths_at_which_blocks_are_full_are_rehearsed() -> None:
+    class Full(Plain):
+        def changed(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return -logits if ids.shape[1] % 64 == 0 else logits
+
+    with Looped() as looped:
+        assert genie.generate(Full(), IDS, max_new_tokens=90).tolist() == native(Full(), IDS, 90)
+    assert looped.iterations >= 30

@@ -68,7 +68,7 @@ def test_what_is_asked_for_bounds_what_runs_on(node: Node) -> None:
     next(iterations)
     del iterations
     caller.session.synchronize()
-    assert node.local.sessions[-1].stats()["executions"] <= 8 + 4
+    assert node.local.sessions[-1].stats()["executions"] <= 16 + 8
 
 
 def test_answers_that_come_while_another_is_awaited_are_kept(node: Node) -> None:

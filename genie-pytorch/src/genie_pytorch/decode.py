@@ -32,6 +32,7 @@ _PROCESSORS_WITH_STATE = frozenset(
     )
 )
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_NEEDED = ("_prefill", "_optimize_model_for_decode", "_valid_auto_compile_criteria", "prepare_inputs_for_generation")
 _MOST = (1 << 31) - 1
 
 
@@ -118,6 +119,8 @@ class Decoding:
             return f"it is {config.get_generation_mode().value}"
         if model.device.type != NAME:
             return f"the model is on {model.device}"
+        if not all(hasattr(model, name) for name in _NEEDED):
+            return "this version of Transformers has another loop"
         if self._synced:
             return "it is synchronized with other processes"
         if config.return_dict_in_generate and any(getattr(config, name, None) for name in _OUTPUTS):

@@ -16,7 +16,6 @@ import attrs
 import torch
 
 from genie import telemetry
-from genie.api import settings
 from genie.errors import GenieError
 from genie.loops import Loop, parameters_are_float
 from genie_pytorch import progress
@@ -31,6 +30,7 @@ log = telemetry.get_logger("genie.pytorch")
 
 _WORD = (1 << 64) - 1
 _FEWEST = 4  # iterations worth a loop
+_BLOCK, _BLOCKS = 64, 4  # tokens; how many are looked at
 _ATTEMPTS = 6  # recorded steps in a row that came to nothing
 
 
@@ -68,9 +68,9 @@ class Repeated:
     """Iterate to run up to ``times`` steps; each item is what ``state["token"]`` is after a step, on the host. The
     first is the token that is there at the beginning.
 
-    The loop ends when ``state["done"]``, of one element, is not zero. When the iterator has ended, ``state`` is as
-    after the last item's step, unless ``ahead`` let some more be run. With ``ahead`` nothing is looked at before the
-    node can take over, which saves round trips.
+    ``state["ids"]`` are all tokens so far. The loop ends when ``state["done"]``, of one element, is not zero. When the
+    iterator has ended, ``state`` is as after the last item's step, unless ``ahead`` let some more be run. With
+    ``ahead`` nothing is looked at before the node can take over, which saves round trips.
     """
 
     def __init__(
@@ -163,20 +163,27 @@ class Repeated:
     # --- rehearsing
 
     def _rehearsed(self, regular: _Regular, most: int) -> int:
-        """How many iterations, up to ``most``, are as the rule says: looked at one by one further and further away,
-        and at the last. What a program does from some length on, it shows there."""
-        every = settings().debug_checks
-        good, ahead = 0, 1
-        while good < most:
-            iteration = min(good + 1 if every else ahead, most)
+        """How many iterations, up to ``most``, are as the rule says."""
+        good = 0
+        for iteration in self._rehearsals(most):
             reason = self._differs(regular, iteration)
             if reason:
                 if good < _FEWEST:
                     self._try_again(f"{iteration} steps on, {reason}", forget=False)
                 return good
-            good, ahead = iteration, max(2 * iteration, _FEWEST)
+            good = iteration
         self._failed = 0
         return good
+
+    def _rehearsals(self, most: int) -> list[int]:
+        """The iterations to rehearse: further and further away, and the last, for what a program does from some
+        length on; and around the next few lengths at which blocks of memory would be full."""
+        points = {1, most, *(1 << k for k in range(2, most.bit_length()))}
+        length = self._state["ids"].shape[-1]
+        for block in range(_BLOCKS):
+            full = (length // _BLOCK + 1 + block) * _BLOCK - length
+            points |= {full, full + 1}
+        return sorted(point for point in points if point <= most)
 
     def _differs(self, regular: _Regular, iteration: int) -> str:
         """What is otherwise than the rule says, if anything is."""

@@ -18,8 +18,8 @@ from genie.loops import Loop
 from genie.remote.conversation import Conversation
 from genie.wire import Kind, loops
 
-_FIRST = 8
-_FEWEST = 4
+_FIRST = 16
+_FEWEST = 8
 _MOST = 64
 _UNREAD_BYTES = 1 << 16  # of one portion's answers: fits any socket's buffers, should nobody read them
 _LARGEST_ANSWER = 1 << 16
@@ -97,13 +97,14 @@ class RemoteLoop:
             self._ask(loops.put_more(count), count)
 
     def _window(self) -> int:
-        """Twice the iterations of a round trip, by what they have taken so far. Were there too few, the time they
-        took is mostly waiting, so the number doubles."""
+        """Four times the iterations of a round trip, by what they have taken so far, since half of it is asked for when
+        the other half is left, and a busy host answers late. Were there too few, the time they took is mostly waiting,
+        so the number grows."""
         if self._ran < 2:
             return _FEWEST
         interval = (time.monotonic() - self._begun) / (self._ran - 1)
         trip = self._talk.round_trip if math.isfinite(self._talk.round_trip) else 0.01
-        return max(_FEWEST, min(_MOST, math.ceil(2 * trip / max(interval, 1e-6))))
+        return max(_FEWEST, min(_MOST, math.ceil(4 * trip / max(interval, 1e-6))))
 
     def _answer(self) -> tuple[memoryview, ...] | None:
         portion = self._asked[0]
