@@ -419,21 +419,23 @@ def test_nobody_is_waited_for_longer_than_the_patience() -> None:
     assert client.batched == (0, 0, 0)
 
 
-def test_closing_while_others_run() -> None:
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+def test_coming_and_going(lanes: int) -> None:
+    """Whoever is there, in however many batches at a time: the bits are those of alone, and sessions end when they
+    like."""
     step = Step()
-    clients = step.clients(batcher(1, patience=0.01), 4)
+    expected = outcomes(step.clients(None, 4), step.graph)
+    clients = step.clients(batcher(1, lanes=lanes, patience=0.01), 4)
 
-    def work(client: Client, inputs: list[int], times: int) -> None:
-        for _ in range(times):
-            client.session.free(client.execute(step.graph, inputs))
+    def work(number: int) -> None:
+        client, inputs = clients[number]
+        for _ in range(4 * number + 1):
+            outputs = client.execute(step.graph, inputs)
+            assert [bits(client.get(handle)) for handle in outputs] == expected[number]
+            client.session.free(outputs)
         client.session.close()
 
-    together(
-        *(
-            lambda client=client, inputs=inputs, times=4 * number + 1: work(client, inputs, times)
-            for number, (client, inputs) in enumerate(clients)
-        )
-    )
+    together(*(lambda number=number: work(number) for number in range(4)))
 
 
 def test_every_execution_that_is_to_be_timed_is() -> None:
