@@ -184,8 +184,8 @@ def map(
     """The program over a stream of inputs: its results, in order, while later inputs are under way.
 
     An input is the program's one argument, or a tuple of all. Up to ``in_flight`` calls (default: two per device) are
-    under way at once: where the plan has stages on several devices, those work side by side. A call that fails raises
-    when its result is due; what was under way behind it is dropped.
+    under way at once: where the plan has stages on several devices, those work side by side. A call that fails, or an
+    input that cannot be had, raises when its result is due, after those before it; what is behind it is dropped.
 
     >>> for scores in genie.map(model, batches):  # doctest: +SKIP
     ...     print(scores.argmax(-1))
@@ -195,19 +195,29 @@ def map(
     if not isinstance(its, Launches):
         raise CaptureError(f"the frontend {its.name!r} waits for each result", hint="call the program in a loop")
     most = in_flight if in_flight is not None else 2 * max(len(devices or runtime.current().devices(backend or "")), 1)
-    if most < 1:
-        raise ConfigError(f"in_flight must be at least 1, not {in_flight}")
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"in_flight must be a number from 1 on, not {in_flight!r}")
     return _mapped(its, called, inputs, most)
 
 
 def _mapped(its: Launches, called: Callable[..., _T], inputs: Iterable[Any], most: int) -> Iterator[_T]:
     under_way: deque[Callable[[], _T]] = deque()
-    for each in inputs:
-        under_way.append(its.launch(called, *(each if isinstance(each, tuple) else (each,))))
+    more = iter(inputs)
+    failure: Exception | None = None
+    while failure is None:
+        try:
+            each = next(more)
+            under_way.append(its.launch(called, *(each if isinstance(each, tuple) else (each,))))
+        except StopIteration:
+            break
+        except Exception as error:  # its turn comes after those under way
+            failure = error
         if len(under_way) >= most:
             yield under_way.popleft()()
     while under_way:
         yield under_way.popleft()()
+    if failure is not None:
+        raise failure
 
 
 def compile(
@@ -317,7 +327,11 @@ def _target(backend: str | None, devices: Sequence[Device] | None, policy: str |
         return now.engine(None, backend or "", policy or "")
     if not devices:
         raise ConfigError("devices= names no device", hint="leave it out to use the configured ones")
-    if not now.connected and not now.settings.nodes and all(device.address for device in devices):
+    if (
+        not now.connected
+        and not now.settings.nodes
+        and all(isinstance(each, Device) and each.address for each in devices)
+    ):
         now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
     indices = dict.fromkeys(now.index_of(_device(device, now, backend or ""), backend or "") for device in devices)
     return now.spread(tuple(indices), backend or "", policy or "")

@@ -11,6 +11,7 @@ from genie.errors import PlanError
 from genie.graph import Arg, Graph, Many, ScalarTensor
 
 MOST_ITERATIONS = 1 << 31
+MOST_EMITTED = 16
 
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -46,6 +47,8 @@ def verify(loop: Loop, graph: Graph, times: int) -> None:
     for parameter, _ in loop.strides:
         if not 0 <= parameter < len(floats) or floats[parameter]:
             raise PlanError(f"a loop steps parameter {parameter}, which is no integer parameter of the plan")
+    if len(set(loop.emit)) != len(loop.emit) or len(loop.emit) > MOST_EMITTED:
+        raise PlanError(f"a loop tells {len(loop.emit)} outputs; at most {MOST_EMITTED}, and each once")
     into, out_of = (Counter(side) for side in zip(*loop.carries, strict=True)) if loop.carries else (Counter(),) * 2
     if any(count > 1 for count in into.values()):
         raise PlanError("a loop carries two outputs into one input")

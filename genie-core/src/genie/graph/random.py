@@ -98,6 +98,23 @@ def _spared(node: Node) -> int:
     return -2
 
 
+def generators(graph: Graph) -> tuple[int, ...]:
+    """The numbers of the generators that a graph may draw from; 0 is the default one."""
+    found = {0}
+
+    def look(arg: Arg) -> None:
+        if isinstance(arg, Const) and arg.kind == "generator":
+            found.add(int(arg.text))
+        elif isinstance(arg, Many):
+            for item in arg.items:
+                look(item)
+
+    for node in graph.steps:
+        for arg in node.args:
+            look(arg)
+    return tuple(sorted(found))
+
+
 def _names_generator(arg: Arg) -> bool:
     if isinstance(arg, Const):
         return arg.kind == "generator"

@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, LimitExceeded, NodeError, ProtocolError
+from genie.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    LimitExceeded,
+    NodeError,
+    OutOfMemory,
+    ProtocolError,
+)
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -27,6 +35,7 @@ _MOST = 256  # inlets, and outlets, of a session
 _CONNECT_SECONDS = 10.0
 _ARRIVE_SECONDS = 600.0  # a sender may compute for long; one that is gone is noticed at once
 _WAITING_BYTES = 256 << 20  # that an inlet takes before it is asked for; the rest waits at the sender
+_WAITING_VALUES = 1 << 12
 
 
 class Inlet:
@@ -53,12 +62,18 @@ class Inlet:
             while self._ended is None:
                 message = connection.receive(self._memory, None)
                 seq, kind, body = frames.single(message.header)
+                if not message.buffers:
+                    self._make_way(len(body))
                 if seq != (position + 1) & frames.SEQ_MASK:
                     raise ProtocolError(f"message {seq} arrived where {position + 1} was due")
                 self._add(position, self._value(kind, body, message.buffers[0] if message.buffers else None))
                 position += 1
         except GenieError as error:
             self.end(ConnectionLost(f"{self.source} stopped sending: {error.message}", where=self.source))
+        except MemoryError as error:
+            self.end(OutOfMemory(f"no memory for a value of {self.source}: {error}", kind="MemoryError"))
+        finally:
+            connection.close()
 
     def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
         _, kind, body = frames.single(header)
@@ -66,11 +81,21 @@ class Inlet:
         spec, few = messages.get_result(body)
         if kind != Kind.VALUE or len(few) or messages.spec_bytes(messages.get_spec(spec), self._limits) != size:
             raise ProtocolError(f"{size} bytes of data that were not announced")
-        with self._changed:  # however much waits already: what somebody waits for must get through
-            self._changed.wait_for(
-                lambda: self._ended or self._wanted or not self._arrived or self._bytes + size <= _WAITING_BYTES
-            )
+        self._make_way(size)
         return [room(size)]
+
+    def _make_way(self, size: int) -> None:
+        """Wait until there is room for so much more. However much waits already, what somebody waits for must get
+        through."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._ended
+                    or self._wanted
+                    or not self._arrived
+                    or (self._bytes + size <= _WAITING_BYTES and len(self._arrived) < _WAITING_VALUES)
+                )
+            )
 
     def _value(self, kind: int, body: memoryview, data: object) -> HostValue | GenieError:
         if kind == Kind.ERROR:

@@ -154,12 +154,12 @@ class NodeLoop:
                 yield loops.put_answer(loops.LAST | loops.OVER)
                 return
             count -= 1
-            unread += sum(len(value) for value in emitted)
-            last = count == 0 or unread >= _UNREAD_BYTES
-            answer = loops.put_answer(loops.RAN | (loops.LAST if last else 0), emitted)
-            if len(answer) > _LARGEST_ANSWER:
+            size = sum(len(value) for value in emitted)
+            if size > _LARGEST_ANSWER - 16 * len(emitted) - 16:  # with the lengths it would be too large
                 self.end()
-                raise LimitExceeded(f"an iteration emits {len(answer)} bytes; the limit is {_LARGEST_ANSWER}")
-            yield answer
+                raise LimitExceeded(f"an iteration emits {size} bytes; the limit is {_LARGEST_ANSWER}")
+            unread += size
+            last = count == 0 or unread >= _UNREAD_BYTES
+            yield loops.put_answer(loops.RAN | (loops.LAST if last else 0), emitted)
             if last:
                 return

@@ -52,6 +52,11 @@ class Moves:
         """Whether it was sent, and not yet received."""
         return (source, handle, target) in self._position or (source, handle, target) in self._carried
 
+    def forget(self) -> None:
+        """What is under way is not wanted any more: an execution broke off."""
+        self._position.clear()
+        self._carried.clear()
+
     def receive(self, source: int, handle: int, target: int, there: int) -> None:
         """The value that was ``handle`` on ``source`` when it was sent is ``there`` on ``target``."""
         way = self._way(source, target)

@@ -9,6 +9,7 @@ import msgspec
 
 from genie.bindings import parameters
 from genie.graph import Arg, Graph, Input, Many, Node, Ref
+from genie.graph.random import spared
 from genie.plan import ExecutionPlan, liveness, verify
 
 
@@ -78,7 +79,8 @@ def split(plan: ExecutionPlan) -> Split:
             value
             for value in needed[number]
             if users[value, device] == number
-            and (entered[value].donated if value in entered else home[value] != device or value not in lasting)
+            and (home[value] != device or value not in lasting)
+            and (value not in entered or entered[value].donated)
         }
         made = {value for step in steps for value in graph.steps[step].outputs if value >= 0}
         # What is made once more, on another device, is for that device alone.
@@ -107,12 +109,15 @@ def split(plan: ExecutionPlan) -> Split:
                 tuple(value for value in passed if value not in kept),
             )
         )
-    if untouched:
-        alone = tuple(value for value in graph.outputs if value in set(untouched))
-        passing = tuple(untouched)
-        whole = _alone(plan, 0, (), passing, alone, set())
-        parts.append(Part(0, whole, passing, alone, (), passing, (), (), ()))
-        brought.update(((value, 0), None) for value in passing)
+    # Inputs that leave as they came: a part that runs nothing gives them another name.
+    for device in dict.fromkeys(home[value] for value in graph.outputs if value in entered):
+        alone = tuple(value for value in graph.outputs if value in entered and home[value] == device)
+        passing = tuple(dict.fromkeys(alone))
+        given = {value for value in passing if entered[value].donated}
+        whole = _alone(plan, device, (), passing, alone, given)
+        brings = tuple(value for value in passing if (value, device) not in brought)
+        parts.append(Part(device, whole, passing, alone, (), brings, (), (), ()))
+        brought.update(((value, device), None) for value in passing)
     root = _roots(graph)
     families = _families(graph, root)
     used_by: dict[int, set[int]] = {value: set() for value in entered}
@@ -169,6 +174,14 @@ def _words(graph: Graph) -> list[range]:
         start += count
     assert start == len(parameters(graph))
     return found
+
+
+def sparing(graph: Graph) -> tuple[int, ...]:
+    """The parameters that, being zero, are why operators of the graph draw no random numbers."""
+    words = _words(graph)
+    return tuple(
+        words[step].start + sum(map(_numbers, graph.steps[step].args[:argument])) for step, argument in spared(graph)
+    )
 
 
 def _numbers(arg: Arg) -> int:

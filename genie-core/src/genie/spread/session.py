@@ -13,13 +13,14 @@ from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpError, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
+from genie.graph.random import drawing, generators
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Fetched, Looping, Session
 from genie.loops import Loop
 from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
 from genie.spread.moves import Moves
-from genie.spread.parts import Part, Split, gathered, split
+from genie.spread.parts import Part, Split, gathered, sparing, split
 
 _OWN_HANDLES = 1 << 62  # from here on: names this session gives to what the program does not see
 _WAITING_BYTES = 256 << 20  # of uploads that wait for the plan which says where they are used
@@ -66,6 +67,7 @@ class _Placing(NamedTuple):
     members: tuple[int, ...]  # by device of the plan
     loaded: tuple[_Loaded, ...]  # by part
     whole: bool  # one part makes all there is to make
+    drawing: tuple[int, tuple[int, ...]] = (0, ())  # a member, not the first, that draws from these generators
 
 
 class SpreadSession:
@@ -96,6 +98,7 @@ class SpreadSession:
         self._directory = Directory()
         self._moves = Moves(self.members)
         self._plans: list[ExecutionPlan] = []
+        self._sparing: list[tuple[int, ...]] = []  # by plan: see parts.sparing
         self._numbers: dict[str, int] = {}  # by content
         self._placings: dict[tuple[int, tuple[int | None, ...]], _Placing] = {}
         self._loaded: dict[tuple[int, int], _Loaded] = {}  # by member and number there
@@ -107,6 +110,7 @@ class SpreadSession:
         self._freed: deque[int] = deque()
         self._next = _OWN_HANDLES
         self._executions = 0
+        self._broken_off = False  # the last execution
         self._last: dict[int, tuple[int, Mapping[int, int]]] = {}  # plan → executions, handles of the last one's inputs
 
     # --- where values are ---------------------------------------------------------------------------
@@ -142,6 +146,7 @@ class SpreadSession:
                 known = len(self._plans)
                 self._place(known, (), plan)
                 self._plans.append(plan)
+                self._sparing.append(sparing(plan.graph))
                 self._numbers[content] = known
             return known
 
@@ -184,18 +189,23 @@ class SpreadSession:
             known = self._loaded[member, number] = _Loaded(number, made)
         return known
 
-    def _placing(self, number: int, handle_of: Mapping[int, int]) -> _Placing:
-        """The plan placed so that what it writes to is where it lives."""
+    def _placing(self, number: int, handle_of: Mapping[int, int], scalars: Sequence[int]) -> _Placing:
+        """The plan placed so that what it writes to is where it lives, and what draws is where that is done."""
         placing = self._placings[number, ()]
         bound = placing.split.bound
-        if not bound:
+        draws = any(scalars[at] for at in self._sparing[number])
+        if not (bound or draws):
             return placing
         shared = self._written_twice(placing, handle_of)
+        if draws and shared is None:  # the plan was placed as one that does not
+            shared = 0
         homes = tuple(self._home_of(handle_of[value]) for value in bound)
         if shared is not None:
             found = self._gathered(number, shared)
         else:
             found = self._placings.get((number, homes)) or self._fitting(number, homes, handle_of)
+        if shared is None and self._stuck(found, handle_of) >= 0:  # it fitted once, when less shared its memory
+            found = self._fitting(number, homes, handle_of)
         if (stuck := self._stuck(found, handle_of)) >= 0:
             raise UnsupportedOperation(
                 f"input %{stuck} is written to together with a value on another device, and both share their memory "
@@ -252,7 +262,14 @@ class SpreadSession:
             plan = self._plans[number]
             ids = [device.id for device in plan.devices]
             known = self._place(*key, gathered(plan, ids.index(self.devices[member].id)))
+            if member and drawing(plan.graph):
+                known = self._placings[key] = known._replace(drawing=(member, generators(plan.graph)))
         return known
+
+    def _lend(self, source: int, target: int, numbers: Sequence[int]) -> None:
+        """Have ``target`` draw where ``source`` left off."""
+        for number in numbers:
+            self.members[target].set_generator_state(number, self.members[source].generator_state(number))
 
     # --- work ---------------------------------------------------------------------------------------
 
@@ -278,7 +295,7 @@ class SpreadSession:
             self._sweep()
             graph = self._known(plan).graph
             first, handle_of, scalars = _bound(graph, words)
-            placing = self._placing(plan, handle_of)
+            placing = self._placing(plan, handle_of, scalars)
             part, loaded = placing.split.parts[0], placing.loaded[0]
             number = placing.members[part.device]
             member: object = self.members[number]
@@ -303,10 +320,15 @@ class SpreadSession:
 
     def _execute(self, number: int, words: Sequence[int], more: bool) -> None:
         self._sweep()
+        if self._broken_off:  # what had set out then may have been written to since
+            self._moves.forget()
+        self._broken_off = True
         graph = self._plans[number].graph
         first, handle_of, scalars = _bound(graph, words)
-        placing = self._placing(number, handle_of)
+        placing = self._placing(number, handle_of, scalars)
         split, members = placing.split, placing.members
+        drawer, numbers = placing.drawing
+        self._lend(0, drawer, numbers)
         there: dict[tuple[int, int], int] = {}  # (value, device of the plan) → handle
         # What is elsewhere sets out now, and is received by the part that needs it: it travels while others compute.
         for value, device in split.brought:
@@ -336,9 +358,11 @@ class SpreadSession:
                 self._moves.send(member, there[value, device], members[target])
             if part.frees:
                 self.members[member].free([there[value, device] for value in part.frees])
+        self._lend(drawer, 0, numbers)
         self._executions += 1
         self._last[number] = (self._last.get(number, (0,))[0] + 1, handle_of)
         self._settle(graph, placing, first, handle_of, made)
+        self._broken_off = False
 
     def _settle(
         self,
@@ -525,6 +549,8 @@ class SpreadSession:
     def stats(self) -> Mapping[str, int]:
         """The members' counters, added up; and how many values went from one to another."""
         total: dict[str, int] = {}
+        with self._lock:
+            self._sweep()
         for member in self.members:
             with contextlib.suppress(BackendError):
                 for name, number in member.stats().items():
