@@ -99,13 +99,14 @@ std::shared_ptr<Problem> make(int steps, int devices, int values, const py::buff
   return made;
 }
 
-Objective objective(const std::string& kind, std::vector<double> price, std::vector<double> handling,
+Objective objective(const std::string& kind, std::vector<double> price, std::vector<double> handling, double thrift,
                     double latency_cap, double cost_cap, double handover, const py::object& user, size_t devices) {
   Objective made;
   if (price.size() != devices) throw std::invalid_argument("price: one number per device was expected");
   if (handling.empty()) handling.assign(devices, 0.0);
   if (handling.size() != devices) throw std::invalid_argument("handling: one number per device was expected");
   made.handling = std::move(handling);
+  made.thrift = thrift;
   made.price = std::move(price);
   made.latency_cap = latency_cap;
   made.cost_cap = cost_cap;
@@ -194,9 +195,9 @@ py::dict evaluate(Problem& p, const py::buffer& place, const py::object& order, 
 }
 
 py::dict run(Problem& p, const std::string& kind, std::vector<double> price, std::vector<double> handling,
-             double latency_cap, double cost_cap, double handover, const py::object& user, int64_t budget, uint64_t seed,
+             double thrift, double latency_cap, double cost_cap, double handover, const py::object& user, int64_t budget, uint64_t seed,
              bool reorder) {
-  const Objective goal = objective(kind, std::move(price), std::move(handling), latency_cap, cost_cap, handover, user,
+  const Objective goal = objective(kind, std::move(price), std::move(handling), thrift, latency_cap, cost_cap, handover, user,
                                    static_cast<size_t>(p.devices));
   p.order.clear();
   Found found;
@@ -237,6 +238,6 @@ PYBIND11_MODULE(_search, module) {
       .def("evaluate", &evaluate, py::arg("place"), py::kw_only(), py::arg("order") = py::none(),
            py::arg("traced") = false)
       .def("search", &run, py::kw_only(), py::arg("objective"), py::arg("price"),
-           py::arg("handling") = std::vector<double>(), py::arg("latency_cap") = 0.0, py::arg("cost_cap") = 0.0, py::arg("handover") = 0.0, py::arg("user") = py::none(),
+           py::arg("handling") = std::vector<double>(), py::arg("thrift") = 0.0, py::arg("latency_cap") = 0.0, py::arg("cost_cap") = 0.0, py::arg("handover") = 0.0, py::arg("user") = py::none(),
            py::arg("budget"), py::arg("seed") = 0, py::arg("reorder") = false);
 }

@@ -472,6 +472,7 @@ Score Objective::score(const Outcome& outcome) const {
   switch (kind) {
     case kLatency:
       found.value = outcome.makespan;
+      for (const double sent : outcome.sent) found.value += thrift * sent;
       break;
     case kCost:
       found.value = cost;

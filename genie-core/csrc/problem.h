@@ -205,6 +205,7 @@ struct Objective {
   std::vector<double> handling;  // device → the share of a transfer's time that its work takes (kThroughput)
   double latency_cap = 0.0;   // seconds; 0: none
   double cost_cap = 0.0;      // 0: none
+  double thrift = 0.0;        // what a second of sending must save (kLatency)
   double handover = 0.0;      // seconds that each further device must gain (kLatency)
   std::function<std::pair<double, double>(const Outcome&)> user;  // → score, violation
 

@@ -24,7 +24,8 @@ log = telemetry.get_logger("genie.runtime")
 
 # What it takes client and nodes to have one value sent from node to node, besides its way over the network, and to run
 # a stage for it: from both ends' Python.
-_MESSAGE_MS = 0.5
+_MESSAGE_MS = 1.0
+_THRIFT = 0.1
 
 
 class Runtime:
@@ -166,6 +167,7 @@ class Runtime:
             policy=self._plugins.make("policy", name, settings),
             recompute_ms=settings.recomputation_threshold_ms,
             message_ms=_MESSAGE_MS if any(device.address for device in devices) else 0.0,
+            thrift=_THRIFT,
         )
         scheduler.set_cost_model(self.cost_model())
         scheduler.set_placement_strategy(self._plugins.make("placement_strategy", settings.placement, settings))

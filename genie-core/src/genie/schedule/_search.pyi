@@ -60,6 +60,7 @@ class Problem:
         objective: str,
         price: Sequence[float],
         handling: Sequence[float] = (),
+        thrift: float = 0.0,
         latency_cap: float = 0.0,
         cost_cap: float = 0.0,
         handover: float = 0.0,

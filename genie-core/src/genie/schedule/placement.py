@@ -20,7 +20,7 @@ class Outlook(NamedTuple):
 
     ``seconds[d][i]`` is step ``i`` on device ``d``. ``capacities`` are the bytes each device has for this graph;
     ``groups`` the steps that must be together and where they may run; ``homes`` on which device (by number) inputs
-    live.
+    live. ``thrift`` is how much of its time a transfer must save for a shorter latency to be worth it.
     """
 
     seconds: Sequence[Sequence[float]]
@@ -33,6 +33,7 @@ class Outlook(NamedTuple):
     releases: Sequence[Sequence[int]] = ()
     size: Sequence[int] = ()
     caps: Caps = Caps()
+    thrift: float = 0.0
 
 
 @runtime_checkable

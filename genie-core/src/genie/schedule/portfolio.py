@@ -101,6 +101,7 @@ class Portfolio:
                 price=[device.compute_tflops for device in devices],
                 # The kernels of a CPU and its sockets take the same cores; of a GPU they do not.
                 handling=[1.0 if device.kind == "cpu" else 0.0 for device in devices],
+                thrift=outlook.thrift,
                 latency_cap=(caps.latency_ms or 0.0) / 1e3,
                 cost_cap=caps.cost or 0.0,
                 handover=_soonest(outlook),

@@ -62,7 +62,8 @@ class Scheduler:
     if none does, the plan says so among its rules, or with ``strict`` there is none. ``reserved`` are bytes of devices
     that others hold. A value may be computed again on a second device, where that is cheaper than to send it and takes
     up to ``recompute_ms`` (``plan.again``). ``message_ms`` is what a transfer takes besides its way: being asked for,
-    sent and received by whoever runs the plan.
+    sent and received by whoever runs the plan; ``thrift`` is the share of its time that each transfer must save for a
+    shorter latency to be worth it: estimates are not that sure.
 
     >>> gpu = Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100)
     >>> plan = Scheduler(devices=[gpu], policy="min_latency").schedule(Graph((), (), (), ()))
@@ -81,6 +82,7 @@ class Scheduler:
         reserved: Mapping[str, int] | None = None,
         recompute_ms: float = 0.0,
         message_ms: float = 0.0,
+        thrift: float = 0.0,
     ) -> None:
         self.devices = tuple(devices)
         if not self.devices:
@@ -92,6 +94,7 @@ class Scheduler:
         self._reserved = _reserved(self.devices, reserved or {})
         self._recompute = recompute_ms / 1e3
         self._message = message_ms / 1e3
+        self._thrift = thrift
         self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
@@ -164,7 +167,19 @@ class Scheduler:
         if not all(groups.allowed):
             refuse(graph, [device.id for device in devices], conflict(len(steps), len(devices), held))
         size = () if one else sizes(graph)
-        outlook = Outlook(seconds, need, self.policy, capacities, links, groups, living, releases, size, self._caps)
+        outlook = Outlook(
+            seconds,
+            need,
+            self.policy,
+            capacities,
+            links,
+            groups,
+            living,
+            releases,
+            size,
+            self._caps,
+            self._thrift,
+        )
         placement, rule = self._place(graph, outlook) if like is None else (like.placement, "as it was")
         places = self._places(graph, placement, held)
         rows: Sequence[tuple[float, ...]] = [()] * len(steps) if one else list(zip(*seconds, strict=True))
