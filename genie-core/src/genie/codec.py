@@ -147,8 +147,11 @@ def digest(data: bytes | bytearray | memoryview) -> str:
 
 def save(value: Graph | ExecutionPlan, path: str | Path) -> None:
     """Write a file whole or not at all."""
-    path = Path(path)
-    data = encode(value)
+    write_whole(Path(path), encode(value))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file with these bytes, or none. Raises :class:`CodecError`."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

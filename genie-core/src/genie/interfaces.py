@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from genie.device import Device
+from genie.errors import GenieError
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
@@ -98,6 +99,14 @@ class Linked(Protocol):
 
     def receive(self, inlet: Any, position: int, handle: int) -> None:
         """What was sent at ``position`` (from 0) is ``handle``; what follows in the session waits for it."""
+
+
+@runtime_checkable
+class Poisoning(Protocol):
+    """What a session may be besides: one that takes an error in place of a value. Whoever looks at it, or needs it,
+    gets that."""
+
+    def poison(self, handle: int, error: GenieError) -> None: ...
 
 
 @runtime_checkable

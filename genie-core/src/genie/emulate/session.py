@@ -19,9 +19,8 @@ from genie.emulate.ways import Way, packed, unpack
 from genie.errors import GenieError, LocalProtocolError, NodeError, OutOfMemory, SessionClosed
 from genie.graph import DTYPES, TensorSpec, spec_text
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Session
+from genie.interfaces import Buffer, Poisoning, Session
 from genie.plan import ExecutionPlan, bare
-from genie.remote.node_session import Poisoning
 
 log = telemetry.get_logger("genie.emulate")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from genie.codec import write_whole
 from genie.errors import CodecError, VersionMismatch
 from genie.profile.table import MOST_ROWS
 from genie.schedule.cost import Calibration
@@ -138,16 +138,9 @@ def write(directory: Path, record: Record) -> Path:
     data = encode(record)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise CodecError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+    write_whole(path, data)
     return path
 
 

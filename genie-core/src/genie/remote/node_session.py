@@ -24,7 +24,7 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Profiling, Session
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
 from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
@@ -64,13 +64,6 @@ class Sharing(Protocol):
     def share(self, handle: int) -> object: ...
 
     def adopt(self, handle: int, value: object) -> None: ...
-
-
-@runtime_checkable
-class Poisoning(Protocol):
-    """A local session may take an error in place of a value: whoever looks at it, or needs it, gets that."""
-
-    def poison(self, handle: int, error: GenieError) -> None: ...
 
 
 class _Refused(Exception):

@@ -204,7 +204,7 @@ class Scheduler:
             releases=releases,
             transfers=moves,
             again=again,
-            rules=(rule, *self._exceeded(timeline(graph, decisions, moves, len(devices), again).busy, latency)),
+            rules=(rule, *self._exceeded(lambda: timeline(graph, decisions, moves, len(devices), again).busy, latency)),
             policy=self.policy.name,
             latency=latency,
             peak_memory=tuple(most),
@@ -316,10 +316,10 @@ class Scheduler:
         now = self.policy.score(times.makespan, dict(zip(ids, times.busy, strict=True)), self.devices)
         return best(options, waited_for(times, moves, options), judge, now)
 
-    def _exceeded(self, busy: Sequence[float], latency: float) -> list[str]:
+    def _exceeded(self, busy: Callable[[], Sequence[float]], latency: float) -> list[str]:
         if self._caps.latency_ms is None and self._caps.cost is None:
             return []
-        seconds = {device.id: its for device, its in zip(self.devices, busy, strict=True)}
+        seconds = {device.id: its for device, its in zip(self.devices, busy(), strict=True)}
         found = self._caps.exceeded(latency, seconds, self.devices)
         if found and self._caps.strict:
             raise SchedulingError(

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from genie.errors import RemoteOpError
 from genie.host import HostValue
-from genie.interfaces import Linked, Session
-
-
-@runtime_checkable
-class Poisoning(Protocol):
-    """A session may take an error in place of a value."""
-
-    def poison(self, handle: int, error: RemoteOpError) -> None: ...
+from genie.interfaces import Linked, Poisoning, Session
 
 
 class Moves:
