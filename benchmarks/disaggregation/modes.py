@@ -11,14 +11,24 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import genie
 from disaggregation.forms import Moved, form
-from disaggregation.programs import Chat, Pictures, Workload, argmax, best, normalised, sizes_of, weight_bytes, weights
+from disaggregation.programs import (
+    Chat,
+    Pictures,
+    Ranking,
+    Stream,
+    Workload,
+    argmax,
+    sizes_of,
+    weight_bytes,
+    weights,
+)
 
 DEVICE = torch.device("remote_accelerator", 0)
 
@@ -172,11 +182,11 @@ def modes(work: Workload, native: nn.Module) -> dict[str, Mode]:
     match work:
         case Chat():
             made += _language(work, remote, expect)
+        case Pictures() | Ranking():
+            made += _streams(work, native, remote, expect)
         case _:
             what = "the program runs on the node; what it looks at comes back"
             made.append(Mode("full", what, work, lambda: work.run(remote, to_device), expect(work, "full")))
-    if isinstance(work, Pictures):
-        made += _streams(work, native, expect)
     return {mode.name: mode for mode in made}
 
 
@@ -208,33 +218,49 @@ def _language(work: Chat, remote: Any, expect: Callable[[Workload, str], Moved])
     return made
 
 
-def _streams(work: Pictures, native: Any, expect: Callable[[Workload, str], Moved]) -> list[Mode]:
-    """The stream with the next batch under way while one is computed: blind of the program, and all of it."""
+def _streams(work: Stream, native: Any, remote: Any, expect: Callable[[Workload, str], Moved]) -> list[Mode]:
+    """The program on the node as well; captured whole; and with further inputs under way while one is computed."""
+    device = genie.devices()[:1]
 
-    def logits(floats: Tensor) -> Tensor:
-        scores: Tensor = native(floats).logits
-        return scores
+    def answer(*inputs: Tensor) -> Tensor:
+        return work.finished(native(*work.prepared(*inputs)))
 
-    def classify(batch: Tensor) -> Tensor:
-        return best(native(normalised(batch)).logits)
+    def call(*inputs: Tensor) -> Any:
+        out = native(*inputs)
+        return out if isinstance(out, Tensor) else out.logits
 
+    def whole() -> Tensor:
+        return torch.cat([genie.run(answer, *inputs, devices=device) for inputs in work.inputs()], 1)
+
+    def ahead(program: Callable[..., Tensor], inputs: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+        return genie.map(program, inputs, devices=device, in_flight=work.in_flight)
+
+    def blind_ahead() -> Tensor:
+        outs = ahead(call, (tuple(each.contiguous() for each in work.prepared(*inputs)) for inputs in work.inputs()))
+        return torch.cat([work.finished(_Answer(out) if isinstance(work, Pictures) else out) for out in outs], 1)
+
+    moves = expect(work, "full")
     return [
+        Mode("blind-ahead", "as blind, with several calls under way", work, blind_ahead, expect(work, "blind")),
         Mode(
-            "blind-ahead",
-            "as blind, with two calls under way",
+            "program",
+            "the program runs on the node; what it looks at comes back",
             work,
-            lambda: torch.cat([best(each) for each in _mapped(logits, map(normalised, work.stream()))], 1),
-            expect(work, "blind"),
+            lambda: work.run(remote, to_device),
+            moves,
         ),
+        Mode("whole", "… captured whole, as one plan per input", work, whole, moves),
         Mode(
-            "full-ahead",
-            "as full, the program captured whole, with two batches under way",
+            "full",
+            "… with several inputs under way, for they are independent",
             work,
-            lambda: torch.cat(list(_mapped(classify, work.stream())), 1),
-            expect(work, "full"),
+            lambda: torch.cat(list(ahead(answer, work.inputs())), 1),
+            moves,
         ),
     ]
 
 
-def _mapped(program: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    return genie.map(program, inputs, devices=[genie.devices()[0]], in_flight=2)
+class _Answer(NamedTuple):
+    """A model's, as its program reads it."""
+
+    logits: Tensor

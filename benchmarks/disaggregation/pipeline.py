@@ -56,11 +56,11 @@ def modes(work: Pictures, native: nn.Module) -> dict[str, Mode]:
     one, two = genie.devices()[:1], genie.devices()[:2]
 
     def run(program: nn.Module, devices: Any) -> Tensor:
-        return torch.cat(list(genie.map(program, work.stream(), devices=devices, in_flight=IN_FLIGHT)), 1)
+        return torch.cat(list(genie.map(program, work.inputs(), devices=devices, in_flight=IN_FLIGHT)), 1)
 
     moves = forms.form(work, "full")
     made = [
-        Mode("local", "native PyTorch", work, lambda: torch.cat([plain(each) for each in work.stream()], 1), None),
+        Mode("local", "native PyTorch", work, lambda: torch.cat([plain(*each) for each in work.inputs()], 1), None),
         Mode("one node", "several batches under way on one node", work, lambda: run(plain, one), moves, 0),
         Mode("two nodes", "… on two, as the scheduler splits the network", work, lambda: run(plain, two), moves),
         Mode(

@@ -43,6 +43,21 @@ class Workload(Protocol):
         """The same with as few calls as show what a call takes."""
 
 
+class Stream(Workload, Protocol):
+    """One input after the other, each answered by itself: of each what the program makes of it before the model's
+    call, and after."""
+
+    @property
+    def in_flight(self) -> int:
+        """Inputs under way at once, where that is done."""
+
+    def inputs(self) -> Iterator[tuple[Tensor, ...]]: ...
+
+    def prepared(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
+
+    def finished(self, out: Any) -> Tensor: ...
+
+
 def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -167,6 +182,7 @@ class Pictures:
     classes: int = 1000
     depths: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    in_flight: int = 2
     name: str = "CNN stream"
     unit: str = "batch"
 
@@ -191,12 +207,19 @@ class Pictures:
     def short(self) -> Pictures:
         return replace(self, batches=1)
 
-    def stream(self) -> Iterator[Tensor]:
+    def inputs(self) -> Iterator[tuple[Tensor]]:
         shape = (self.size, 3, self.side, self.side)
-        return (_whole(0, 256, *shape, seed=number, dtype=torch.uint8) for number in range(self.batches))
+        return ((_whole(0, 256, *shape, seed=number, dtype=torch.uint8),) for number in range(self.batches))
+
+    def prepared(self, *inputs: Tensor) -> tuple[Tensor]:
+        (pictures,) = inputs
+        return (normalised(pictures),)
+
+    def finished(self, out: Any) -> Tensor:
+        return best(out.logits)
 
     def run(self, model: Any, place: Place) -> Tensor:
-        results = [best(model(normalised(place(pictures))).logits) for pictures in self.stream()]
+        results = [self.finished(model(*self.prepared(*map(place, inputs)))) for inputs in self.inputs()]
         return torch.cat(results, 1).cpu()
 
 
@@ -226,13 +249,14 @@ class Dlrm(nn.Module):
 class Ranking:
     """Requests one by one: a user's features and candidate items; back go the best of them and their scores."""
 
-    requests: int = 8
+    requests: int = 32
     candidates: int = 128
     best: int = 10
     dense: int = 13
     tables: int = 8  # the first is of items
     rows: int = 100_000
     width: int = 64
+    in_flight: int = 8
     name: str = "DLRM-like"
     unit: str = "request"
 
@@ -247,16 +271,24 @@ class Ranking:
     def short(self) -> Ranking:
         return replace(self, requests=1)
 
-    def run(self, model: Any, place: Place) -> Tensor:
-        results = []
+    def inputs(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for number in range(self.requests):
-            user = place(_random(1, self.dense, seed=number))
-            habits = place(_whole(0, self.rows, 1, self.tables - 1, seed=number))
-            items = place(_whole(0, self.rows, self.candidates, seed=100 + number))
-            ids = torch.cat([items[:, None], habits.expand(self.candidates, -1)], 1)
-            scores, which = model(user.expand(self.candidates, -1), ids).topk(self.best)
-            results.append(torch.stack([scores, which.float()]).cpu())
-        return torch.cat(results, 1)
+            user = _random(1, self.dense, seed=number)
+            habits = _whole(0, self.rows, 1, self.tables - 1, seed=number)
+            yield user, habits, _whole(0, self.rows, self.candidates, seed=100 + number)
+
+    def prepared(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        user, habits, items = inputs
+        ids = torch.cat([items[:, None], habits.expand(self.candidates, -1)], 1)
+        return user.expand(self.candidates, -1), ids
+
+    def finished(self, out: Tensor) -> Tensor:
+        scores, which = out.topk(self.best)
+        return torch.stack([scores, which.float()])
+
+    def run(self, model: Any, place: Place) -> Tensor:
+        each = (self.finished(model(*self.prepared(*map(place, inputs)))) for inputs in self.inputs())
+        return torch.cat([result.cpu() for result in each], 1)
 
 
 def suite(names: Sequence[str], tiny: bool = False) -> list[Workload]:

@@ -83,7 +83,9 @@ py::dict stats() {
 PYBIND11_MODULE(GENIE_MODULE, m) {
   register_operators();
   py::class_<Trace, std::shared_ptr<Trace>>(m, "Trace", "A program recorded whole, to be run again on other tensors.")
-      .def("replay", [](Trace& trace, const py::list& inputs) { return to_list(trace.replay(tensors_of(inputs))); });
+      .def("replay", [](Trace& trace, const py::list& inputs, bool look) {
+        return to_list(trace.replay(tensors_of(inputs), look));
+      });
   m.def(
       "begin_trace",
       [](int device, const py::list& inputs) { begin_trace(static_cast<int16_t>(device), tensors_of(inputs)); },

@@ -12,7 +12,8 @@ namespace genie {
 class Trace {
  public:
   // Fresh outputs for these inputs, which must be like the traced ones; an output that was an input is that input.
-  std::vector<at::Tensor> replay(const std::vector<at::Tensor>& inputs);
+  // `look`: one of them is about to be looked at, so the execution may travel with the question.
+  std::vector<at::Tensor> replay(const std::vector<at::Tensor>& inputs, bool look);
 
  private:
   friend std::shared_ptr<Trace> end_trace(int16_t, const std::vector<at::Tensor>&, const std::vector<at::Tensor>&);

@@ -78,6 +78,23 @@ def test_the_second_call_only_replays() -> None:
 
 
 @torch.no_grad()
+def test_what_the_node_had_to_be_asked_is_asked_once() -> None:
+    """How some operators lay out what they give is known when they ran: that call is no trace, a later one is."""
+    row, column = torch.tril_indices(4, 4, -1)
+
+    def program(x: Tensor) -> Tensor:
+        met = torch.bmm(x, x.transpose(1, 2))[:, row, column]
+        return met.transpose(0, 1) * 2
+
+    compiled = genie.compile(program)
+    for _ in range(4):
+        x = torch.randn(3, 4, 5)
+        assert torch.equal(compiled(x), program(x))
+    x = torch.randn(3, 4, 5)
+    assert traced(lambda: compiled(x)) == 0
+
+
+@torch.no_grad()
 def test_new_weights_are_seen() -> None:
     model, x = Net().eval(), torch.randn(3, 4)
     genie.run(model, x)

@@ -102,6 +102,15 @@ class Linked(Protocol):
 
 
 @runtime_checkable
+class Expecting(Protocol):
+    """What a session may be besides: one that takes word of looks to come."""
+
+    def expect(self, handle: int, size: int) -> None:
+        """The value, as it is at this point of the session's work and of so many bytes, will be fetched: it may set
+        out as soon as it is there. Errors are told by ``fetch``."""
+
+
+@runtime_checkable
 class Poisoning(Protocol):
     """What a session may be besides: one that takes an error in place of a value. Whoever looks at it, or needs it,
     gets that."""

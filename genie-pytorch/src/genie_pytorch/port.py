@@ -15,7 +15,7 @@ from genie.api import engine as connect
 from genie.api import settings as genie_settings
 from genie.errors import OutOfMemory, RemoteOpError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Buffer, Engine, Looping, Session, TakesWords
+from genie.interfaces import Buffer, Engine, Expecting, Looping, Session, TakesWords
 from genie.loops import Loop
 from genie_pytorch import lower
 from genie_pytorch.dtypes import CODE_OF_NAME, NAME_OF_CODE
@@ -172,6 +172,12 @@ class Port:
             raise
         if self.upload_progress is not None:
             self.upload_progress(data.nbytes)
+
+    def expect(self, device: int, handle: int, size: int) -> None:
+        """A value of so many bytes will be looked at: it may come home as soon as it is there."""
+        session = self._session(device)
+        if isinstance(session, Expecting) and size:
+            session.expect(handle, size)
 
     def fetch(self, device: int, handle: int, out: memoryview) -> None:
         try:

@@ -16,6 +16,7 @@ from genie_pytorch.capture import Capture, is_capturing, suspended
 from genie_pytorch.device import NAME
 from genie_pytorch.lift import Lifts, host_autocast, on_device
 from genie_pytorch.native import _C
+from genie_pytorch.port import port
 from genie_pytorch.relocate import output_devices, prepared, works_on_host, written_unannounced
 
 _T = TypeVar("_T")
@@ -24,6 +25,7 @@ Tensor = torch.Tensor
 log = telemetry.get_logger("genie.pytorch")
 
 _LARGEST_RECIPES = 256  # of one graph whose sizes vary
+_MOST_ATTEMPTS = 3  # to trace one signature: the first may ask the node what an operator gives, as later ones need not
 
 _away = threading.local()  # .depth: within launch()
 
@@ -37,6 +39,9 @@ def launch(compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[
         _away.depth -= 1
     if isinstance(compiled, Compiled) and compiled.lives_there(args, kwargs):
         return lambda: result
+    for each in pytree.tree_leaves(result):
+        if isinstance(each, Tensor) and on_device(each):
+            port.expect(*_C.handle_of(each), each.nbytes)
     return lambda: _home(result)
 
 
@@ -121,13 +126,14 @@ class Compiled:
 class _Recipe:
     """How one signature is run: by its trace, or (None) step by step."""
 
-    __slots__ = ("constants", "positions", "trace", "written")
+    __slots__ = ("attempts", "constants", "positions", "trace", "written")
 
     def __init__(self, outputs: Sequence[Any], written: tuple[int, ...]) -> None:
         self.positions = tuple(i for i, each in enumerate(outputs) if isinstance(each, Tensor))
         self.constants = [None if isinstance(each, Tensor) else each for each in outputs]
         self.written = written  # positions of host inputs the graph writes to
         self.trace: Any = None
+        self.attempts = 0  # to trace it
 
 
 class Runner:
@@ -170,10 +176,10 @@ class Runner:
             # A trace says what the user said when it was made.
             signature = (_C.current_scope(), _C.marks_of(given), *(inputs[i] for i in self._numbers))
             found = self._recipes.get(signature)
-            if found is None:
-                return self._first(module, signature, inputs, there)
+            if found is None or (found.trace is None and found.attempts < _MOST_ATTEMPTS):
+                return self._traced(module, signature, inputs, there)
             if found.trace is not None:
-                made = found.trace.replay(given)
+                made = found.trace.replay(given, any(self._brings_home[i] for i in found.positions))
             else:
                 outputs = self._step_by_step(module, there)
                 made = [outputs[i] for i in found.positions]
@@ -199,7 +205,7 @@ class Runner:
                 self._module = prepared(self._gm, device, lambda constant: constant.to(self._device))
             return self._module
 
-    def _first(self, module: GraphModule, signature: Any, inputs: tuple[Any, ...], there: list[Any]) -> Any:
+    def _traced(self, module: GraphModule, signature: Any, inputs: tuple[Any, ...], there: list[Any]) -> Any:
         index = self._device.index or 0
         given = [there[i] for i in self._tensors]
         versions = [_version(there[i]) for i in self._hosts]
@@ -217,6 +223,8 @@ class Runner:
         recipe = _Recipe(outputs, self._written(there, versions))
         recipe.trace = trace
         with self._lock:
+            before = self._recipes.pop(signature, None)
+            recipe.attempts = 1 + (before.attempts if before is not None else 0)
             while len(self._recipes) >= _LARGEST_RECIPES:
                 del self._recipes[next(iter(self._recipes))]
             self._recipes[signature] = recipe

@@ -23,7 +23,7 @@ from genie.errors import (
     ProtocolError,
     SessionClosed,
 )
-from genie.interfaces import Connection, Message
+from genie.interfaces import Connection
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
@@ -41,6 +41,16 @@ _LOST = "what was on it is lost; once it runs (`genie serve`, see its log), call
 _OVER = "what was on it is lost; call genie.shutdown() and begin anew"
 
 
+class Stream:
+    """What came so far of the answers to one question. One of them may bring so many bytes of ``data``."""
+
+    __slots__ = ("came", "data")
+
+    def __init__(self, data: int = 0) -> None:
+        self.data = data
+        self.came: deque[tuple[int, bytes, memoryview | None]] = deque()  # kind, body, data
+
+
 class Conversation:
     """Whatever needs no answer waits in the outbox for company or a push; :meth:`ask` sends it along. Not
     thread-safe, except that anybody may add to ``freed`` at any moment, as garbage collection does."""
@@ -51,7 +61,7 @@ class Conversation:
         self.timeout = timeout
         self.freed: deque[int] = deque()  # handles
         self.target: memoryview | None = None  # where the data of the answer goes, if the caller said
-        self.streams: dict[int, deque[tuple[int, bytes]]] = {}  # answers of questions with several, by message
+        self.streams: dict[int, Stream] = {}  # of questions that may be answered before anybody waits, by message
         self.ended: GenieError | None = None
         self.traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
         self.round_trip = float("inf")  # the shortest so far, in seconds
@@ -138,33 +148,32 @@ class Conversation:
 
     def ask(self, kind: Kind, payload: bytes, answer: Kind) -> tuple[memoryview, memoryview | None]:
         """The answer's payload, and its data if it has any."""
-        return self.answer(self.post(kind, payload), kind, answer)
+        seq = self.post(kind, payload)
+        before = time.monotonic()
+        answered = self.answer(seq, kind, answer)
+        self.round_trip = min(self.round_trip, time.monotonic() - before)
+        return answered
 
     def answer(self, seq: int, kind: Kind, answer: Kind) -> tuple[memoryview, memoryview | None]:
         """To the question ``kind`` that went as message ``seq``. Answers to earlier ones are dropped."""
         self.traffic["round_trips"] += 1
-        before = time.monotonic()
-        message, heard, body = self._await(seq, kind)
-        self.round_trip = min(self.round_trip, time.monotonic() - before)
+        heard, body, data = self._await(seq, kind)
         self._expect(heard, body, kind, answer)
-        if not message.buffers:
-            return body, None
-        data = memoryview(message.buffers[0])
-        self.traffic["bytes_received"] += len(data)
         return body, data
 
-    def next_answer(self, seq: int, kind: Kind, answer: Kind) -> memoryview:
-        """The next of several to the question that went as message ``seq``, which is a key of ``streams``. Those
-        that came while another answer was waited for are not lost."""
+    def next_answer(self, seq: int, kind: Kind, answer: Kind) -> tuple[memoryview, memoryview | None]:
+        """The next to the question that went as message ``seq``, which is a key of ``streams``. Those that came while
+        another answer was waited for are not lost."""
         if self.ended is not None:
             self._refuse()
-        if self.streams[seq]:
-            heard, kept = self.streams[seq].popleft()
+        stream = self.streams[seq]
+        if stream.came:
+            heard, kept, data = stream.came.popleft()
             body = memoryview(kept)
         else:
-            _, heard, body = self._await(seq, kind)
+            heard, body, data = self._await(seq, kind)
         self._expect(heard, body, kind, answer)
-        return body
+        return body, data
 
     def _expect(self, heard: int, body: memoryview, kind: Kind, answer: Kind) -> None:
         if heard == _ERROR:
@@ -172,7 +181,7 @@ class Conversation:
         if heard != answer:
             self.fail(ProtocolError(f"record kind {heard} is no answer to {kind.name}"))
 
-    def _await(self, seq: int, kind: Kind) -> tuple[Message, int, memoryview]:
+    def _await(self, seq: int, kind: Kind) -> tuple[int, memoryview, memoryview | None]:
         self._awaited = seq
         try:
             while True:
@@ -185,10 +194,13 @@ class Conversation:
                 self._dialogue.hear(heard)
                 if heard == _BYE:
                     raise self._farewell(body)
+                data = memoryview(message.buffers[0]) if message.buffers else None
+                if data is not None:
+                    self.traffic["bytes_received"] += len(data)
                 if got == seq:
-                    return message, heard, body
+                    return heard, body, data
                 if got in self.streams:
-                    self.streams[got].append((heard, bytes(body)))
+                    self.streams[got].came.append((heard, bytes(body), data))
                 else:
                     # An answer nobody waits for any more: its question was interrupted, or took too long.
                     self._check_stale(got)
@@ -210,10 +222,14 @@ class Conversation:
 
     def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
         seq, kind, _ = frames.single(header)
-        if seq != self._awaited:
-            self._check_stale(seq)
-            raise _Stale  # its data is skipped, not kept
         (size,) = sizes
+        if seq != self._awaited:
+            if seq not in self.streams:
+                self._check_stale(seq)
+                raise _Stale  # its data is skipped, not kept
+            if kind != _VALUE or size != self.streams[seq].data:
+                raise ProtocolError(f"{size} bytes of data that were not asked for")
+            return (room(size),)
         if kind != _VALUE or (self.target is not None and size != len(self.target)):
             raise ProtocolError(f"{size} bytes of data that were not asked for")
         return (room(size) if self.target is None else self.target,)

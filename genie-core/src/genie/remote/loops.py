@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from genie.errors import DeadlineExceeded, GenieError, LimitExceeded, NodeError
 from genie.interfaces import Buffer
 from genie.loops import Loop
-from genie.remote.conversation import Conversation
+from genie.remote.conversation import Conversation, Stream
 from genie.wire import Kind, loops
 
 _FIRST = 16
@@ -86,7 +86,7 @@ class RemoteLoop:
 
     def _ask(self, payload: bytes, count: int) -> None:
         seq = self._talk.post(Kind.LOOP, payload)
-        self._talk.streams[seq] = deque()
+        self._talk.streams[seq] = Stream()
         self._asked.append([seq, count])
         self._left -= count
 
@@ -108,7 +108,7 @@ class RemoteLoop:
 
     def _answer(self) -> tuple[memoryview, ...] | None:
         portion = self._asked[0]
-        body = self._talk.next_answer(portion[0], Kind.LOOP, Kind.LOOPED)
+        body, _ = self._talk.next_answer(portion[0], Kind.LOOP, Kind.LOOPED)
         flags, emitted = self._talk.read(loops.get_answer, body, self._values)
         if flags & loops.RAN:
             portion[1] -= 1

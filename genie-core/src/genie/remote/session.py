@@ -23,6 +23,7 @@ from genie.interfaces import Buffer, Connection
 from genie.loops import MOST_ITERATIONS, Loop
 from genie.plan import ExecutionPlan, bare
 from genie.remote.conversation import FREED_AT_ONCE, Conversation
+from genie.remote.expected import Expected
 from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
 from genie.timing import Timing
@@ -53,6 +54,7 @@ class RemoteSession:
         self._lock = threading.Lock()
         self._conversation = Conversation(connection, dialogue, limits, node, timeout)
         self._offers = Offers(self._conversation, self._upload)
+        self._expected = Expected(self._conversation)
         self._plans: dict[str, int] = {}
         self._recent: OrderedDict[int, tuple[ExecutionPlan, int]] = OrderedDict()
         self._plan_heads: list[bytes] = []
@@ -143,6 +145,7 @@ class RemoteSession:
         """Garbage collection may call this at any moment, also while this thread holds the lock."""
         freed = self._conversation.freed
         freed.extend(handles)
+        self._expected.drop(handles)
         if len(freed) >= FREED_AT_ONCE and not self._lock.locked():
             with self._lock:
                 if self._conversation.ended is None:
@@ -191,19 +194,26 @@ class RemoteSession:
 
     # --- looks ------------------------------------------------------------------------------------
 
+    def expect(self, handle: int, size: int) -> None:
+        """See :class:`genie.interfaces.Expecting`. Where much is expected already, or much at once, this does nothing:
+        the value comes when it is fetched."""
+        with self._lock:
+            self._settle()
+            if not self._expected.ask(handle, size):
+                self._conversation.push()
+
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
         with self._lock:
             self._settle()
             talk = self._conversation
+            target = None if out is None else flat(out)
+            size = messages.ANY_SIZE if target is None else len(target)
             try:
-                if out is None:
-                    payload = messages.put_pair(handle, messages.ANY_SIZE)
-                else:
-                    target = flat(out)
-                    payload = messages.put_pair(handle, len(target))
-                    talk.target = target
-                answer, data = talk.ask(Kind.FETCH, payload, Kind.VALUE)
-                return talk.read(self._value, answer, data)
+                talk.target = target
+                answered = self._expected.answer(handle, size)
+                if answered is None:
+                    answered = talk.ask(Kind.FETCH, messages.put_pair(handle, size), Kind.VALUE)
+                return talk.read(self._value, *answered)
             finally:
                 talk.target = None
 
@@ -222,7 +232,10 @@ class RemoteSession:
         if data is not None:
             if size != len(data) or len(few):
                 raise ProtocolError("the node sent a value of another size than it says")
-            return HostValue(spec, data)
+            if target is None or data.obj is target.obj:  # else it came before anybody said where it should go
+                return HostValue(spec, data)
+            target[:] = data
+            return HostValue(spec, target)
         if size != len(few) or (target is not None and size != len(target)):
             raise ProtocolError("the node sent a value of another size than it says")
         if target is None:

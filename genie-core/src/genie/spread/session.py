@@ -15,7 +15,7 @@ from genie.errors import BackendError, LocalProtocolError, PlanError, RemoteOpEr
 from genie.graph import Graph, TensorSpec
 from genie.graph.random import drawing, generators
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Fetched, Looping, Session
+from genie.interfaces import Buffer, Expecting, Fetched, Looping, Session
 from genie.loops import Loop
 from genie.plan import ExecutionPlan, bare
 from genie.spread.directory import Directory
@@ -496,6 +496,15 @@ class SpreadSession:
         self._held[member] += size
 
     # --- looks --------------------------------------------------------------------------------------
+
+    def expect(self, handle: int, size: int) -> None:
+        """See :class:`genie.interfaces.Expecting`."""
+        with self._lock:
+            if handle not in self._waiting:
+                number, there = self._directory.home(handle)
+                member: object = self.members[number]
+                if isinstance(member, Expecting):
+                    member.expect(there, size)
 
     def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:
         with self._lock:
