@@ -14,7 +14,7 @@ from genie.api import settings
 from genie_pytorch.device import NAME
 from genie_pytorch.lift import on_device
 from genie_pytorch.masks import KnownMasks
-from genie_pytorch.repeat import Repeated, State
+from genie_pytorch.repeat import UNSEEN, Repeated, State
 
 Tensor = torch.Tensor
 
@@ -187,7 +187,9 @@ class Decoding:
             seen = config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
             self._choose(state, outputs)
             del outputs, cache, ids, kwargs, unfinished
-        ahead = not self._stream and self._streamer is None and not seen
+        # Steps after the end would be in a cache that others see; where nothing ends it early, there are none.
+        shown = self._stream or self._streamer is not None
+        ahead = 0 if seen and self._criteria else 1 if shown else UNSEEN
         self.repeated = Repeated(self._step, state, most - 1, device.index or 0, ahead=ahead, offload=self._offload)
         with model._optimize_model_for_decode():
             for token in self.repeated:

@@ -15,7 +15,7 @@ from genie_pytorch.capture import Capture, suspended
 from genie_pytorch.decode import Decoding
 from genie_pytorch.device import NAME
 from genie_pytorch.lift import Lifts, on_device
-from genie_pytorch.repeat import Repeated, State
+from genie_pytorch.repeat import UNSEEN, Repeated, State
 from genie_pytorch.sampling import Sampling, check
 
 Tensor = torch.Tensor
@@ -139,7 +139,7 @@ def _of_callable(
     with capture:
         state: State = {"ids": ids.to(device), "unfinished": torch.ones(ids.shape[0], dtype=ids.dtype, device=device)}
         step(state)
-        ahead = not stream and streamer is None
+        ahead = 1 if stream or streamer is not None else UNSEEN
         repeated = Repeated(step, state, sampling.max_new_tokens - 1, device.index or 0, ahead=ahead, offload=offload)
         for token in repeated:
             with suspended():

@@ -9,6 +9,7 @@ iteration emits; then ``state`` is what the program would have made of it. Whate
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from genie import telemetry
 from genie.errors import GenieError
 from genie.loops import Loop, parameters_are_float
 from genie_pytorch import progress
+from genie_pytorch.lift import on_device
 from genie_pytorch.native import _C
 from genie_pytorch.port import port
 from genie_pytorch.progress import Made, NotRegular, Place, Rule
@@ -29,6 +31,8 @@ State = dict[str, Any]
 log = telemetry.get_logger("genie.pytorch")
 
 _WORD = (1 << 64) - 1
+UNSEEN = 1 << 31  # steps ahead of what is looked at, where it does not matter when that comes
+
 _FEWEST = 4  # iterations worth a loop
 _BLOCK, _BLOCKS = 64, 4  # tokens; how many are looked at
 _ATTEMPTS = 6  # recorded steps in a row that came to nothing
@@ -68,13 +72,13 @@ class Repeated:
     """Iterate to run up to ``times`` steps; each item is what ``state["token"]`` is after a step, on the host. The
     first is the token that is there at the beginning.
 
-    ``state["ids"]`` are all tokens so far. The loop ends when ``state["done"]``, of one element, is not zero. When the
-    iterator has ended, ``state`` is as after the last item's step, unless ``ahead`` let some more be run. With
-    ``ahead`` nothing is looked at before the node can take over, which saves round trips.
+    ``state["ids"]`` are all tokens so far. The loop ends when ``state["done"]``, of one element, is not zero. So many
+    steps as ``ahead`` says may be under way before a token is waited for, which saves round trips; those after the end
+    are run for nothing. When the iterator has ended, ``state`` is as after the last item's step, or that many later.
     """
 
     def __init__(
-        self, step: Callable[[State], None], state: State, times: int, index: int, *, ahead: bool, offload: bool = True
+        self, step: Callable[[State], None], state: State, times: int, index: int, *, ahead: int, offload: bool = True
     ) -> None:
         self.reason = "" if offload else "it was not to be"  # why steps run one by one
         self._step = step
@@ -83,36 +87,52 @@ class Repeated:
         self._index = index
         self._ahead = ahead
         self._records: list[_Record] = []
+        self._unseen: deque[Tensor] = deque()  # of each step its token and flag, on their way
         self._failed = 0 if offload else _ATTEMPTS
         if offload and not port.repeats(index):
             self._give_up("the session does not repeat plans")
 
     def __iter__(self) -> Iterator[Tensor]:
         left = self._times
-        # Tokens and flags nobody looked at.
-        unseen: list[tuple[Tensor, Tensor]] = [(self._state["token"], self._state["done"])]
-        if left == 0 or not self._ahead:
-            tokens, done = self._look(unseen)
-            yield from tokens
-            if done:
-                return
+        self._expect()
         while left > 0:
+            if (yield from self._shown(self._ahead if self._failed < _ATTEMPTS else min(self._ahead, 1))):
+                return
             left -= 1
             self._one_step()
-            unseen.append((self._state["token"], self._state["done"]))
+            self._expect()
             regular = self._regular() if left >= _FEWEST else None
             times = self._rehearsed(regular, left) if regular is not None else 0
-            if times >= _FEWEST or not self._ahead or self._failed >= _ATTEMPTS or left == 0:
-                tokens, done = self._look(unseen)
-                yield from tokens
-                if done:
-                    return
             if regular is not None and times >= _FEWEST:
                 self._records.clear()
+                if self._ahead == 0 and (yield from self._shown(0)):
+                    return
                 ran, done = yield from self._loop(regular, times)
                 left -= ran
                 if done:
                     return
+        yield from self._shown(0)
+
+    # --- looking
+
+    def _expect(self) -> None:
+        """Have the last step's token and flag set out, as soon as they are there."""
+        token, done = self._state["token"], self._state["done"]
+        row = torch.cat((token.reshape(-1), done.reshape(1).to(token.dtype)))
+        if on_device(row):
+            port.expect(*_C.handle_of(row), row.nbytes)
+        self._unseen.append(row)
+
+    def _shown(self, unseen: int) -> Generator[Tensor, None, bool]:
+        """Wait for tokens until only so many are not seen. Whether the last of those was."""
+        shape = self._state["token"].shape
+        while len(self._unseen) > unseen:
+            row = self._unseen.popleft().cpu()
+            yield row[:-1].reshape(shape).clone()
+            if row[-1]:
+                self._unseen.clear()
+                return True
+        return False
 
     # --- recording
 
@@ -218,7 +238,8 @@ class Repeated:
     # --- running
 
     def _loop(self, regular: _Regular, times: int) -> Generator[Tensor, None, tuple[int, bool]]:
-        """The node's iterations; how many there were, and whether the loop's end was reached."""
+        """What is not seen yet, and the node's iterations; how many those were, and whether the loop's end was
+        reached."""
         step = regular.last.step
         repetition = _C.Repetition(step, regular.words(1))
         iterations = port.loop(self._index, step.plan, repetition.bindings, regular.loop, times)
@@ -232,12 +253,14 @@ class Repeated:
         for place, rule in ((regular.places[index], rule) for index, rule in regular.moving.items()):
             if isinstance(rule, Made) and rule.output in donated:
                 _C.give_up(place.get())
-        ran, done = 0, False
+        over = yield from self._shown(0)
+        ran, done = 0, over
         for token, flag in iterations:
             ran += 1
             telemetry.counters.add("loop_iterations")
-            done = any(flag)
-            yield torch.frombuffer(bytearray(token), dtype=dtype).reshape(shape)
+            done = over or any(flag)
+            if not over:  # else it was before the loop: the node stops by itself
+                yield torch.frombuffer(bytearray(token), dtype=dtype).reshape(shape)
         progress.moved_on(
             regular.places,
             regular.moving,
@@ -245,21 +268,6 @@ class Repeated:
             lambda rule, like: repetition.output(rule.output, like, rule.after(ran)),
         )
         return ran, done
-
-    def _look(self, unseen: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], bool]:
-        """What the steps made that nobody looked at, up to the end of the loop if that is among them."""
-        if not unseen:
-            return [], False
-        shape, size = unseen[0][0].shape, unseen[0][0].numel()
-        parts = [part for token, flag in unseen for part in (token.reshape(-1), flag.reshape(1).to(token.dtype))]
-        rows = torch.cat(parts).cpu().reshape(-1, size + 1)
-        unseen.clear()
-        tokens: list[Tensor] = []
-        for row in rows:
-            tokens.append(row[:size].reshape(shape).clone())
-            if row[size]:
-                return tokens, True
-        return tokens, False
 
 
 def _regular(state: State, records: list[_Record], index: int) -> _Regular:
