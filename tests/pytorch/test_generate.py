@@ -256,6 +256,25 @@ def test_tokens_as_they_come(gpt2: Any) -> None:
     assert seen == expected.T.tolist()
 
 
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stream_ends_at_any_place(gpt2: Any, at: int, there: bool) -> None:
+    """A step may be under way when the last token is seen: nobody sees what comes of it."""
+    free = gpt2.generate(PROMPT[:1], max_new_tokens=20, pad_token_id=0)[0, PROMPT.shape[1] :].tolist()
+    options: Option = {"max_new_tokens": 20, "pad_token_id": 0, "eos_token_id": free[at]}
+    expected = gpt2.generate(PROMPT[:1], **options)
+    streamer = Streamer()
+    if there:
+        gpt2.to(DEVICE)
+    ids = PROMPT[:1].to(gpt2.device)
+    result = genie.generate(gpt2, ids, streamer=streamer, **options)
+    assert result.device == ids.device
+    assert result.tolist() == expected.tolist()
+    assert [token for (token,) in streamer.seen[1:]] == expected[0, PROMPT.shape[1] :].tolist()
+    seen = list(genie.generate(gpt2, ids, stream=True, **options))
+    assert torch.stack(seen, 1).tolist() == expected[:, PROMPT.shape[1] :].tolist()
+
+
 def test_a_stream_that_is_left(gpt2: Any) -> None:
     stream = genie.generate(gpt2, PROMPT, max_new_tokens=60, pad_token_id=0, stream=True)
     for _ in range(12):
