@@ -110,6 +110,7 @@ def text(result: dict[str, Any]) -> str:
         ]
         parts.append(f"{workload}, {profile}, per {unit}; × {group[0]['base']}\n" + table(shown))
     said = [f"WRONG: {each}" for each in result["wrong"]]
+    said += [f"left out: {each}" for each in result["left_out"]]
     said += [f"target missed: {each}" for each in result["targets_missed"]]
     return "\n\n".join([*parts, "\n".join(said) or "all targets met"])
 
@@ -137,6 +138,7 @@ def markdown(result: dict[str, Any]) -> str:
             times = [_time(by_profile[profile]) if profile in by_profile else "–" for profile in profiles]
             lines.append("| " + " | ".join([mode, *moved, *times]) + " |")
         parts.append("\n".join(lines))
+    parts += ["\n".join(f"- {each}" for each in result["left_out"])] if result["left_out"] else []
     parts.append("\n".join(f"- {each}" for each in result["targets_missed"]) or "All targets met.")
     return "\n\n".join(parts)
 

@@ -126,7 +126,7 @@ WHOLE = (
 @pytest.fixture(scope="module")
 def relayed() -> Any:
     """All workloads, tiny, through the relay: it takes no rights."""
-    said = "evaluation.run(profiles=['2.5G/0.2ms'], tiny=True, relayed=True, options=options)"
+    said = "evaluation.run(profiles=['1G/0.2ms'], tiny=True, relayed=True, options=options)"
     return run(WHOLE + f"print(json.dumps({said}))")
 
 
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_told() -> None:
         "    table['full'] = dataclasses.replace(full, run=lambda: full.run() + 2e-5)\n"
         "    return table\n"
         "evaluation.modes = off\n"
-        "result = evaluation.run(profiles=['2.5G/0.2ms'], only=['dlrm'], tiny=True, relayed=True, options=options)\n"
+        "result = evaluation.run(profiles=['1G/0.2ms'], only=['dlrm'], tiny=True, relayed=True, options=options)\n"
         "print(json.dumps(result['wrong']))"
     )
     assert len(wrong) == 2
