@@ -258,7 +258,6 @@ def pipelines(profiles: Sequence[str], tiny: bool, network: Network, options: ar
     native = work.build()
     for name in profiles:
         genie.shutdown()
-        torch._dynamo.reset()  # it keeps what it compiled for sessions that are gone, eight times of one program
         network.shape(FREE)
         connect(network, PROFILES[name])
         yield from told(measure, work, PROFILES[name], network, options, pipeline.modes(work, native), "one node")

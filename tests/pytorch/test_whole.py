@@ -95,6 +95,18 @@ def test_what_the_node_had_to_be_asked_is_asked_once() -> None:
 
 
 @torch.no_grad()
+def test_again_after_every_shutdown() -> None:
+    """What Dynamo keeps for sessions that are gone does not keep the program from being compiled."""
+    model, x = Net().eval(), torch.randn(3, 4)
+    expected = copy.deepcopy(model)(x)[0]
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        genie.shutdown()
+        for _ in range(3):
+            assert torch.equal(genie.run(model, x)[0], expected)
+        assert traced(lambda: genie.run(model, x)) == 0
+
+
+@torch.no_grad()
 def test_new_weights_are_seen() -> None:
     model, x = Net().eval(), torch.randn(3, 4)
     genie.run(model, x)

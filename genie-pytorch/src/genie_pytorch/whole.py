@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,10 @@ log = telemetry.get_logger("genie.pytorch")
 
 _LARGEST_RECIPES = 256  # of one graph whose sizes vary
 _MOST_ATTEMPTS = 3  # to trace one signature: the first may ask the node what an operator gives, as later ones need not
+
+# What Dynamo keeps of a program it keeps by backend, and counts: without this, a program compiled anew after each
+# genie.shutdown() would come to its limit. PyTorch 2.13 has it.
+_APART = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 _away = threading.local()  # .depth: within launch()
 
@@ -107,7 +112,7 @@ class Compiled:
                 def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
                     return Runner(gm, self._device, self._lifts)
 
-                self._whole = torch.compile(self.program, backend=backend, fullgraph=True)
+                self._whole = torch.compile(self.program, backend=backend, fullgraph=True, **_APART)
             return self._whole
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
