@@ -6,7 +6,6 @@ import contextlib
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from ctypes import string_at
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from genie.graph import Semantics
 from genie_pytorch import modules, scopes
 from genie_pytorch.device import NAME
+from genie_pytorch.native import _C
 
 Tensor = torch.Tensor
 DEVICE = torch.device(NAME)
@@ -48,14 +48,13 @@ def host_autocast() -> contextlib.AbstractContextManager[Any]:
 class _Entry:
     """A host tensor's counterpart: the same elements, as long as the host tensor's version does not move."""
 
-    __slots__ = ("dirty", "host", "probe", "seen", "storage", "trusted", "value", "version", "wired")
+    __slots__ = ("dirty", "host", "seen", "state", "storage", "trusted", "value", "wired")
 
     def __init__(self, host: weakref.ref[Tensor], storage: int) -> None:
         self.host = host
         self.storage = storage  # of the host tensor
-        self.trusted = False  # the host tensor's version and probe tell of every write to it
-        self.probe: object = None
-        self.version = 0  # of the host tensor when the two were equal
+        self.trusted = False  # the host tensor's state tells of every write to it
+        self.state = b""  # of the host tensor when the two were equal: version, address, a few of its bytes
         self.value: Tensor  # detached
         self.seen = 0  # version of `value` when the two were equal
         self.dirty = False  # the device wrote to `value` since
@@ -131,7 +130,7 @@ class Lifts:
             return None
         if entry.dirty:
             return entry  # the counterpart is ahead
-        if entry.trusted and entry.version == _version(host) and entry.probe == _probe(host):
+        if entry.trusted and entry.state == _C.host_state(host):
             return entry
         self._drop((id(host), device.index or 0), entry)
         return None
@@ -237,20 +236,8 @@ def _tells_writes(host: Tensor) -> bool:
 
 
 def _agree(entry: _Entry, host: Tensor) -> None:
-    entry.version = _version(host)
-    entry.probe = _probe(host)
+    entry.state = _C.host_state(host)
     entry.seen = _version(entry.value)
-
-
-def _probe(host: Tensor) -> object:
-    """Where the elements are, and a few of their bytes: writes around the version (``.data``) hardly leave these as
-    they were."""
-    length = host.numel() * host.element_size()
-    address = host.data_ptr()
-    if length < 16 or not host.is_contiguous():
-        return address
-    middle = address + (length >> 1) - 8
-    return address, string_at(address, 16), string_at(middle, 16), string_at(address + length - 16, 16)
 
 
 def _is_weight(tensor: Tensor) -> bool:
