@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from genie import config, runtime
 from genie.device import Cluster, Device
@@ -330,14 +330,12 @@ def _identity(program: object) -> tuple[int, ...]:
     return (id(owner), id(function)) if owner is not None and function is not None else (id(program),)
 
 
-def _target(backend: str | None, devices: Sequence[Device] | None, policy: str | None) -> Engine:
+def _target(backend: object, devices: object, policy: object) -> Engine:
     """The engine of ``devices`` (default: all there are)."""
-    for kind, name in (("backend", backend), ("policy", policy)):
-        if name is not None and not isinstance(name, str):
-            registry.check(kind, name)  # which says what it must be
+    its, wanted = _named("backend", backend), _named("policy", policy)
     now = runtime.current()
     if devices is None:
-        return now.engine(None, backend or "", policy or "")
+        return now.engine(None, its, wanted)
     if isinstance(devices, str | Device) or not isinstance(devices, Sequence):
         raise ConfigError(f"devices= must be a list of devices, not {devices!r}", hint="a device is one, or its id")
     if not devices:
@@ -347,9 +345,18 @@ def _target(backend: str | None, devices: Sequence[Device] | None, policy: str |
         and not now.settings.nodes
         and all(isinstance(each, Device) and each.address for each in devices)
     ):
-        now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
-    indices = dict.fromkeys(now.index_of(_device(device, now, backend or ""), backend or "") for device in devices)
-    return now.spread(tuple(indices), backend or "", policy or "")
+        now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=its or "tcp"))
+    indices = dict.fromkeys(now.index_of(_device(device, now, its), its) for device in devices)
+    return now.spread(tuple(indices), its, wanted)
+
+
+def _named(kind: Literal["backend", "policy"], name: object) -> str:
+    """What a call chooses by name; "" leaves it to the settings."""
+    if isinstance(name, str):
+        return name
+    if name is not None:
+        registry.check(kind, name)  # which refuses it
+    return ""
 
 
 def _device(device: object, now: runtime.Runtime, backend: str) -> Device:

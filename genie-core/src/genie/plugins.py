@@ -82,7 +82,7 @@ class Registry:
         """What may be asked for, conflicting names once."""
         return tuple(dict.fromkeys(offer.name for offer in self.offers() if offer.kind == kind))
 
-    def check(self, kind: Kind, name: str) -> Offer:
+    def check(self, kind: Kind, name: object) -> Offer:
         """The one offer of that name. Raises :class:`PluginNotFound`, :class:`PluginFailed` or
         :class:`PluginConflict`."""
         if not isinstance(name, str):
