@@ -389,7 +389,9 @@ def forget_frontends() -> None:
         _frontends.clear()
 
 
-def _frontend(name: str, settings: config.Settings) -> Frontend:
+def _frontend(name: object, settings: config.Settings) -> Frontend:
+    if not isinstance(name, str):
+        name = registry.check("frontend", name).name  # which refuses it
     # Kept for the life of the process, over every shutdown: a framework can be hooked once.
     if name not in _frontends:
         _frontends[name] = registry.make("frontend", name, settings)
