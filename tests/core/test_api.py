@@ -120,6 +120,30 @@ def test_a_failed_init_leaves_nothing_behind(world: World) -> None:
     assert genie.device_count() == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"nodez": "a:1"}, "unknown setting 'nodez'(.|\n)*did you mean 'nodes'"),
+        ({"timeout": "soon"}, "setting 'timeout': "),
+        ({"timeout": float("nan")}, "setting 'timeout': "),
+        ({"config": 5}, "setting 'cluster' must be a path or a mapping, not 5"),
+        ({"cluster": "other.yaml"}, "given two clusters"),
+        ({"rdma": "yes"}, "rdma must be True or False, not 'yes'"),
+        ({"rdma": True, "backend": "tcp"}, "rdma insists on the backend 'dpdk', backend='tcp' on another"),
+    ],
+)
+def test_init_cluster_checks_its_settings(world: World, settings: dict[str, object], said: str) -> None:
+    Path("cluster.yaml").write_text("cluster: {backend: 'null'}")
+    with pytest.raises(ConfigError, match=said):
+        genie.init_cluster(**settings)  # type: ignore[arg-type]
+
+
+def test_init_cluster_takes_settings(world: World) -> None:
+    Path("cluster.yaml").write_text("cluster: {backend: other}")
+    genie.init_cluster(timeout=7)
+    assert (genie.settings().backend, genie.settings().timeout) == ("other", 7.0)
+
+
 def test_init_cluster_reads_the_file_of_the_working_directory(world: World) -> None:
     Path("cluster.yaml").write_text("cluster:\n  backend: other\n  scheduling: {policy: min_cost}\n")
     genie.init_cluster()
@@ -217,8 +241,9 @@ def test_device_indexes_count_the_backends_devices(world: World) -> None:
     assert genie.engine() is genie.engine(2)  # all of them
     assert genie.engine().device.id == "null:0+null:1"
     for index in (3, -1):
-        with pytest.raises(ConfigError, match=rf"no device {index}.*null:0, null:1"):
+        with pytest.raises(ConfigError, match=rf"no device {index}.*null:0, null:1") as caught:
             genie.engine(index)
+        assert caught.value.hint == "0 is null:0, 1 is null:1; 2, or no number, is all of them"
 
 
 def test_engines_from_many_threads_are_one(world: World) -> None:
@@ -395,6 +420,54 @@ def test_execute_refuses_what_does_not_fit(world: World) -> None:
         genie.execute(plan(), [Row(1, 2), Row(3, 4, 5)])
     with pytest.raises(ConfigError, match="no frontend accepts"):
         genie.execute(plan(), [Row(1, 2), object()])
+
+
+@pytest.mark.parametrize("chosen", [object, object(), 3, ["min_cost"]])
+@pytest.mark.parametrize("kind", ["policy", "backend", "frontend"])
+def test_what_is_chosen_by_name_is_a_name(world: World, kind: str, chosen: object) -> None:
+    for verb in (genie.compile, lambda program, **chosen: genie.run(program, Row(1), Row(2), **chosen)):
+        with pytest.raises(ConfigError, match=f"a {kind} is chosen by its name, not by ") as caught:
+            verb(program, **{kind: chosen})
+        assert f"genie.register_{kind}(name, factory)" in caught.value.hint
+
+
+def test_a_program_is_to_be_called(world: World) -> None:
+    with pytest.raises(ConfigError, match="not to be called: None"):
+        genie.run(None, Row(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("devices", [3, "null:0", {"null:0": 1}])
+def test_devices_are_a_list(world: World, devices: object) -> None:
+    with pytest.raises(ConfigError, match="devices= must be a list of devices"):
+        genie.compile(program, devices=devices)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unknown", ["gpu7", 3, [], Device(id="gpu7", type="GPU", memory_gb=1, compute_tflops=1)])
+def test_one_unknown_device_among_those_of_a_call_is_refused_before_anything_runs(
+    world: World, unknown: object
+) -> None:
+    with pytest.raises(ConfigError, match="null:0, null:1"):
+        genie.run(program, Row(1), Row(2), devices=["null:0", unknown])  # type: ignore[list-item]
+    assert world.made[0].sessions == []
+
+
+@pytest.mark.parametrize("pins", [{0: "null:0", 1: "gpu7"}, {0: "gpu7", 1: "gpu7"}])
+def test_a_plan_with_a_device_that_is_not_here_is_refused_before_anything_runs(
+    world: World, pins: dict[int | str, str]
+) -> None:
+    """But one that was made for other devices altogether, and uses one of them, runs here."""
+    gpu = Device(id="gpu7", type="GPU", memory_gb=1, compute_tflops=1)
+    plan = genie.Scheduler([genie.devices()[0], gpu]).schedule(graph(), pins=pins)
+    with pytest.raises(ConfigError, match="device 'gpu7' is not one of this runtime's: null:0, null:1"):
+        genie.execute(plan, [Row(1, 2), Row(3, 4)])
+    assert world.made[0].sessions == []
+    (out,) = genie.execute(genie.Scheduler([gpu]).schedule(graph()), [Row(1, 2), Row(3, 4)])
+    assert out.numbers == [12, 18]
+
+
+def test_what_is_no_plan_is_said_to_be_none(world: World) -> None:
+    with pytest.raises(PlanError, match="this is no plan: None"):
+        genie.execute(None, [])  # type: ignore[arg-type]
 
 
 def test_a_plan_over_two_devices_runs_on_both(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rows import Row, RowFrontend
 
 import genie
-from genie import marks, runtime
+from genie import Device, marks, runtime
 from genie.errors import ConfigError
 from genie.graph import Semantics
 from genie.graph.vocabulary import MODALITIES, PHASES, PRIORITIES, RESIDENCIES
@@ -328,3 +328,8 @@ def test_a_target_nobody_knows_is_named(target: object, frontend: Callable[[RowF
     frontend(MarkedRows())
     with pytest.raises(ConfigError, match=rf"can't mark a builtins.{type(target).__name__}"):
         genie.mark(target, modality="text")
+
+
+def test_a_device_may_be_given_itself() -> None:
+    gpu = Device(id="gpu7", type="GPU", memory_gb=1, compute_tflops=1)
+    assert genie.mark(device=gpu).word().device == "gpu7"

@@ -11,6 +11,7 @@ from core.test_schedule_constraints import chain, plan_of, written
 from labelled import decoder
 from plans import two
 
+from genie.errors import PlanError
 from genie.plan import ExecutionPlan, Explanation
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -26,6 +27,19 @@ def test_it_is_json_and_back() -> None:
     for node in plan.graph.steps:
         why = plan.explain(node)
         assert msgspec.json.decode(msgspec.json.encode(why), type=Explanation) == why
+
+
+@pytest.mark.parametrize("node", ["x", None, 1.5, object()])
+def test_what_is_no_node_is_refused(node: object) -> None:
+    with pytest.raises(PlanError, match="the plan has no node ") as caught:
+        plan_of(chain()).explain(node)  # type: ignore[arg-type]
+    assert "a node's id: a number" in caught.value.hint
+
+
+def test_ids_that_there_are_not_are_refused_with_those_there_are() -> None:
+    with pytest.raises(PlanError, match="the plan has no node 99") as caught:
+        plan_of(chain()).explain(99)
+    assert caught.value.hint == "ids go from 0 to 3"
 
 
 def test_a_busy_device_is_waited_for() -> None:

@@ -40,6 +40,13 @@ def test_modules_and_nodes_are_pinned_and_may_be_pinned_again():
     verify(back)
 
 
+def test_a_device_may_be_given_itself():
+    assert whole().pin(2, B) == whole().pin(2, "b")
+    with pytest.raises(PlanError, match="the plan has no device 'c'") as caught:
+        whole().pin(2, device("c"))
+    assert caught.value.hint == "its devices: a, b"
+
+
 def test_what_must_go_with_it_goes_with_it():
     plan = plan_of(written()).pin(0, "b")
     assert [plan.placement[i] for i in range(4)] == ["b", "b", "b", "a"]

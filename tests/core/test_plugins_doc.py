@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from core.dags import Table, device, graph_of
 
 import genie
 from genie import Device, TensorSpec, runtime
@@ -37,7 +38,7 @@ def local(fresh_runtime: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     genie.register_backend("local", lambda settings: NullBackend())
     yield
     genie.shutdown()
-    for kind, name in (("backend", "local"), ("pattern", "residual"), ("cost_model", "flat")):
+    for kind, name in (("backend", "local"), ("pattern", "residual"), ("cost_model", "flat"), ("policy", "frugal")):
         registry.unregister(kind, name)  # type: ignore[arg-type]
 
 
@@ -50,10 +51,26 @@ def test_the_pattern() -> None:
 @pytest.mark.usefixtures("local")
 def test_the_cost_model() -> None:
     exec(snippet("class Flat"), {})
-    device = Device(id="a", type="GPU", memory_gb=1, compute_tflops=1)
-    plan = runtime.current().scheduler((device,)).schedule(genie.annotate(GRAPH))
+    gpu = Device(id="a", type="GPU", memory_gb=1, compute_tflops=1)
+    plan = runtime.current().scheduler((gpu,)).schedule(genie.annotate(GRAPH))
     assert plan.latency_ms == pytest.approx(2e-3)
     assert plan.explain(0).source == "flat"
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize(("halves", "used"), [((1.0, 0.1), 1), ((1.0, 1.0), 2)])
+def test_the_policy(halves: tuple[float, float], used: int) -> None:
+    exec(snippet("class Frugal"), {})
+    graph = graph_of([[0], [0]], [64, 64, 64], 1, [1, 2])
+    devices = (device("a"), device("b"))
+    model = Table({(node, each.id): halves[node] for node in (0, 1) for each in devices})
+    quick = genie.Scheduler(devices)
+    frugal = genie.Scheduler(devices, registry.make("policy", "frugal", runtime.current().settings))
+    for scheduler, count in ((quick, 2), (frugal, used)):
+        scheduler.set_cost_model(model)
+        assert len(set(scheduler.schedule(graph).placement.values())) == count
+    plan = runtime.current().scheduler(devices).schedule(graph)
+    assert plan.policy == "frugal"
 
 
 @pytest.mark.usefixtures("local")

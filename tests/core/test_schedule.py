@@ -314,3 +314,55 @@ def test_a_bad_graph_is_refused():
 def test_many_devices_and_an_empty_graph():
     plan = Scheduler([GPU, CPU]).schedule(Graph((), (), (), ()))
     assert (plan.latency, plan.stages, dict(plan.placement)) == (0.0, (), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"devices": ["a"]}, r"devices\[0\] is no device: 'a'"),
+        ({"devices": "gpu"}, "devices= must be a list of devices, not 'gpu'"),
+        ({"devices": CPU}, "devices= must be a list of devices"),
+        ({"devices": 5}, "devices= must be a list of devices, not 5"),
+        ({"devices": []}, "at least one device"),
+        ({"devices": [CPU, CPU]}, "two devices have one id: "),
+        ({"policy": object()}, "neither a policy's name nor a policy"),
+        ({"policy": MinLatency}, "neither a policy's name nor a policy"),
+        ({"recompute_ms": float("nan")}, "recompute_ms must be a finite number from 0 on, not nan"),
+        ({"recompute_ms": -1}, "recompute_ms must be"),
+        ({"message_ms": float("inf")}, "message_ms must be"),
+        ({"message_ms": "1"}, "message_ms must be"),
+        ({"thrift": -0.1}, "thrift must be"),
+        ({"thrift": True}, "thrift must be"),
+        ({"latency_cap_ms": float("nan")}, "latency_cap_ms must be"),
+        ({"reserved": [1]}, "reserved= must be a mapping"),
+        ({"reserved": {"nope": 1}}, "reserved: there is no device 'nope'"),
+    ],
+)
+def test_what_a_scheduler_is_given_is_checked(given, said):
+    with pytest.raises(ConfigError, match=said):
+        Scheduler(**{"devices": [CPU], **given})
+
+
+@pytest.mark.parametrize("bad", [None, 5, "graph", object()])
+def test_what_is_no_graph_is_said_to_be_none(bad):
+    for stage in (Scheduler([CPU]).schedule, annotate):
+        with pytest.raises(GraphError, match="this is no graph: "):
+            stage(bad)
+    with pytest.raises(GraphError, match="no graph: <ExecutionPlan"):
+        Scheduler([CPU]).schedule(Scheduler([CPU]).schedule(matmul(4)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"homes": [0]}, "homes= must be a mapping"),
+        ({"pins": "a"}, "pins= must be a mapping"),
+        ({"exclude": 3}, "exclude= must be a mapping"),
+        ({"exclude": {0: 3}}, "not a device, nor several: 3"),
+        ({"occupied": {CPU.id: float("nan")}}, "occupied: .* must be a number of bytes, not nan"),
+        ({"like": 3}, "like= must be a plan"),
+    ],
+)
+def test_what_is_asked_of_a_schedule_is_checked(asked, said):
+    with pytest.raises(ConfigError, match=said):
+        Scheduler([CPU, GPU]).schedule(matmul(4), **asked)

@@ -220,6 +220,41 @@ def test_random_numbers_are_drawn_on_one_device():
     assert (plan.placement[0], plan.placement[2]) == ("b", "b")
 
 
+def test_devices_may_be_given_themselves():
+    noisy = {"operation": "aten::rand_like"}
+    plan = plan_of(chain(node2=noisy), homes={0: A}, pins={0: A}, exclude={1: B, 3: [B]}, draws=B)
+    assert [plan.placement[i] for i in range(4)] == ["a", "a", "b", "a"]
+    assert plan.constraints[0].text == "pins={0: 'a'}"
+
+
+def test_a_conflict_says_module_and_line_and_what_to_do():
+    noisy = {"operation": "aten::rand_like", "source": 0}
+    graph = msgspec.structs.replace(chain(node1=noisy, node2={"source": 1}), sources=("net.py:7", "net.py:9"))
+    with pytest.raises(SchedulingError, match="random numbers are drawn on b") as caught:
+        plan_of(graph, pins={"layers.0": "a"}, draws="b")
+    assert caught.value.where == "node 1 (aten::rand_like) in 'layers.0.norm' at net.py:7"
+    assert "leave it unmarked, or mark it for that device" in caught.value.hint
+    cache = Semantics(colocation_group="kv_cache:0")
+    steps = [msgspec.structs.replace(node, semantics=cache) for node in graph.steps[1:3]]
+    both = msgspec.structs.replace(graph, steps=(graph.steps[0], *steps, graph.steps[3]))
+    with pytest.raises(SchedulingError) as caught:
+        plan_of(both, pins={1: "a", 2: "b"})
+    assert caught.value.where == (
+        "node 1 (aten::rand_like) in 'layers.0.norm' at net.py:7; "
+        f"node 2 ({graph.steps[2].target}) in 'layers.10' at net.py:9"
+    )
+    assert "random" not in caught.value.hint
+
+
+@pytest.mark.parametrize("where", [None, 1.5, True, ()])
+def test_what_is_neither_node_nor_module_is_refused(where):
+    with pytest.raises(SchedulingError, match="neither a node's id nor a module's path: "):
+        plan_of(chain(), pins={where: "a"})
+    with pytest.raises(SchedulingError, match="the graph has no node 9") as caught:
+        plan_of(chain(), pins={9: "a"})
+    assert caught.value.hint == "ids go from 0 to 3"
+
+
 def test_a_plan_that_is_not_exact_is_refused():
     noisy = {"operation": "aten::rand_like"}
     plan = plan_of(chain(), pins={0: "a", 1: "b", 2: "b", 3: "b"})

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -44,6 +46,17 @@ def test_example_runs_and_proves_what_it_says(file: str, says: str) -> None:
     done = run(str(EXAMPLES / file))
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+def test_the_guide_to_emulation_shows_what_the_example_prints() -> None:
+    guide = (ROOT / "docs" / "emulation.md").read_text()
+    cluster, *_ = re.findall(r"```yaml\n(.*?)```", guide, re.S)
+    assert msgspec.yaml.decode(cluster) == msgspec.yaml.decode((EXAMPLES / "emulated.yaml").read_bytes())
+    (report,) = re.findall(r"```\n(\S+ ms emulated\n.*?)```", guide, re.S)
+    (faster,) = re.findall(r"With 25, the same call takes (\S+) ms", guide)
+    printed = run(str(EXAMPLES / "08_emulated_cluster.py")).stdout
+    assert f"1 Gbit/s between the devices:\n{report}" in printed
+    assert f"{faster} ms over 25 Gbit/s" in printed
 
 
 @has_weights

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import genie
-from genie.errors import GenieError
 
 from . import tiny_lm
 from .conftest import Node
@@ -63,7 +62,7 @@ def start(request: pytest.FixtureRequest, node: Node, user: Callable[..., None])
 
 
 def test_in_generation(start: Callable[[], None]) -> None:
-    """Afterwards results are right, or the session is over and says why."""
+    """Afterwards results are right, and the session is the same."""
     expected = tiny_lm.generate(tiny_lm.model(), count=4)
     start()
     model = tiny_lm.model().to(DEVICE)
@@ -71,14 +70,8 @@ def test_in_generation(start: Callable[[], None]) -> None:
     at = 0
     while interrupted(at, tiny_lm.generate, model, tiny_lm.PROMPT, 4):
         at += 1 + at // 24  # each of the first moments, then fewer and fewer
-        try:
-            for _ in range(2):
-                assert tiny_lm.generate(model, count=4) == expected, f"after an interrupt at moment {at}"
-        except GenieError as error:
-            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
-            start()
-            model = tiny_lm.model().to(DEVICE)
-            assert tiny_lm.generate(model, count=4) == expected
+        for _ in range(2):
+            assert tiny_lm.generate(model, count=4) == expected, f"after an interrupt at moment {at}"
     assert at > 60
     assert torch.ones(1, device=DEVICE).item() == 1.0
 
@@ -106,14 +99,8 @@ def test_in_a_loop_on_the_node(start: Callable[[], None]) -> None:
     at = 0
     while interrupted(at, generate, model):
         at += 1 + at // 8
-        try:
-            for _ in range(2):
-                assert generate(model) == expected, f"after an interrupt at moment {at}"
-        except GenieError as error:
-            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
-            start()
-            model = tiny_lm.model().to(DEVICE)
-            assert generate(model) == expected
+        for _ in range(2):
+            assert generate(model) == expected, f"after an interrupt at moment {at}"
     assert at > 150
     assert torch.ones(1, device=DEVICE).item() == 1.0
 
@@ -128,11 +115,7 @@ def test_in_upload(start: Callable[[], None]) -> None:
         if not interrupted(at, model.to, DEVICE):
             break
         at += 1 + at // 8
-        try:
-            model.to(DEVICE)
-            assert tiny_lm.generate(model, count=2) == expected, f"after an interrupt at moment {at}"
-        except GenieError as error:
-            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
-            start()
+        model.to(DEVICE)
+        assert tiny_lm.generate(model, count=2) == expected, f"after an interrupt at moment {at}"
     assert at > 60
     assert tiny_lm.generate(model, count=2) == expected

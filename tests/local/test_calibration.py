@@ -125,7 +125,10 @@ def test_the_commands(data: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert len(shown["rows"]) == len(record.rows)
     assert command(capsys, "profile", "show", "--device", "no such device") == []
     assert main(["profile", "show"]) == 0
-    assert "aten::" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "aten::" in table
+    assert "dtype" in table
+    assert "float32" in table
     exported = command(capsys, "profile", "export", str(data / "all.json"))
     assert exported["devices"] == 1
     assert json.loads((data / "all.json").read_text())[0]["key"] == record.key

@@ -9,6 +9,7 @@ import torch
 
 import genie
 from genie.device import Device
+from genie.errors import ConfigError, SchedulingError
 from genie.plugins import registry
 from genie_backend_local import LocalBackend, LocalSession
 from genie_pytorch import LazyTensor
@@ -120,3 +121,69 @@ def test_run_on_a_chosen_device() -> None:
         y = genie.run(model, x, devices=[second])
         assert torch.equal(y, model(x))
     assert genie.engine(1).session.stats()["executions"] >= 2
+
+
+def test_an_index_that_there_is_not_is_refused_with_those_there_are() -> None:
+    accelerator = torch.remote_accelerator  # type: ignore[attr-defined]
+    for use in (lambda: torch.ones(2, device="remote_accelerator:3").tolist(), lambda: accelerator.set_device(3)):
+        with pytest.raises(
+            ConfigError, match=r"there is no device 3: the backend 'twins' has 2 \(twin0, twin1\)"
+        ) as caught:
+            use()
+        assert caught.value.hint == "0 is twin0, 1 is twin1; 2, or no number, is all of them"
+    assert torch.ones(1, device="remote_accelerator").device.index == 2
+
+
+class Noisy(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        return self.drop(x)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_mark_that_parts_random_numbers_says_which_module_and_line() -> None:
+    first, second = genie.devices()
+    model = genie.mark(Noisy(), device=second)
+    with pytest.raises(SchedulingError, match=f"random numbers are drawn on {first.id}") as caught:
+        genie.run(model, torch.ones(1, 3))
+    line = Noisy.forward.__code__.co_firstlineno + 2
+    assert caught.value.where.endswith(f"(aten::native_dropout) in 'drop' at {__file__}:{line}")
+    assert "leave it unmarked, or mark it for that device" in caught.value.hint
+    genie.mark(model.drop, device=first)
+    genie.run(model, torch.ones(1, 3))
+    assert genie.run(model.eval(), torch.ones(1, 3)).shape == (1, 3)
+
+
+class InPlace(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.ReLU(True), torch.nn.ReLU(True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x + 1)
+        return self.b(x)  # type: ignore[no-any-return]
+
+
+def test_marks_that_part_written_memory_say_which_modules_and_lines() -> None:
+    model = InPlace()
+    genie.mark(model.a, device="twin0")
+    genie.mark(model.b, device="twin1")
+    x = torch.ones(3, device="remote_accelerator")
+    with pytest.raises(SchedulingError, match="written in place") as caught:
+        model(x).cpu()
+    line = InPlace.forward.__code__.co_firstlineno
+    for number, path in ((1, "a"), (2, "b")):
+        assert f"(aten::relu_) in '{path}' at {__file__}:{line + number}" in caught.value.where
+
+
+def test_a_mark_for_a_device_that_there_is_not_says_where() -> None:
+    model = genie.mark(torch.nn.Linear(3, 3), device="twin7")
+    with pytest.raises(SchedulingError, match="there is no device 'twin7'") as caught:
+        genie.run(model, torch.ones(1, 3))
+    assert __file__ in caught.value.where
+    assert caught.value.hint == "devices: twin0, twin1"

@@ -275,6 +275,13 @@ def test_a_stream_ends_at_any_place(gpt2: Any, at: int, there: bool) -> None:
     assert torch.stack(seen, 1).tolist() == expected[:, PROMPT.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 2}])
+def test_what_is_known_at_the_end_only_is_not_streamed(gpt2: Any, options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="at the end only") as caught:
+        genie.generate(gpt2, PROMPT[:1], max_new_tokens=4, pad_token_id=0, stream=True, **options)
+    assert "leave out stream=True" in caught.value.hint
+
+
 def test_a_stream_that_is_left(gpt2: Any) -> None:
     stream = genie.generate(gpt2, PROMPT, max_new_tokens=60, pad_token_id=0, stream=True)
     for _ in range(12):

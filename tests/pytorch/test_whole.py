@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -335,3 +336,20 @@ def test_decoding_with_a_static_cache() -> None:
     assert not compiled.recorded
     # The first step fills a new cache; from the second on only the loop around the model is recorded.
     assert traced(lambda: decode(mine, compiled, DEVICE)) < 0.2 * traced(lambda: decode(mine, mine, DEVICE))
+
+
+def sources() -> set[str]:
+    return {node.source_line for node in genie.get_graph().nodes()}
+
+
+@torch.no_grad()
+def test_what_pytorch_issues_itself_is_of_the_line_of_the_call() -> None:
+    layer, x = nn.Linear(4, 2), torch.randn(3, 4)
+    line = sys._getframe().f_lineno
+    genie.run(layer, x)
+    assert sources() == {f"{__file__}:{line + 1}"}
+    compiled = genie.compile(torch.relu)
+    compiled(x)
+    assert sources() == {f"{__file__}:{line + 4}"}
+    list(genie.map(nn.Linear(4, 3), [x]))
+    assert f"{__file__}:{line + 6}" in sources()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy
 import pytest
 from remote.peers import Node
+from structlog.testing import capture_logs
 
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, RemoteOpError
 from genie.remote import NodeServer, RemoteBackend, RemoteClient, status
@@ -220,14 +221,17 @@ def test_data_goes_on_without_control(make_node: Callable[..., Node]) -> None:
         client.capabilities()
 
 
-def test_a_taken_control_port_is_replaced(make_node: Callable[..., Node]) -> None:
+def test_a_taken_control_port_is_replaced(make_node: Callable[..., Node], capfd: pytest.CaptureFixture[str]) -> None:
     node = make_node(transport=TcpTransport(stall_timeout=5), address="127.0.0.1:0", local=False)
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         control = ControlPlane(node.server, lambda seconds: None)
-        port = control.start("127.0.0.1", taken)
+        with capture_logs() as logs:
+            port = control.start("127.0.0.1", taken)
         try:
             assert port not in (0, taken)
+            assert [(each["log_level"], each["taken"], each["port"]) for each in logs] == [("warning", taken, port)]
+            assert capfd.readouterr().err == ""  # nor does gRPC say anything by itself
             with ControlClient(f"127.0.0.1:{port}") as client:
                 assert client.capabilities().address == node.server.address
         finally:

@@ -36,6 +36,9 @@ class TcpConnection:
         self._sit_out = 0  # receptions not to poll for
         self._receive_timeout = 0.0
         self._assembler = Assembler(limits)
+        self.begun = 0  # messages
+        self._left: Sequence[Buffer] = ()  # of the message under way, as of the last call of the kernel's
+        self._taken = 0  # bytes of that, by the last call
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         if sock.family != socket.AF_UNIX:
@@ -47,23 +50,39 @@ class TcpConnection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(stall_timeout * 1000), 0x7FFFFFFF))
 
     def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+        """Interrupted, it can be gone on with: see :class:`genie.interfaces.Resumable`.
+
+        An interrupt strikes after a call has returned, before what it returned is kept. So here what the kernel took is
+        unpacked from ``map``, which calls it: nothing of the interpreter's comes in between.
+        """
+        parts = (header, *buffers)
         try:
-            if buffers:
-                self._send_parts([memoryview(part).cast("B") for part in (header, *buffers) if len(part)])
-                return
-            sent = self._sock.send(header)
-            if sent != len(header):
-                self._send_parts([memoryview(header)[sent:]])
+            if self._left:
+                self._send_left()
+            self._left = parts
+            self._taken = 0
+            self.begun += 1
+            if not buffers:
+                (self._taken,) = map(self._sock.send, parts)
+                if self._taken == len(header):
+                    self._left = ()
+                    return
+            self._send_left()
         except OSError as error:
             raise self._translated(error, "took", self._stall) from error
 
-    def _send_parts(self, parts: list[memoryview]) -> None:
-        while parts:
-            sent = self._sock.sendmsg(parts)
-            while parts and sent >= len(parts[0]):
-                sent -= len(parts.pop(0))
-            if sent:
-                parts[0] = parts[0][sent:]
+    def finish(self) -> None:
+        try:
+            self._send_left()
+        except OSError as error:
+            raise self._translated(error, "took", self._stall) from error
+
+    def _send_left(self) -> None:
+        while left := _behind(self._left, self._taken):
+            self._left = left
+            self._taken = 0
+            (self._taken,) = map(self._sock.sendmsg, (left,))
+        self._left = ()
 
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
         """As :class:`genie.interfaces.Connection` says; without ``timeout`` a silent peer is waited for as long as
@@ -131,6 +150,18 @@ class TcpConnection:
 
 _LOST = "see the node's log; a node that was killed must be started again with `genie serve`"
 _LATE = "the node may be overloaded or cut off; `genie node status` asks it"
+
+
+def _behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
+    """What is left of the parts, of which so many bytes are gone."""
+    left = []
+    for part in parts:
+        if taken >= (size := memoryview(part).nbytes):
+            taken -= size
+        else:
+            left.append(memoryview(part).cast("B")[taken:])
+            taken = 0
+    return left
 
 
 class TcpListener:

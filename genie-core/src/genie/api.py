@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from genie import config, runtime
 from genie.device import Cluster, Device
@@ -27,6 +27,7 @@ from genie.interfaces import (
     Transport,
 )
 from genie.plan import ExecutionPlan
+from genie.plan import verify as verify_plan
 from genie.plugins import registry
 from genie.telemetry import Number
 
@@ -48,9 +49,16 @@ def init(**settings: Any) -> None:
     runtime.start(settings)
 
 
-def init_cluster(config: str | Path | Cluster = "cluster.yaml", rdma: bool = False) -> None:
-    """:func:`init` with the cluster a file describes. ``rdma`` insists on the kernel-bypass backend, ``dpdk``."""
-    init(cluster=config, **({"backend": "dpdk"} if rdma else {}))
+def init_cluster(config: str | Path | Cluster = "cluster.yaml", rdma: bool = False, **settings: Any) -> None:
+    """:func:`init` with the cluster a file describes, and ``settings`` as there. ``rdma`` insists on the kernel-bypass
+    backend, ``dpdk``."""
+    if not isinstance(rdma, bool):
+        raise ConfigError(f"rdma must be True or False, not {rdma!r}")
+    if "cluster" in settings:
+        raise ConfigError("init_cluster() is given two clusters", hint="the first argument is the cluster")
+    if rdma and settings.setdefault("backend", "dpdk") != "dpdk":
+        raise ConfigError(f"rdma insists on the backend 'dpdk', backend={settings['backend']!r} on another")
+    init(cluster=config, **settings)
 
 
 def shutdown() -> None:
@@ -229,6 +237,8 @@ def compile(
     frontend: str | None = None,
 ) -> Callable[..., _T]:
     """The program captured whole, to be called like it. The same program again is the same compiled one."""
+    if not callable(program):
+        raise ConfigError(f"the program is not to be called: {program!r}", hint="a module or a function")
     its = runtime.frontend(frontend or "", program)
     target = _target(backend, devices, policy)
     key = (_identity(program), its.name, id(target))
@@ -320,11 +330,14 @@ def _identity(program: object) -> tuple[int, ...]:
     return (id(owner), id(function)) if owner is not None and function is not None else (id(program),)
 
 
-def _target(backend: str | None, devices: Sequence[Device] | None, policy: str | None) -> Engine:
+def _target(backend: object, devices: object, policy: object) -> Engine:
     """The engine of ``devices`` (default: all there are)."""
+    its, wanted = _named("backend", backend), _named("policy", policy)
     now = runtime.current()
     if devices is None:
-        return now.engine(None, backend or "", policy or "")
+        return now.engine(None, its, wanted)
+    if isinstance(devices, str | Device) or not isinstance(devices, Sequence):
+        raise ConfigError(f"devices= must be a list of devices, not {devices!r}", hint="a device is one, or its id")
     if not devices:
         raise ConfigError("devices= names no device", hint="leave it out to use the configured ones")
     if (
@@ -332,27 +345,41 @@ def _target(backend: str | None, devices: Sequence[Device] | None, policy: str |
         and not now.settings.nodes
         and all(isinstance(each, Device) and each.address for each in devices)
     ):
-        now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=backend or "tcp"))
-    indices = dict.fromkeys(now.index_of(_device(device, now, backend or ""), backend or "") for device in devices)
-    return now.spread(tuple(indices), backend or "", policy or "")
+        now = runtime.change(cluster=Cluster(devices=tuple(devices), backend=its or "tcp"))
+    indices = dict.fromkeys(now.index_of(_device(device, now, its), its) for device in devices)
+    return now.spread(tuple(indices), its, wanted)
+
+
+def _named(kind: Literal["backend", "policy"], name: object) -> str:
+    """What a call chooses by name; "" leaves it to the settings."""
+    if isinstance(name, str):
+        return name
+    if name is not None:
+        registry.check(kind, name)  # which refuses it
+    return ""
 
 
 def _device(device: object, now: runtime.Runtime, backend: str) -> Device:
     """A device of the call, which may be named by its id."""
     if isinstance(device, Device):
         return device
-    known = {each.id: each for each in now.devices(backend)}
-    if device not in known:
-        raise ConfigError(f"devices= has {device!r}, which is no device", hint=f"devices: {', '.join(known)}")
-    return known[device]
+    here = now.devices(backend)
+    found = next((each for each in here if each.id == device), None)
+    if found is None:
+        names = ", ".join(each.id for each in here)
+        raise ConfigError(f"devices= has {device!r}, which is no device", hint=f"devices: {names}")
+    return found
 
 
 def _execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None, backend: str) -> list[Any]:
+    verify_plan(plan)
     now = runtime.current()
     used = {made.device for made in plan.decisions} or {0}
     devices = [plan.devices[number] for number in sorted(used)] if plan.devices else [None]
-    # A plan for several devices needs the very ones: what was decided holds for no others.
-    indices = tuple(now.index_of(device, backend, exact=len(devices) > 1) for device in devices)
+    # A plan for several devices needs the very ones: what was decided holds for no others. So does one that was made
+    # for some that are here and some that are not: the program means these.
+    exact = len(devices) > 1 or any(now.has(device, backend) for device in plan.devices)
+    indices = tuple(now.index_of(device, backend, exact) for device in devices)
     given = [_to_host(value) for value in inputs]
     values = now.executor(indices, backend).run(plan, [value for value, _ in given])
     its = runtime.frontend(frontend) if frontend else next((its for _, its in given if its is not None), None)

@@ -333,6 +333,20 @@ class Connection(Protocol):
 
 
 @runtime_checkable
+class Resumable(Protocol):
+    """What a connection may be besides: one whose messages go out whole though an exception (Ctrl-C) strikes ``send``.
+
+    ``begun`` counts messages; it has grown when ``send`` was interrupted after it took the message, and has not when
+    it is as if it had not been called. ``finish`` sends what is left of a message, within the times ``send`` has; what
+    it does not come to, being interrupted itself, goes before the next message.
+    """
+
+    begun: int
+
+    def finish(self) -> None: ...
+
+
+@runtime_checkable
 class Listener(Protocol):
     address: str
 

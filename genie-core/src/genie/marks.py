@@ -16,6 +16,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar, overload
 
 from genie import runtime
+from genie.device import Device
 from genie.errors import ConfigError
 from genie.graph import Evidence, Semantics
 from genie.graph.vocabulary import MODALITIES, PHASES, PRIORITIES, RESIDENCIES
@@ -35,14 +36,14 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, functools.partial)
 
 
 @overload
-def mark(target: None = None, /, **labels: str | int) -> Mark: ...
+def mark(target: None = None, /, **labels: str | int | Device) -> Mark: ...
 @overload
-def mark(target: _T, /, **labels: str | int) -> _T: ...
-def mark(target: Any = None, /, **labels: str | int) -> Any:
+def mark(target: _T, /, **labels: str | int | Device) -> _T: ...
+def mark(target: Any = None, /, **labels: str | int | Device) -> Any:
     """Say what a part of the program is for.
 
-    Labels: ``phase``, ``modality``, ``residency``, ``role``, ``priority``, ``colocate``, and ``device``: the id of the
-    device it must run on.
+    Labels: ``phase``, ``modality``, ``residency``, ``role``, ``priority``, ``colocate``, and ``device``: the
+    device it must run on, or its id.
 
     >>> with genie.mark(phase="decode"):  # doctest: +SKIP
     ...     model(token)
@@ -88,14 +89,14 @@ class Mark:
     def __init__(self, verb: str, labels: Mapping[str, object], where: str) -> None:
         self.verb = verb
         self.where = where
-        self.labels = dict(labels)
+        self.labels = {key: value.id if isinstance(value, Device) else value for key, value in labels.items()}
         known = ("priority",) if verb == "session" else tuple(_FIELDS)
         if not labels:
             raise self.refused(f"genie.{verb}() says nothing", f"it takes {_listed(known)}")
         for key in labels:
             if key not in known:
                 raise self.refused(f"genie.{verb}() takes no {key!r}", _suggested(key, known))
-        self._fields = {_FIELDS[key]: self._checked(key, value) for key, value in labels.items()}
+        self._fields = {_FIELDS[key]: self._checked(key, value) for key, value in self.labels.items()}
         self._word = self.word()
 
     def __repr__(self) -> str:

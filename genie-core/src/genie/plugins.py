@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import attrs
 
 from genie.config import Settings
-from genie.errors import GenieError, PluginConflict, PluginFailed, PluginNotFound
+from genie.errors import ConfigError, GenieError, PluginConflict, PluginFailed, PluginNotFound
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -82,9 +82,15 @@ class Registry:
         """What may be asked for, conflicting names once."""
         return tuple(dict.fromkeys(offer.name for offer in self.offers() if offer.kind == kind))
 
-    def check(self, kind: Kind, name: str) -> Offer:
+    def check(self, kind: Kind, name: object) -> Offer:
         """The one offer of that name. Raises :class:`PluginNotFound`, :class:`PluginFailed` or
         :class:`PluginConflict`."""
+        if not isinstance(name, str):
+            names = ", ".join(self.names(kind)) or "none"
+            raise ConfigError(
+                f"a {kind} is chosen by its name, not by {name!r}",
+                hint=f"names: {names}; genie.register_{kind}(name, factory) gives one of yours a name",
+            )
         offers = [offer for offer in self.offers() if offer.kind == kind and offer.name == name]
         if not offers:
             raise self._missing(kind, name)

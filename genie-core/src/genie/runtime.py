@@ -84,7 +84,8 @@ class Runtime:
                 f"there is no device {number}: the backend {name!r} has {len(devices)} "
                 f"({', '.join(device.id for device in devices)})",
                 where=self.resolved.origin("nodes") if self.settings.nodes else "",
-                hint=f"devices are numbered from 0 to {len(devices) - 1}",
+                hint=f"{', '.join(f'{number} is {each.id}' for number, each in enumerate(devices))}; "
+                f"{len(devices)}, or no number, is all of them",
             )
         return devices[number]
 
@@ -92,11 +93,8 @@ class Runtime:
         """The number of ``device`` here, by id or by address; unless ``exact``, else the first of its type, else 0."""
         here = self.devices(backend)
         if device is not None:
-            for number, each in enumerate(here):
-                if each.id == device.id or (
-                    each.address and (each.address, each.index) == (device.address, device.index)
-                ):
-                    return number
+            if (number := self._number(device, here)) >= 0:
+                return number
             if exact:
                 raise ConfigError(
                     f"device {device.id!r} is not one of this runtime's: {', '.join(each.id for each in here)}",
@@ -104,6 +102,16 @@ class Runtime:
                 )
         alike = (number for number, each in enumerate(here) if device is not None and each.type == device.type)
         return next(alike, 0)
+
+    def has(self, device: Device, backend: str = "") -> bool:
+        return self._number(device, self.devices(backend)) >= 0
+
+    def _number(self, device: Device, here: Sequence[Device]) -> int:
+        """Of the one with that id or address; -1 if there is none."""
+        for number, each in enumerate(here):
+            if each.id == device.id or (each.address and (each.address, each.index) == (device.address, device.index)):
+                return number
+        return -1
 
     def engine(self, index: int | None = None, backend: str = "", policy: str = "") -> DeviceEngine:
         """The engine of a device, with a session of its own, made now if need be. ``None``, and the index after the
@@ -381,7 +389,9 @@ def forget_frontends() -> None:
         _frontends.clear()
 
 
-def _frontend(name: str, settings: config.Settings) -> Frontend:
+def _frontend(name: object, settings: config.Settings) -> Frontend:
+    if not isinstance(name, str):
+        name = registry.check("frontend", name).name  # which refuses it
     # Kept for the life of the process, over every shutdown: a framework can be hooked once.
     if name not in _frontends:
         _frontends[name] = registry.make("frontend", name, settings)

@@ -20,6 +20,7 @@ Tensor = torch.Tensor
 
 log = telemetry.get_logger("genie.pytorch")
 
+STEPWISE = ("greedy_search", "sample")  # modes that choose token by token
 _CRITERIA = frozenset(("MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"))
 # Those of their module that keep something between calls, or ask a function of the host.
 _PROCESSORS_WITH_STATE = frozenset(
@@ -115,7 +116,7 @@ class Decoding:
     def _why_not(self) -> str:
         """Why the steps cannot be taken here, one by one or by the node; nothing if they can."""
         model, config = self._model, self._config
-        if config.get_generation_mode() not in ("greedy_search", "sample"):
+        if config.get_generation_mode() not in STEPWISE:
             return f"it is {config.get_generation_mode().value}"
         if model.device.type != NAME:
             return f"the model is on {model.device}"

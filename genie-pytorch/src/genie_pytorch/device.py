@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
+import genie
 from genie import api, telemetry
 from genie.errors import ConfigError
 from genie_pytorch import modules, scopes
@@ -62,6 +63,7 @@ def current_device() -> int:
 def set_device(device: Any) -> None:
     index = _index(device)
     if index >= 0:
+        port.engine(index)  # which there must be
         _C.set_device(index)
 
 
@@ -77,7 +79,7 @@ class device:  # noqa: N801  (PyTorch's name)
         set_device(self.index)
 
     def __exit__(self, *_: object) -> None:
-        set_device(self.before)
+        _C.set_device(self.before)
 
 
 def _exchange_device(index: int) -> int:
@@ -208,8 +210,8 @@ def register() -> None:
     generate_methods_for_privateuse1_backend(
         for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True
     )
-    for prefix in (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep):
-        _C.ignore_sources_under(prefix)
+    for package in (torch, genie, sys.modules[__package__]):
+        _C.ignore_sources_under(os.path.dirname(str(package.__file__)) + os.sep)
     _C.register_device(1)
     modules.install()
     scopes.install()

@@ -12,7 +12,7 @@ import torch
 from genie.errors import ConfigError
 from genie_pytorch import twin
 from genie_pytorch.capture import Capture, suspended
-from genie_pytorch.decode import Decoding
+from genie_pytorch.decode import STEPWISE, Decoding
 from genie_pytorch.device import NAME
 from genie_pytorch.lift import Lifts, on_device
 from genie_pytorch.repeat import UNSEEN, Repeated, State
@@ -55,7 +55,8 @@ def _moved(module: torch.nn.Module, device: torch.device) -> Any:
 def _of_theirs(model: Any, ids: Tensor, offload: bool, stream: bool, options: Options) -> Any:
     other = any(options.get(name) is not None for name in _OTHER_MODES)
     if stream and other:
-        raise ConfigError("generate(stream=True) goes token by token; this way of generating does not")
+        way = next(name for name in _OTHER_MODES if options.get(name) is not None)
+        raise _unstreamable(f"with {way}=")
     # What it prepares it looks at: on the host that costs no round trip. An encoder wants its input on the device,
     # and so do ways that are not ours.
     where = model.device if other or model.config.is_encoder_decoder else torch.device("cpu")
@@ -81,6 +82,8 @@ def _custom(offload: bool, stream: bool, streamer: Any) -> Callable[..., Any]:
         synced_gpus: bool = False,
         **model_kwargs: Any,
     ) -> Any:
+        if stream and (mode := generation_config.get_generation_mode().value) not in STEPWISE:
+            raise _unstreamable(f"in {mode.replace('_', ' ')}")
         decoding = Decoding(
             model,
             input_ids,
@@ -96,6 +99,13 @@ def _custom(offload: bool, stream: bool, streamer: Any) -> Callable[..., Any]:
         return decoding if stream else decoding.run()
 
     return decode
+
+
+def _unstreamable(how: str) -> ConfigError:
+    return ConfigError(
+        f"generate(stream=True) gives tokens as they are chosen; {how} they can be had at the end only",
+        hint="leave out stream=True, or choose token by token: greedily (num_beams=1) or with do_sample=True",
+    )
 
 
 # --- callables -----------------------------------------------------------------------------------

@@ -133,11 +133,12 @@ def show(
 def _print_record(record: Record, limit: int) -> None:
     when = time.strftime("%Y-%m-%d", time.localtime(record.calibrated)) if record.calibration else "never"
     out.print(f"\n[bold]{escape(record.key)}[/bold]: {len(record.rows)} rows, calibrated {when}")
-    table = Table("operator", "phase", "shapes", "count", "typical µs", "error", box=None, pad_edge=False)
+    table = Table("operator", "phase", "shapes", "dtype", "count", "typical µs", "error", box=None, pad_edge=False)
     for row in sorted(record.rows, key=lambda row: row.count * row.mean, reverse=True)[:limit]:
         shapes = " ".join("×".join(map(str, each.shape)) or "·" for each in row.operands)
         spread = (row.variance / row.count) ** 0.5 / row.typical if row.typical else 0.0
-        cells = (row.target, row.phase, shapes, str(row.count), f"{row.typical * 1e6:.3g}", f"{spread:.0%}")
+        dtypes = " ".join(dict.fromkeys(each.dtype for each in row.operands))
+        cells = (row.target, row.phase, shapes, dtypes, str(row.count), f"{row.typical * 1e6:.3g}", f"{spread:.0%}")
         table.add_row(*map(escape, cells))
     Console(highlight=False, width=max(out.width, 120)).print(table)
 

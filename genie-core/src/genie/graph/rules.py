@@ -59,6 +59,8 @@ def verify(graph: Graph) -> None:
     * ``module``, ``source`` and ``mark`` are indexes into the graph's tables, or -1.
     * ``meanings`` says something of every value, or is empty.
     """
+    if not isinstance(graph, Graph):
+        raise GraphError(f"this is no graph: {graph!r}", hint="genie.get_graph() is the one captured last")
     # A frozen value that passed once passes always: stages verify their input without paying again.
     if "_verified" in graph.__dict__:
         return

@@ -10,6 +10,10 @@ from genie.graph.operands import operands
 from genie.graph.random import drawing
 from genie.plan.records import Constraint
 
+# What constraints are called that are about random numbers: how one is met is not plain from its text.
+ONE_STREAM = "they draw random numbers, from one stream"
+DRAWN = "random numbers are drawn"
+
 
 class Groups(NamedTuple):
     """``of[step]`` numbers the steps that must be together; ``allowed[group]`` has a bit for each device they may
@@ -31,7 +35,7 @@ def exact(graph: Graph, homes: Mapping[int, int]) -> list[Constraint]:
     found = _shared_memory(graph, homes)
     draws = drawing(graph)
     if len(draws) > 1:
-        found.append(Constraint("they draw random numbers, from one stream", draws))
+        found.append(Constraint(ONE_STREAM, draws))
     return found
 
 

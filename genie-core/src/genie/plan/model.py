@@ -74,9 +74,12 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
         """The position of a node, given as it is or by its id. Raises :class:`PlanError` when the plan has none."""
         wanted = node.id if isinstance(node, Node) else node
         steps = self.graph.steps
+        if not isinstance(wanted, int):
+            raise PlanError(f"the plan has no node {wanted!r}", hint="a node of its graph, or a node's id: a number")
         step = bisect_left(steps, wanted, key=lambda candidate: candidate.id)
         if step == len(steps) or steps[step].id != wanted or isinstance(wanted, bool):
-            raise PlanError(f"the plan has no node {wanted!r}")
+            ids = f"ids go from {steps[0].id} to {steps[-1].id}" if steps else "it has none"
+            raise PlanError(f"the plan has no node {wanted!r}", hint=ids)
         return step
 
     def explain(self, node: int | Node) -> Explanation:
@@ -84,9 +87,9 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
         plan does not have."""
         return explain(self, self.step_of(node))
 
-    def pin(self, node: int | Node | str, device: str) -> ExecutionPlan:
-        """A plan with ``node`` (or all nodes of the module of that path) on ``device``, with what must go with it, and
-        everything else as it was.
+    def pin(self, node: int | Node | str, device: str | Device) -> ExecutionPlan:
+        """A plan with ``node`` (or all nodes of the module of that path) on ``device`` (or the one of that id), with
+        what must go with it, and everything else as it was.
 
         Raises :class:`PlanError` for a node, module or device there is not, and ``SchedulingError`` when it can't be:
         with the smallest set of constraints in conflict, or what memory is needed and there.

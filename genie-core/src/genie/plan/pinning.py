@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from genie.device import Device
 from genie.errors import PlanError, SchedulingError
 from genie.graph import Graph, Node
 from genie.graph.operands import operands
-from genie.plan.constraints import conflict, exact, grouped
+from genie.plan.constraints import DRAWN, ONE_STREAM, conflict, exact, grouped
 from genie.plan.moves import Links, peaks, transfers
 from genie.plan.records import Again, Constraint, Decision
 from genie.plan.text import bytes_text
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
 
 
-def pinned(plan: ExecutionPlan, node: int | Node | str, device: str) -> ExecutionPlan:
+def pinned(plan: ExecutionPlan, node: int | Node | str, device: str | Device) -> ExecutionPlan:
     ids = [each.id for each in plan.devices]
+    device = device.id if isinstance(device, Device) else device
     if device not in ids:
         raise PlanError(f"the plan has no device {device!r}", hint=f"its devices: {', '.join(ids)}")
     to = ids.index(device)
     if isinstance(node, str):
         steps = in_module(plan.graph, node)
         if not steps:
-            raise PlanError(f"the plan has no node of a module {node!r}")
+            raise PlanError(f"the plan has no node of a module {node!r}", hint="a dotted path, like 'layers.0'")
         text = f"plan.pin({node!r}, {device!r})"
     else:
         steps = (plan.step_of(node),)
@@ -102,11 +104,29 @@ def capacities(plan: ExecutionPlan) -> tuple[int, ...]:
 def refuse(graph: Graph, ids: Sequence[str], parts: Sequence[Constraint]) -> None:
     """Raises the error for constraints that can't all hold."""
     told = [f"{held.text} ({described(graph, ids, held)})" for held in parts]
+    hint = "this is a smallest set in conflict: without any one of them the others can hold"
+    if any(held.text.startswith((ONE_STREAM, DRAWN)) for held in parts):
+        hint += "; what draws random numbers draws them on one device: leave it unmarked, or mark it for that device"
     raise SchedulingError(
         "these can't all hold: " + "; ".join(told) if len(told) > 1 else f"this can't hold: {told[0]}",
-        where=f"node {graph.steps[parts[0].steps[0]].id}" if parts and parts[0].steps else "",
-        hint="this is a smallest set in conflict: without any one of them the others can hold",
+        where="; ".join(place(graph, step) for step in _at(parts)),
+        hint=hint,
     )
+
+
+def _at(parts: Sequence[Constraint]) -> list[int]:
+    """The steps to look at: the first that all parts are about, else the first of each part that names devices."""
+    common = set.intersection(*(set(held.steps) for held in parts))
+    if common:
+        return [min(common)]
+    return list(dict.fromkeys(held.steps[0] for held in parts if held.steps and held.devices))
+
+
+def place(graph: Graph, step: int) -> str:
+    """A node, its module, and the user's line that issued it."""
+    node = graph.steps[step]
+    module = f" in {graph.modules[node.module].path!r}" if node.module >= 0 and graph.modules[node.module].path else ""
+    return f"node {node.id} ({node.target}){module}" + (f" at {graph.sources[node.source]}" if node.source >= 0 else "")
 
 
 def described(graph: Graph, ids: Sequence[str], held: Constraint) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,10 +11,8 @@ from genie.errors import PlanError
 from genie.graph.operands import operands
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
+from genie.plan.model import ExecutionPlan
 from genie.plan.records import Decision, Transfer, repeats
-
-if TYPE_CHECKING:
-    from genie.plan.model import ExecutionPlan
 
 MAX_DEVICES = 1 << 10
 MAX_TEXT = 1 << 12
@@ -32,6 +29,8 @@ def verify(plan: ExecutionPlan) -> None:
       under two names, and so do the nodes that draw random numbers (:func:`genie.plan.exact`).
     * The plan's own constraints hold.
     """
+    if not isinstance(plan, ExecutionPlan):
+        raise PlanError(f"this is no plan: {plan!r}", hint="genie.Scheduler(devices).schedule(graph) makes one")
     if "_verified" in plan.__dict__:
         return
     graphs.verify(plan.graph)

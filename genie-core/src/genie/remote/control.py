@@ -8,6 +8,8 @@ standard service with its standard messages, for the tools that ask it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,15 +89,18 @@ class ControlPlane:
     def start(self, host: str, port: int) -> int:
         """Listen at ``port``, or at a free one if it is taken. The port; 0 if there is none to be had."""
         name = f"[{host}]" if ":" in host else host
-        for wanted in dict.fromkeys((port, 0)):
+        # gRPC writes to standard error by itself about what it cannot have: it is not asked for what is taken.
+        for wanted in (0,) if port and _taken(host, port) else dict.fromkeys((port, 0)):
             with contextlib.suppress(RuntimeError):
                 found = int(self._server.add_insecure_port(f"{name}:{wanted}"))
                 if found:
                     self._server.start()
                     self._health.set("", health_pb2.HealthCheckResponse.SERVING)
                     self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+                    if port not in (0, found):
+                        log.warning("the control port is taken, another is used", host=host, taken=port, port=found)
                     return found
-            log.warning("control port not to be had", host=host, port=wanted)
+        log.warning("no control port to be had", host=host, port=port)
         return 0
 
     def not_serving(self) -> None:
@@ -170,6 +175,23 @@ class ControlClient:
     def _silent(self, error: grpc.RpcError) -> DeadlineExceeded:
         detail = error.details() if isinstance(error, grpc.Call) else str(error)
         return DeadlineExceeded(f"the node's control plane does not answer: {detail}", where=self._address)
+
+
+def _taken(host: str, port: int) -> bool:
+    """Whether a port can't be had at one of the host's addresses. Ones that are not this machine's don't count."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    for family, kind, _, _, at in found:
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(at)
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    return True
+    return False
 
 
 def _handler(request: type[Any], answer: Callable[[Any], msgspec.Struct]) -> Any:

@@ -2,7 +2,8 @@
 
 An exception may strike anywhere (Ctrl-C in a notebook), and the program may go on. So state changes by plain
 assignments at the end of each method, between which the interpreter calls nothing: an interrupt finds all done or
-nothing. Where that cannot be known, within the connection's ``send``, the conversation ends and says why.
+nothing. A message that an interrupt finds half sent is finished first; where a connection can't do that, or not in its
+time, the conversation ends and says why.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from genie.errors import (
     ProtocolError,
     SessionClosed,
 )
-from genie.interfaces import Connection
+from genie.interfaces import Connection, Resumable
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
@@ -65,7 +66,9 @@ class Conversation:
         self.ended: GenieError | None = None
         self.traffic = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "round_trips"), 0)
         self.round_trip = float("inf")  # the shortest so far, in seconds
+        self.bulks = 0  # messages with bulk data that were sent
         self._connection = connection
+        self._resumable = connection if isinstance(connection, Resumable) else None
         self._dialogue = dialogue
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
@@ -123,26 +126,42 @@ class Conversation:
             self._refuse()
         seq = (self._dialogue.seq + 1) & frames.SEQ_MASK
         self._send(seq, frames.message(seq, len(records), records[0] if len(records) == 1 else b"".join(records)))
-        self._outbox = []
-        self._outbox_bytes = 0
         return seq
 
     def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:
+        """Send the message, and forget the outbox: it was part of it, or is empty. Interrupted, it raises when the
+        message is out, or when nothing of it is."""
         size = len(header)
         buffers: tuple[memoryview, ...] = ()
         if data is not None:
             size, buffers = size + len(data), (data,)
-        traffic = self.traffic
+        traffic, resumable = self.traffic, self._resumable
+        begun = resumable.begun if resumable is not None else 0
+        interrupt: BaseException | None = None
         try:
             self._connection.send(header, buffers)
-            self._dialogue.seq = seq
-            traffic["bytes_sent"] += size
-            traffic["messages_sent"] += 1
         except GenieError as error:
             self.fail(self._last_words() or error)
-        except BaseException:
-            self.end(ConnectionLost("sending was interrupted", where=self.node, hint=_OVER))
-            raise
+        except BaseException as error:
+            if resumable is None:
+                self.end(ConnectionLost("sending was interrupted", where=self.node, hint=_OVER))
+                raise
+            if resumable.begun == begun:
+                raise
+            interrupt = error
+        self._dialogue.seq = seq
+        self._outbox = []
+        self._outbox_bytes = 0
+        self.bulks += 1 if data is not None else 0
+        traffic["bytes_sent"] += size
+        traffic["messages_sent"] += 1
+        if interrupt is not None and resumable is not None:
+            try:
+                resumable.finish()
+            except GenieError as error:
+                error.where = self.node
+                self.end(error)
+            raise interrupt
 
     # --- in ---------------------------------------------------------------------------------------
 

@@ -81,20 +81,33 @@ class Offers:
         offer = self._open[0]
         if self._astray:
             # Later answers are not waited for: each value is sent as it is.
-            self._upload(offer.handle, offer.spec, offer.data)
-            self._open = self._open[1:]
+            self._send_whole(offer)
             self._astray = bool(self._open)
             return
         try:
             self._finish(offer)
-            self._open = self._open[1:]
         except DeadlineExceeded:
             raise
         except BaseException:
-            self._astray = True
+            self._astray = self._open != []
             raise
 
+    def _send_whole(self, offer: _Offer) -> None:
+        """The first of the open ones, if it is one. Interrupted after it was sent, it is open no more."""
+        talk, interrupt = self._conversation, None
+        bulks = talk.bulks
+        try:
+            self._upload(offer.handle, offer.spec, offer.data)
+        except BaseException as error:
+            if talk.bulks == bulks:
+                raise
+            interrupt = error
+        self._open = self._open[1:]
+        if interrupt is not None:
+            raise interrupt
+
     def _finish(self, offer: _Offer) -> None:
+        """Of the first of the open ones, which it is no more then, or of one that was never among them."""
         talk, size = self._conversation, len(offer.data)
         try:
             answer, _ = talk.answer(offer.seq, Kind.UPLOAD_BEGIN, Kind.HELD)
@@ -105,7 +118,7 @@ class Offers:
         else:
             held, direct = talk.read(messages.get_held, answer)
         if direct:
-            self._upload(offer.handle, offer.spec, offer.data)
+            self._send_whole(offer)
             return
         if held > size:
             talk.fail(ProtocolError(f"the node says it holds {held} bytes of {size}"))
@@ -120,6 +133,7 @@ class Offers:
             self.known += 1
         elif held:
             self._doubted += [offer]
+        self._open = self._open[1:]
 
     def _verify(self) -> None:
         """Only the whole proves whether the part that was there before was the right one."""

@@ -81,14 +81,23 @@ class RemoteSession:
             if number is None:
                 number = len(self._plan_heads)
                 head = messages.put_varint(number)
-                if len(data) < INLINE:
-                    self._conversation.queue(Kind.LOAD_PLAN, head + data)
-                else:
-                    self._conversation.send_bulk(Kind.LOAD_PLAN, head, memoryview(data))
+                talk, interrupt = self._conversation, None
+                bulks = talk.bulks
+                try:
+                    if len(data) < INLINE:
+                        talk.queue(Kind.LOAD_PLAN, head + data)
+                    else:
+                        talk.send_bulk(Kind.LOAD_PLAN, head, memoryview(data))
+                except BaseException as error:
+                    if talk.bulks == bulks:
+                        raise
+                    interrupt = error  # after it was sent
                 # The node counts too: no call in between, which an interrupt could follow.
                 self._plans[content] = number
                 self._plan_heads += [head]
                 self._plans_sent += 1
+                if interrupt is not None:
+                    raise interrupt
             self._recent[id(plan)] = (plan, number)  # the plan is held, so its id stays its own
             if len(self._recent) > _PLANS_REMEMBERED:
                 self._recent.popitem(last=False)

@@ -9,7 +9,8 @@ from genie.device import Device
 from genie.errors import SchedulingError
 from genie.graph import Graph
 from genie.graph.random import drawing
-from genie.plan import Constraint, in_module
+from genie.plan import DRAWN, Constraint, in_module, place
+from genie.schedule.given import id_of, ids_of
 
 # What reads and writes one state stays with it: to move a cache on every call costs more than anything it could gain.
 HARD = ("kv_cache:", "recurrent_state:")
@@ -20,17 +21,18 @@ Where = int | str  # the id of a node, or the path of a module
 def asked(
     graph: Graph,
     devices: Sequence[Device],
-    pins: Mapping[Where, str],
-    exclude: Mapping[Where, Collection[str] | str],
-    draws: str | None,
+    pins: Mapping[Where, str | Device],
+    exclude: Mapping[Where, Collection[str | Device] | str | Device],
+    draws: str | Device | None,
 ) -> list[Constraint]:
     """The constraints that a call, marks and labels make. Raises :class:`SchedulingError` for what is not there."""
     ids = [device.id for device in devices]
     found: list[Constraint] = []
-    for where, device in pins.items():
+    for where, given in pins.items():
+        device = id_of(given)
         found.append(Constraint(f"pins={{{where!r}: {device!r}}}", steps_of(graph, where), (_index(ids, device),)))
     for where, others in exclude.items():
-        names = [others] if isinstance(others, str) else sorted(others)
+        names = ids_of(others)
         without = {_index(ids, name) for name in names}
         left = tuple(number for number in range(len(ids)) if number not in without)
         if not left:
@@ -40,12 +42,17 @@ def asked(
     if len(devices) > 1:
         found += together(graph)
     if draws is not None and (steps := drawing(graph)):
-        found.append(Constraint(f"random numbers are drawn on {draws}", steps, (_index(ids, draws),)))
+        device = id_of(draws)
+        found.append(Constraint(f"{DRAWN} on {device}", steps, (_index(ids, device),)))
     return found
 
 
 def steps_of(graph: Graph, where: Where) -> tuple[int, ...]:
     """The steps of a node's id or a module's path."""
+    if not isinstance(where, str | int) or isinstance(where, bool):
+        raise SchedulingError(
+            f"neither a node's id nor a module's path: {where!r}", hint="an id is a number; a path is like 'layers.0'"
+        )
     if isinstance(where, str):
         steps = in_module(graph, where)
         if not steps:
@@ -55,8 +62,12 @@ def steps_of(graph: Graph, where: Where) -> tuple[int, ...]:
         return steps
     step = bisect_left(graph.steps, where, key=lambda node: node.id)
     if step == len(graph.steps) or graph.steps[step].id != where:
-        raise SchedulingError(f"the graph has no node {where!r}")
+        raise SchedulingError(f"the graph has no node {where!r}", hint=_numbered(graph))
     return (step,)
+
+
+def _numbered(graph: Graph) -> str:
+    return f"ids go from {graph.steps[0].id} to {graph.steps[-1].id}" if graph.steps else "it has no nodes"
 
 
 def _marked(graph: Graph, ids: Sequence[str]) -> Iterator[Constraint]:
@@ -71,7 +82,7 @@ def _marked(graph: Graph, ids: Sequence[str]) -> Iterator[Constraint]:
         if name is not None:
             by_device.setdefault(name, []).append(step)
     for name, steps in by_device.items():
-        yield Constraint(f"genie.mark(device={name!r})", tuple(steps), (_index(ids, name),))
+        yield Constraint(f"genie.mark(device={name!r})", tuple(steps), (_index(ids, name, place(graph, steps[0])),))
 
 
 def together(graph: Graph) -> Iterator[Constraint]:
@@ -92,18 +103,18 @@ def together(graph: Graph) -> Iterator[Constraint]:
             yield Constraint(f"colocation group {group!r}", tuple(steps))
 
 
-def homes_of(graph: Graph, devices: Sequence[Device], homes: Mapping[int, str]) -> dict[int, int]:
+def homes_of(graph: Graph, devices: Sequence[Device], homes: Mapping[int, str | Device]) -> dict[int, int]:
     """Value → index of the device it lives on; checked."""
     ids = [device.id for device in devices]
     inputs = {entry.value for entry in graph.inputs}
     for value in homes:
         if value not in inputs:
             raise SchedulingError(f"homes: %{value} is no input of the graph")
-    return {value: _index(ids, name) for value, name in homes.items()}
+    return {value: _index(ids, id_of(device)) for value, device in homes.items()}
 
 
-def _index(ids: Sequence[str], name: str) -> int:
+def _index(ids: Sequence[str], name: str, where: str = "") -> int:
     try:
         return ids.index(name)
     except ValueError:
-        raise SchedulingError(f"there is no device {name!r}", hint=f"devices: {', '.join(ids)}") from None
+        raise SchedulingError(f"there is no device {name!r}", where=where, hint=f"devices: {', '.join(ids)}") from None

@@ -38,9 +38,9 @@ from genie.plan import verify as verify_plan
 from genie.schedule.constraints import Where, asked, homes_of
 from genie.schedule.cost import RooflineCostModel, Transfers
 from genie.schedule.evaluate import gib, memory
+from genie.schedule.given import amount, bytes_of, devices_of, mapping, policy_of
 from genie.schedule.placement import InformedStrategy, Outlook
 from genie.schedule.policy import Caps
-from genie.schedule.policy import policy as policy_named
 from genie.schedule.portfolio import Portfolio
 from genie.schedule.recompute import best, choices, waited_for
 from genie.schedule.ways import ways
@@ -84,17 +84,13 @@ class Scheduler:
         message_ms: float = 0.0,
         thrift: float = 0.0,
     ) -> None:
-        self.devices = tuple(devices)
-        if not self.devices:
-            raise ConfigError("a scheduler needs at least one device")
-        if len({device.id for device in self.devices}) < len(self.devices):
-            raise ConfigError("two devices have one id")
-        self.policy = policy_named(policy) if isinstance(policy, str) else policy
+        self.devices = devices_of(devices)
+        self.policy = policy_of(policy)
         self._caps = Caps(latency_cap_ms, cost_cap, strict).checked()
-        self._reserved = _reserved(self.devices, reserved or {})
-        self._recompute = recompute_ms / 1e3
-        self._message = message_ms / 1e3
-        self._thrift = thrift
+        self._reserved = bytes_of("reserved", self.devices, reserved)
+        self._recompute = amount("recompute_ms", recompute_ms) / 1e3
+        self._message = amount("message_ms", message_ms) / 1e3
+        self._thrift = amount("thrift", thrift)
         self._strategy: PlacementStrategy = Portfolio()
         self.set_cost_model(RooflineCostModel())
 
@@ -117,38 +113,41 @@ class Scheduler:
         self,
         graph: Graph,
         *,
-        homes: Mapping[int, str] | None = None,
-        pins: Mapping[Where, str] | None = None,
-        exclude: Mapping[Where, Collection[str] | str] | None = None,
-        draws: str | None = None,
+        homes: Mapping[int, str | Device] | None = None,
+        pins: Mapping[Where, str | Device] | None = None,
+        exclude: Mapping[Where, Collection[str | Device] | str | Device] | None = None,
+        draws: str | Device | None = None,
         occupied: Mapping[str, int] | None = None,
         like: ExecutionPlan | None = None,
     ) -> ExecutionPlan:
         """A verified plan.
 
-        ``homes`` says on which device (by id) inputs live already: weights that are there, caches. To use one elsewhere
-        costs a transfer from there. ``occupied`` are
-        bytes of devices that other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
+        A device is given as it is or by its id. ``homes`` says on which device inputs live already: weights that are
+        there, caches. To use one elsewhere costs a transfer from there. ``occupied`` are bytes of devices (by id) that
+        other values take now. ``pins`` and ``exclude`` say where nodes, by their ids or the paths
         of their modules, must or must not run; ``draws`` names the device that draws random numbers. ``like`` a plan of
         the graph nodes stay where they are: what that costs by today's estimates.
 
         Raises ``GraphError`` for a bad graph and :class:`SchedulingError` when nothing fits, when what is asked can't
         all hold (with a smallest set in conflict), or when a cost model or a strategy answers what can't be used.
         """
+        verify(graph)
+        if like is not None and not isinstance(like, ExecutionPlan):
+            raise ConfigError(f"like= must be a plan of the graph, not {like!r}")
+        its = mapping("homes", homes), mapping("pins", pins), mapping("exclude", exclude)
         with paused_gc(len(graph.steps)):
-            return self._schedule(graph, homes or {}, pins or {}, exclude or {}, draws, occupied or {}, like)
+            return self._schedule(graph, *its, draws, occupied or {}, like)
 
     def _schedule(
         self,
         graph: Graph,
-        homes: Mapping[int, str],
-        pins: Mapping[Where, str],
-        exclude: Mapping[Where, Collection[str] | str],
-        draws: str | None,
+        homes: Mapping[int, str | Device],
+        pins: Mapping[Where, str | Device],
+        exclude: Mapping[Where, Collection[str | Device] | str | Device],
+        draws: str | Device | None,
         occupied: Mapping[str, int],
         like: ExecutionPlan | None,
     ) -> ExecutionPlan:
-        verify(graph)
         devices, steps = self.devices, graph.steps
         living = homes_of(graph, devices, homes)
         wanted = asked(graph, devices, pins, exclude, draws)
@@ -158,7 +157,7 @@ class Scheduler:
         seconds = [each.seconds for each in appraisals]
         releases = liveness(graph)
         need = memory(graph, releases)
-        now = _reserved(devices, occupied)
+        now = bytes_of("occupied", devices, occupied)
         taken = [min(a + b, d.memory_bytes) for a, b, d in zip(self._reserved, now, devices, strict=True)]
         capacities = [device.memory_bytes - its for device, its in zip(devices, taken, strict=True)]
         held = wanted if one else [*wanted, *exact(graph, living)]
@@ -327,16 +326,6 @@ class Scheduler:
                 hint="raise the cap, add devices, or leave out strict=True",
             )
         return found
-
-
-def _reserved(devices: Sequence[Device], reserved: Mapping[str, int]) -> list[int]:
-    ids = [device.id for device in devices]
-    for name, taken in reserved.items():
-        if name not in ids:
-            raise ConfigError(f"reserved: there is no device {name!r}", hint=f"devices: {', '.join(ids)}")
-        if isinstance(taken, bool) or not isinstance(taken, int) or taken < 0:
-            raise ConfigError(f"reserved: {name!r} must be a number of bytes, not {taken!r}")
-    return [min(reserved.get(device.id, 0), device.memory_bytes) for device in devices]
 
 
 def _annotated(graph: Graph) -> bool:
