@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -121,6 +122,15 @@ class TcpConnection:
             return DeadlineExceeded(f"the peer {verb} nothing for {waited:g} s", where=self.peer, hint=_LATE)
         reason = "this side closed the connection" if error.errno == errno.EBADF else (error.strerror or str(error))
         return ConnectionLost(f"the connection broke: {reason}", where=self.peer, hint=_LOST)
+
+    def hung_up(self) -> bool:
+        """See :class:`genie.interfaces.Watched`."""
+        watch = select.poll()
+        try:
+            watch.register(self._sock, select.POLLRDHUP)  # and, unasked, hanging up and errors
+            return bool(watch.poll(0))
+        except (OSError, ValueError):  # closed by this side
+            return True
 
     def close(self) -> None:
         """From any thread; one that waits in ``receive`` is woken."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from genie.errors import BackendError, BackendUnavailable, ConnectionLost, DeadlineExceeded, GenieError
-from genie.interfaces import Connection, Listener, Message, Transport
+from genie.interfaces import Connection, Listener, Message, Transport, Watched
 from genie.wire import Kind, frames
 
 _SECONDS = 10.0
@@ -155,6 +156,19 @@ class TransportSuite:
         assert frames.sequence(node.receive(_fresh, _SECONDS).header) == 3
         with pytest.raises(ConnectionLost):
             node.receive(_fresh, _SECONDS)
+
+    def test_a_peer_that_closed_is_noticed_without_reading(self, pair: tuple[Connection, Connection]) -> None:
+        client, node = pair
+        if not isinstance(node, Watched):
+            pytest.skip("the transport's connections can't tell")
+        assert not node.hung_up()
+        client.send(_header(1))
+        assert not node.hung_up()
+        client.close()
+        deadline = time.monotonic() + _SECONDS
+        while not node.hung_up():
+            assert time.monotonic() < deadline
+        assert node.receive(_fresh, _SECONDS).header == _header(1)
 
     def test_closing_wakes_a_waiting_receiver(self, pair: tuple[Connection, Connection]) -> None:
         _, node = pair
