@@ -399,6 +399,7 @@ class NodeSession:
             value = inlet.take(position, self._memory_of, self._client_gone)
             self._hold(handle, value.spec, value.data)
         except (GenieError, MemoryError) as error:
+            self._allocation = None
             if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
                 self._session.poison(handle, error)
             else:
