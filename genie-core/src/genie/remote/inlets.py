@@ -65,13 +65,13 @@ class Arrivals:
         self.waited_for = False  # the session waits for something that has not arrived
 
     def takes(self, size: int) -> bool:
-        """Whether so much more may come. While the session waits, more may: what it waits for may depend on a sender
-        that waits to be rid of something else."""
-        return (
-            self.waited_for
-            or not self.values
-            or (self.bytes + size <= _UNCLAIMED_BYTES and self.values < _UNCLAIMED_VALUES)
-        )
+        """Whether so much more may come. While the session waits, it may be all that the device holds: what it waits
+        for may depend on a sender that waits to be rid of something else."""
+        if not self.values:
+            return True
+        if self.waited_for:
+            return self.bytes + size <= self.device.memory_bytes
+        return self.bytes + size <= _UNCLAIMED_BYTES and self.values < _UNCLAIMED_VALUES
 
     def reserve(self, size: int) -> None:
         has = self.device.memory_bytes
@@ -161,7 +161,7 @@ class Inlet:
         """The memory where the session wants it, if it waits for just this. Raises :class:`_Refused` where it has
         none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._wanted == self._due or self._arrivals.takes(size))
+            self._changed.wait_for(lambda: self._ended or self._wanted >= 0 or self._arrivals.takes(size))
             if self._ended is not None or self._wanted != self._due:
                 return None
             request = self._request = _Request(spec, size)
@@ -178,10 +178,10 @@ class Inlet:
             return request.memory  # none if nobody waits any more
 
     def _admit(self, size: int) -> None:
-        """Wait until so much may come before it is asked for, and count it. Raises :class:`_Refused` for what the
-        device could never hold."""
+        """Wait until so much may come before it is asked for, and count it; what comes before something that is waited
+        for must get through. Raises :class:`_Refused` for what the device could not hold."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._wanted == self._due or self._arrivals.takes(size))
+            self._changed.wait_for(lambda: self._ended or self._wanted >= 0 or self._arrivals.takes(size))
             if self._ended is not None:
                 raise self._ended
             try:

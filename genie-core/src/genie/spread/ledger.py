@@ -18,8 +18,8 @@ class Held(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{mib(self.weights)} of weights, {mib(self.copies)} of copies of values that live on other devices, "
-            f"{mib(self.others)} of other values"
+            f"{as_text(self.weights)} of weights, {as_text(self.copies)} of copies of what lives on other devices, "
+            f"{as_text(self.others)} of other values"
         )
 
 
@@ -107,5 +107,9 @@ class Ledger:
         return Held(weights, self._copied[member], self._held[member] - weights)
 
 
-def mib(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"
+def as_text(size: int) -> str:
+    """For people."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / (1 << 10):.1f} KiB"

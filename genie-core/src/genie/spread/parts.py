@@ -41,6 +41,7 @@ class Split(NamedTuple):
     written: tuple[int, ...]  # inputs whose memory is written
     roots: tuple[int, ...]  # per output: the first value that shares its memory
     donated: tuple[tuple[int, frozenset[int]], ...]  # (input value, devices that use it up)
+    entered: Mapping[int, int]  # bytes of the inputs
     sizes: tuple[int, ...]  # per output: the bytes of its memory, if that is its own
 
 
@@ -139,6 +140,7 @@ def split(plan: ExecutionPlan) -> Split:
         tuple(value for value in entered if root[value] in families.written),
         tuple(root[value] for value in graph.outputs),
         tuple((value, frozenset(used_by[value])) for value, entry in entered.items() if entry.donated),
+        {value: size[value] for value in entered},
         tuple(graph.values[value].nbytes if root[value] == value else 0 for value in graph.outputs),
     )
 

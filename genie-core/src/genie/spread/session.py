@@ -108,7 +108,7 @@ class SpreadSession:
                 return None
             there: dict[tuple[int, int], int] = {}
             for value in part.brings:
-                self._values.send(handle_of[value], number, wait=True)
+                self._values.send(handle_of[value], number, part.entered[value], wait=True)
             self._bring(part, number, handle_of, there, frozenset())
             vector = [first, *(there[value, part.device] for value in part.inputs), *scalars]
             bindings = loaded.prediction.encode(vector, anew=loaded.doubtful)
@@ -131,7 +131,7 @@ class SpreadSession:
         self._sweep()
         values = self._values
         if self._broken_off:  # what had set out then may have been written to since
-            values.moves.forget()
+            values.forget_ahead()
         self._broken_off = True
         first, handle_of, scalars = _bound(graph, words)
         placing = self._plans.placing(number, handle_of, scalars)
@@ -144,7 +144,7 @@ class SpreadSession:
         # What is elsewhere sets out now, and is received by the part that needs it: it travels while others compute.
         for value, device in split.brought:
             if self._prefetch or value in split.scattered:
-                values.send(handle_of[value], members[device], wait=value not in split.scattered)
+                values.send(handle_of[value], members[device], split.entered[value], wait=value not in split.scattered)
         made: dict[int, deque[int]] = {}  # output of the plan → what it is called
         for part, loaded in zip(split.parts, placing.loaded, strict=True):
             device, member = part.device, members[part.device]

@@ -10,11 +10,13 @@ from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Fetched, Session
 from genie.spread.directory import Directory
-from genie.spread.ledger import Held, Ledger, mib
+from genie.spread.ledger import Held, Ledger, as_text
 from genie.spread.moves import Moves
 
 _OWN_HANDLES = 1 << 62  # from here on: names this session gives to what the program does not see
 _UNPLACED_BYTES = 256 << 20  # of uploads that wait here for the plan which says where they are used
+_AHEAD_BYTES = 128 << 20  # of values that set out for a device before they are needed there
+_AHEAD_SHARE = 4  # … but no more than this part of its memory
 
 
 class Values:
@@ -28,6 +30,7 @@ class Values:
         self.ledger = Ledger([device.memory_bytes for device in devices])
         self._unplaced: dict[int, tuple[TensorSpec, bytes, bool]] = {}
         self._unplaced_bytes = 0
+        self._ahead: list[dict[int, int]] = [{} for _ in members]  # by member: handle → bytes that have set out for it
         self._next = _OWN_HANDLES
         self._short: dict[int, tuple[int, Held]] = {}  # member → bytes an execution lacked there, and what was held
         self.copies_dropped = 0
@@ -105,9 +108,10 @@ class Values:
 
     # --- to where they are used -----------------------------------------------------------------------
 
-    def send(self, handle: int, member: int, *, wait: bool) -> None:
-        """Have the value set out for ``member``, if it lives elsewhere; :meth:`bring` must follow. What is not
-        uploaded yet may ``wait`` until then, if no other member needs it."""
+    def send(self, handle: int, member: int, size: int, *, wait: bool) -> None:
+        """Have the value, of ``size`` bytes, set out for ``member``, if it lives elsewhere and not too much is under
+        way; :meth:`bring` must follow. What is not uploaded yet may ``wait`` until then, if no other member needs it.
+        """
         if handle in self._unplaced:
             if not wait:
                 self._place(handle, member)
@@ -116,9 +120,17 @@ class Values:
         if found is not None:
             self.ledger.used_copy(member, found)
             return
-        home, there = self.directory.home(handle)
-        if not self.moves.under_way(home, there, member):
-            self.moves.send(home, there, member)
+        ahead = self._ahead[member]
+        most = min(_AHEAD_BYTES, self._devices[member].memory_bytes // _AHEAD_SHARE)
+        if handle not in ahead and sum(ahead.values()) + size <= most:
+            ahead[handle] = size
+            self.moves.send(*self.directory.home(handle), member)
+
+    def forget_ahead(self) -> None:
+        """What has set out is not wanted any more: an execution broke off."""
+        self.moves.forget()
+        for ahead in self._ahead:
+            ahead.clear()
 
     def bring(self, handle: int, member: int, size: int, keep: Collection[int] = ()) -> int:
         """The value's handle on ``member``, which gets a copy if it lives elsewhere: of ``size`` bytes, as far as that
@@ -133,6 +145,7 @@ class Values:
                 self.moves.send(home, there, member)
             found = self.take(1)
             self.moves.receive(home, there, member, found)
+            self._ahead[member].pop(handle, None)
             self.directory.add_copy(handle, member, found)
             self.ledger.add_copy(member, found, handle, self.ledger.size(handle) or size)
         else:
@@ -206,10 +219,10 @@ class Values:
         lacked, held = self._short.pop(member, (0, self.ledger.held(member)))
         for handle, there in self.ledger.oldest(member, held.copies):
             self._drop(member, handle, there)
-        expected = f"; by the plan's estimate {mib(lacked)} more than there are" if lacked else ""
+        expected = f"; by the plan's estimate {as_text(lacked)} more than there are" if lacked else ""
         return OutOfMemory(
             f"device {device.id} has too little memory: {error.message}. "
-            f"Of its {mib(device.memory_bytes)} this program held {held}{expected}",
+            f"Of its {as_text(device.memory_bytes)} this program held {held}{expected}",
             op=error.op,
             kind=error.kind,
             device=device.id,
