@@ -195,21 +195,21 @@ def test_what_does_not_fit_is_explained_and_what_comes_next_has_the_room(two: St
 
 def test_a_donated_value_is_not_brought_again(two: Start) -> None:
     """It is used up where it lives by an early part; a later one has its copy, which stays until then."""
-    values = (X, X, X, X, X, X)
     steps = (
         Node(0, "aten::neg", "", (Ref(0),), (2,)),  # there: the copy of the first
         Node(1, "aten::add", "Tensor", (Ref(0), Ref(2), 1), (3,)),  # here: used up
         Node(2, "aten::add", "Tensor", (Ref(1), Ref(3), 1), (4,)),  # there: with a copy of the second
-        Node(3, "aten::add", "Tensor", (Ref(4), Ref(0), 1), (5,)),  # there, again with the first
+        Node(3, "aten::neg", "", (Ref(4),), (5,)),  # here
+        Node(4, "aten::add", "Tensor", (Ref(5), Ref(0), 1), (6,)),  # there, again with the first
     )
-    graph = Graph(values, (Input(0, donated=True), Input(1)), steps, (5,))
-    both = two(128, 84)
-    here, plan = both.plan(negated(), 0), both.plan(graph, 1, 0, 1, 1)
+    graph = Graph((X,) * 7, (Input(0, donated=True), Input(1)), steps, (6,))
+    both = two(128, 66)
+    here, plan = both.plan(negated(), 0), both.plan(graph, 1, 0, 1, 0, 1)
     for handle in (1, 2):
         both.put(handle, sign=handle)
         both.spread.free([both.run(here, handle)])
     both.spread.execute_words(plan, [4000, 1, 2, 1, 1, 1])
-    assert both.look(4000) == [3.0 * number for number in NUMBERS]
+    assert both.look(4000) == [-1.0 * number for number in NUMBERS]
     both.spread.free([4000, 2])
     both.spread.synchronize()
     assert both.used(0) == both.used(1) == 0
