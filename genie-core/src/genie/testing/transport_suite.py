@@ -170,6 +170,30 @@ class TransportSuite:
             assert time.monotonic() < deadline
         assert node.receive(_fresh, _SECONDS).header == _header(1)
 
+    def test_a_peer_that_left_much_behind_is_noticed_too(self, pair: tuple[Connection, Connection]) -> None:
+        client, node = pair
+        if not isinstance(node, Watched):
+            pytest.skip("the transport's connections can't tell")
+        data, count = _pattern(1 << 20), 6
+
+        def leave() -> None:
+            for number in range(count):
+                client.send(_header(number + 1, [len(data)]), [data])
+            client.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(leave)
+            deadline = time.monotonic() + _SECONDS
+            while not node.hung_up():
+                assert time.monotonic() < deadline
+            left.result(_SECONDS)
+        for number in range(count):
+            message = node.receive(_fresh, _SECONDS)
+            assert frames.sequence(message.header) == number + 1
+            assert bytes(message.buffers[0]) == data
+        with pytest.raises(ConnectionLost):
+            node.receive(_fresh, _SECONDS)
+
     def test_closing_wakes_a_waiting_receiver(self, pair: tuple[Connection, Connection]) -> None:
         _, node = pair
         waiting = threading.Event()
