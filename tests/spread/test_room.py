@@ -10,6 +10,7 @@ from genie.device import Device
 from genie.errors import OutOfMemory
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
 from genie.interfaces import Session
+from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
@@ -213,6 +214,24 @@ def test_a_donated_value_is_not_brought_again(two: Start) -> None:
     both.spread.free([4000, 2])
     both.spread.synchronize()
     assert both.used(0) == both.used(1) == 0
+
+
+def test_copies_that_a_loop_uses_stay_while_it_goes_on(two: Start) -> None:
+    both = two(256, 80)
+    steps = (Node(0, "aten::add", "Tensor", (Ref(0), Ref(1), 1), (2,)),)
+    graph = Graph((X, X, X), (Input(0, donated=True), Input(1)), steps, (2,))
+    here, there, step = both.plan(negated(), 0), both.plan(negated(), 1), both.plan(graph, 1)
+    for handle in (1, 2, 3, 4):
+        both.put(handle, sign=handle)
+        both.spread.free([both.run(here, handle)])
+    state = both.run(there, 1)
+    repeated = both.spread.loop_words(step, [4000, state, 2, 1], Loop(carries=((0, 0),), emit=(0,)), 8)
+    assert repeated is not None
+    sums = [unpack(next(repeated)[0])]
+    for handle in (3, 4, 3):  # what would push out the copy of 2
+        both.spread.free([both.run(there, handle)])
+        sums.append(unpack(next(repeated)[0]))
+    assert sums == [[(2 * times - 1) * number for number in NUMBERS] for times in (1, 2, 3, 4)]
 
 
 def test_a_ledger_adds_up() -> None:

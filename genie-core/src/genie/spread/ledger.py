@@ -70,8 +70,9 @@ class Ledger:
         self._copied[member] += size
 
     def used_copy(self, member: int, there: int) -> None:
-        if there in self._copies[member]:
-            self._copies[member].move_to_end(there)
+        copies = self._copies[member]
+        if there in copies:
+            copies.move_to_end(there)
 
     def remove_copy(self, member: int, there: int) -> None:
         """If it is one."""

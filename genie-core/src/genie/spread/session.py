@@ -117,7 +117,9 @@ class SpreadSession:
             loaded.doubtful = False
             made = {value: deque([first + offset]) for offset, value in enumerate(graph.outputs)}
             self._settle(graph, placing, first, handle_of, made)
-            return self._iterated(iterations, number)
+            repeated = self._iterated(iterations, number)
+            self._values.keep_for(repeated, handle_of.values())
+            return repeated
 
     def _iterated(self, iterations: Iterator[tuple[Buffer, ...]], member: int) -> Iterator[tuple[Buffer, ...]]:
         try:
@@ -145,6 +147,8 @@ class SpreadSession:
         for value, device in split.brought:
             if self._prefetch or value in split.scattered:
                 values.send(handle_of[value], members[device], split.entered[value], wait=value not in split.scattered)
+            else:
+                values.use(handle_of[value], members[device])
         made: dict[int, deque[int]] = {}  # output of the plan → what it is called
         for part, loaded in zip(split.parts, placing.loaded, strict=True):
             device, member = part.device, members[part.device]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import weakref
+from collections.abc import Collection, Iterator, Sequence
 
 from genie.device import Device
 from genie.errors import OutOfMemory, RemoteOpError
@@ -33,6 +34,10 @@ class Values:
         self._ahead: list[dict[int, int]] = [{} for _ in members]  # by member: handle → bytes that have set out for it
         self._next = _OWN_HANDLES
         self._short: dict[int, tuple[int, Held]] = {}  # member → bytes an execution lacked there, and what was held
+        # Loops that go on while other work is done, and the handles they use.
+        self._loops: weakref.WeakKeyDictionary[Iterator[tuple[Buffer, ...]], frozenset[int]] = (
+            weakref.WeakKeyDictionary()
+        )
         self.copies_dropped = 0
 
     def take(self, count: int) -> int:
@@ -126,6 +131,12 @@ class Values:
             ahead[handle] = size
             self.moves.send(*self.directory.home(handle), member)
 
+    def use(self, handle: int, member: int) -> None:
+        """If there is a copy, it is in use now."""
+        found = self.directory.at(handle, member)
+        if found is not None:
+            self.ledger.used_copy(member, found)
+
     def forget_ahead(self) -> None:
         """What has set out is not wanted any more: an execution broke off."""
         self.moves.forget()
@@ -148,8 +159,6 @@ class Values:
             self._ahead[member].pop(handle, None)
             self.directory.add_copy(handle, member, found)
             self.ledger.add_copy(member, found, handle, self.ledger.size(handle) or size)
-        else:
-            self.ledger.used_copy(member, found)
         return found
 
     def move(self, handle: int, member: int) -> None:
@@ -193,17 +202,22 @@ class Values:
         if short <= 0:
             return
         held = self.ledger.held(member)
-        for handle, there in self.ledger.oldest(member, short, keep):
-            self._drop(member, handle, there)
+        self._drop(member, short, keep)
         short = self.ledger.short(member, bytes)
         if short > 0:
             self._short[member] = (short, held)
 
-    def _drop(self, member: int, handle: int, there: int) -> None:
-        self.directory.drop_copy(handle, member)
-        self.ledger.remove_copy(member, there)
-        self._members[member].free((there,))
-        self.copies_dropped += 1
+    def keep_for(self, loop: Iterator[tuple[Buffer, ...]], handles: Collection[int]) -> None:
+        """Copies of these stay as long as the loop is held."""
+        self._loops[loop] = frozenset(handles)
+
+    def _drop(self, member: int, bytes: int, keep: Collection[int] = ()) -> None:
+        keep = frozenset(keep).union(*self._loops.values())
+        for handle, there in self.ledger.oldest(member, bytes, keep):
+            self.directory.drop_copy(handle, member)
+            self.ledger.remove_copy(member, there)
+            self._members[member].free((there,))
+            self.copies_dropped += 1
 
     # --- errors -------------------------------------------------------------------------------------
 
@@ -217,8 +231,7 @@ class Values:
         member = self._named(error.device, member)
         device = self._devices[member]
         lacked, held = self._short.pop(member, (0, self.ledger.held(member)))
-        for handle, there in self.ledger.oldest(member, held.copies):
-            self._drop(member, handle, there)
+        self._drop(member, held.copies)
         expected = f"; by the plan's estimate {as_text(lacked)} more than there are" if lacked else ""
         return OutOfMemory(
             f"device {device.id} has too little memory: {error.message}. "
