@@ -168,6 +168,62 @@ def test_two_nodes_hold_a_model_that_neither_holds_alone(small: tuple[Node, Node
         copy.deepcopy(model).to(EVERYWHERE)(x.to(EVERYWHERE)).cpu()
 
 
+class ByTurns:
+    """Layers by turns on one device and the other; a graph with a single one on the last."""
+
+    name = "by_turns"
+
+    def place(self, graph: Graph, devices: Sequence[Device]) -> Mapping[int, str]:
+        raise NotImplementedError
+
+    def place_knowing(self, graph: Graph, devices: Sequence[Device], outlook: Outlook) -> tuple[Mapping[int, str], str]:
+        assert outlook.groups is not None
+        groups = outlook.groups
+        chosen: dict[int, int] = {}
+        turn = 0 if sum("mm" in node.operation or "linear" in node.operation for node in graph.steps) > 1 else 1
+        for node, group in zip(graph.steps, groups.of, strict=True):
+            allowed = groups.allowed[group]
+            chosen.setdefault(group, turn if allowed >> turn & 1 else 1 - turn)
+            turn = 1 - turn if "tanh" in node.operation else turn
+        places = {node.id: devices[chosen[group]].id for node, group in zip(graph.steps, groups.of, strict=True)}
+        return places, "by turns"
+
+
+def test_copies_of_weights_go_when_a_node_needs_their_room(small: tuple[Node, Node], fresh_runtime: None) -> None:
+    """4 MiB of weights live on each node, of 6; layer by layer, all eight are used on the second."""
+    genie.register_placement_strategy("by_turns", lambda settings: ByTurns())
+    genie.init(cluster=cluster(*small), placement="by_turns")
+    alone, x = large(), torch.randn(4, 512)
+    spread, remote = copy.deepcopy(alone).to(EVERYWHERE), x.to(EVERYWHERE)
+    with torch.no_grad():
+        assert torch.equal(spread(remote).cpu(), alone(x))
+        for _ in range(2):
+            one, other = x, remote
+            for layer, there in zip(alone, spread, strict=True):
+                one, other = layer(one), there(other)
+                assert torch.equal(other.cpu(), one)
+    stats = genie.get_stats()
+    assert stats["copies_dropped"] > 4 and stats["values_moved"] > 8
+    # What a backward pass would need is kept, where copies were.
+    x = torch.randn(64, 512)
+    assert torch.equal(spread(x.to(EVERYWHERE)).detach().cpu(), alone(x))
+
+
+@torch.no_grad()
+def test_what_a_node_has_no_room_for_is_explained(small: tuple[Node, Node], fresh_runtime: None) -> None:
+    """The client was told that there is more than there is."""
+    genie.register_placement_strategy("by_turns", lambda settings: ByTurns())
+    genie.init(cluster=cluster(*small, mib=60), placement="by_turns")
+    spread, x = large().to(EVERYWHERE), torch.randn(4, 512).to(EVERYWHERE)
+    with pytest.raises(OutOfMemory) as caught:  # layer by layer, all on the second
+        for layer in spread:
+            x = layer(x)
+            x.cpu()
+    told = str(caught.value)
+    assert "device small1 has too little memory" in told
+    assert "MiB of weights" in told and "of copies" in told and "GENIE_MEMORY_LIMIT_GB" in told
+
+
 @torch.no_grad()
 def test_a_stream_of_inputs(three: tuple[Node, ...]) -> None:
     model = net().eval()

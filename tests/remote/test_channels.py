@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from remote.peers import Node
+from remote.peers import DEVICE, Node
 
 from genie.errors import BackendError, ConnectionLost, NodeError, RemoteOpError
-from genie.graph import Graph, Input, Ref
-from genie.remote.channels import Inlet
+from genie.graph import Graph, Input, Ref, TensorSpec
 from genie.remote.greeting import meet
+from genie.remote.inlets import Arrivals, Inlet
 from genie.remote.session import Inlet as Opened
 from genie.remote.session import RemoteSession
 from genie.testing import MemoryTransport
@@ -63,7 +63,7 @@ def test_what_is_sent_is_what_the_value_was_then(pair: tuple[Caller, Caller]) ->
 def test_large_values_that_nobody_asks_for_yet_are_no_obstacle(
     pair: tuple[Caller, Caller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genie.remote.channels._WAITING_BYTES", 1 << 16)
+    monkeypatch.setattr("genie.remote.inlets._UNCLAIMED_BYTES", 1 << 16)
     sender, receiver = sessions(pair)
     inlet = receiver.inlet("the sender")
     outlet = sender.outlet(inlet)
@@ -167,10 +167,14 @@ def test_what_a_channel_may_not_carry_ends_it(node: Node) -> None:
 
 
 def test_a_sender_that_never_comes_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genie.remote.channels._CONNECT_SECONDS", 0.05)
-    inlet = Inlet("the sender", Limits())
+    monkeypatch.setattr("genie.remote.inlets._CONNECT_SECONDS", 0.15)
+    inlet = Inlet("the sender", Limits(), Arrivals(DEVICE))
     with pytest.raises(BackendError, match="the sender did not connect within 0.15 s"):
-        inlet.take(0)
+        inlet.take(0, unasked, lambda: False)
     inlet.end(ConnectionLost("gone"))
     with pytest.raises(ConnectionLost, match="gone"):
-        inlet.take(0)
+        inlet.take(0, unasked, lambda: False)
+
+
+def unasked(spec: TensorSpec, size: int) -> memoryview:
+    raise AssertionError("nothing is on its way")

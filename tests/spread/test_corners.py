@@ -107,7 +107,7 @@ def test_what_set_out_before_an_interrupt_is_not_taken_after_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(spread, "_bring", interrupt)  # after the value has set out
+        patch.setattr(spread._values, "bring", interrupt)  # after the value has set out
         with pytest.raises(KeyboardInterrupt):
             spread.execute_words(there, [20, 10])
     spread.execute_words(double, [0, 10, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -17,6 +18,8 @@ from genie_backend_tcp.address import SocketAddress, resolve, spell
 
 _BACKLOG = 128
 _DONTWAIT = socket.MSG_DONTWAIT
+_READ_AHEAD = 1 << 18
+_MOST_AHEAD = 16 << 20
 _LONGEST_SIT_OUT = 6  # as a power of two
 
 
@@ -39,6 +42,7 @@ class TcpConnection:
         self.begun = 0  # messages
         self._left: Sequence[Buffer] = ()  # of the message under way, as of the last call of the kernel's
         self._taken = 0  # bytes of that, by the last call
+        self._ahead = bytearray()  # what was read while nobody received
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         if sock.family != socket.AF_UNIX:
@@ -108,6 +112,11 @@ class TcpConnection:
             raise
 
     def _read(self, space: memoryview) -> int:
+        if self._ahead:
+            count = min(len(space), len(self._ahead))
+            space[:count] = self._ahead[:count]
+            del self._ahead[:count]
+            return count
         if not self._spin:
             return self._sock.recv_into(space)
         # A sleeping receiver is woken about 30 µs late; whoever is asked often answers sooner than that. Where it does
@@ -140,6 +149,25 @@ class TcpConnection:
             return DeadlineExceeded(f"the peer {verb} nothing for {waited:g} s", where=self.peer, hint=_LATE)
         reason = "this side closed the connection" if error.errno == errno.EBADF else (error.strerror or str(error))
         return ConnectionLost(f"the connection broke: {reason}", where=self.peer, hint=_LOST)
+
+    def hung_up(self) -> bool:
+        """See :class:`genie.interfaces.Watched`. Of a peer that left more behind than the kernel keeps, the end is not
+        heard before that is read: some of it is, for later."""
+        watch = select.poll()
+        try:
+            watch.register(self._sock, select.POLLRDHUP)  # and, unasked, hanging up and errors
+            if watch.poll(0):
+                return True
+            while len(self._ahead) < _MOST_AHEAD:
+                data = self._sock.recv(_READ_AHEAD, _DONTWAIT)
+                if not data:
+                    return True
+                self._ahead += data
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):  # closed by this side, or broken
+            return True
+        return False
 
     def close(self) -> None:
         """From any thread; one that waits in ``receive`` is woken."""

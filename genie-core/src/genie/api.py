@@ -33,7 +33,8 @@ from genie.telemetry import Number
 
 _T = TypeVar("_T")
 
-_COUNTED_FROM_ZERO = ("loop_iterations", "replans", "values_carried", "values_moved")  # there before they happen
+# There before they happen.
+_COUNTED_FROM_ZERO = ("copies_dropped", "loop_iterations", "replans", "values_carried", "values_moved")
 
 # --- the runtime ---------------------------------------------------------------------------------
 

@@ -347,6 +347,15 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
+class Watched(Protocol):
+    """A connection may tell, without reading, whether the peer has closed it: nodes that wait for something else then
+    need not wait for nobody."""
+
+    def hung_up(self) -> bool:
+        """From the thread that receives. What the peer sent before can still be received."""
+
+
+@runtime_checkable
 class Listener(Protocol):
     address: str
 

@@ -24,11 +24,12 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
-from genie.remote.channels import FEW, Channels
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
+from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
+from genie.remote.outlets import FEW
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
@@ -295,14 +296,18 @@ class NodeSession:
         self._take(handle, spec, data)
 
     def _take(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
-        allocation, self._allocation = self._allocation, None
         try:
-            if allocation is not None:
-                allocation.commit(handle)
-            else:
-                self._session.upload(handle, spec, data)
+            self._hold(handle, spec, data)
         except (GenieError, MemoryError) as error:
             self._fail(handle, error)
+
+    def _hold(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
+        """What was received, where :meth:`_memory_of` said, is the value ``handle``."""
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            allocation.commit(handle)
+        else:
+            self._session.upload(handle, spec, data)
 
     def _commit(self, body: memoryview) -> None:
         digest, handle, spec = messages.get_commit(body)
@@ -370,7 +375,10 @@ class NodeSession:
 
     def _send(self, body: memoryview) -> None:
         number, handle = channels.get_send(body)
-        self._channels.send(number, lambda: self._sent(handle))
+        try:
+            self._channels.send(number, lambda: self._sent(handle), self._client_gone)
+        except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
+            self._defer(error)
 
     def _sent(self, handle: int) -> HostValue:
         try:
@@ -384,16 +392,23 @@ class NodeSession:
 
     def _receive(self, body: memoryview) -> None:
         number, position, handle = channels.get_receive(body)
+        inlet = self._channels.inlet(number)
+        inlet.check(position)
+        self._allocation = None
         try:
-            value = self._channels.receive(number, position)
-            self._session.upload(handle, value.spec, value.data)
-        except (ProtocolError, LimitExceeded):
-            raise
+            value = inlet.take(position, self._memory_of, self._client_gone)
+            self._hold(handle, value.spec, value.data)
         except (GenieError, MemoryError) as error:
+            self._allocation = None
             if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
                 self._session.poison(handle, error)
             else:
                 self._fail(handle, error)
+
+    def _client_gone(self) -> bool:
+        """Whether it hung up while this session waits for something else. What it asked before is done to the end:
+        other nodes may wait for that."""
+        return isinstance(self._connection, Watched) and self._connection.hung_up()
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)

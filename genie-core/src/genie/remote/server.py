@@ -32,9 +32,10 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.interfaces import Backend, Connection, Listener, Transport
-from genie.remote.channels import Channels, Inlet, Inlets
+from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.identity import host_identity
+from genie.remote.inlets import Inlet, Inlets
 from genie.remote.node_session import NodeSession
 from genie.wire import PROTOCOL, Dialogue, Kind, Limits, frames, messages
 from genie.wire.messages import Hello, Welcome
@@ -299,7 +300,7 @@ class NodeServer:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
         local = self._backend.connect(device)
-        channels = Channels(self._inlets, self._transport)
+        channels = Channels(self._inlets, self._transport, device, self.address)
         capacity = device.memory_bytes
         session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels)
         info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time())

@@ -199,6 +199,9 @@ class RemoteSession:
 
     def receive(self, inlet: Inlet, position: int, handle: int) -> None:
         with self._lock:
+            if self._conversation.freed:  # to make room for it, perhaps
+                self._settle()
+                self._conversation.queue_freed()
             self._conversation.queue(Kind.RECEIVE, channels.put_receive(inlet.number, position, handle))
 
     # --- looks ------------------------------------------------------------------------------------

@@ -51,6 +51,12 @@ class Directory:
     def add_copy(self, handle: int, device: int, there: int) -> None:
         self._copies.setdefault(self.storage(handle), {})[handle, device] = there
 
+    def drop_copy(self, handle: int, device: int) -> None:
+        copies = self._copies[self.storage(handle)]
+        del copies[handle, device]
+        if not copies:
+            del self._copies[self.storage(handle)]
+
     def wrote(self, handle: int) -> Iterator[tuple[int, int]]:
         """The value's memory is written: copies of it are worth nothing any more. Gives (device, handle there)."""
         for (_, device), there in self._copies.pop(self.storage(handle), {}).items():

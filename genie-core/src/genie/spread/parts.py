@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,8 @@ import msgspec
 from genie.bindings import parameters
 from genie.graph import Arg, Graph, Input, Many, Node, Ref
 from genie.graph.random import spared
-from genie.plan import ExecutionPlan, liveness, verify
+from genie.graph.sizes import sizes
+from genie.plan import ExecutionPlan, liveness, peaks, verify
 
 
 class Part(NamedTuple):
@@ -25,6 +26,8 @@ class Part(NamedTuple):
     arrives: tuple[int, ...]  # values that other devices make and it takes
     departs: tuple[tuple[int, int], ...]  # (value, device), once it is done
     frees: tuple[int, ...]  # what nobody here needs after that
+    entered: Mapping[int, int]  # bytes of the inputs of the whole among its inputs
+    need: int = 0  # bytes on the device while it runs: its own most, and what passes between other parts meanwhile
 
 
 class Split(NamedTuple):
@@ -38,6 +41,7 @@ class Split(NamedTuple):
     written: tuple[int, ...]  # inputs whose memory is written
     roots: tuple[int, ...]  # per output: the first value that shares its memory
     donated: tuple[tuple[int, frozenset[int]], ...]  # (input value, devices that use it up)
+    entered: Mapping[int, int]  # bytes of the inputs
     sizes: tuple[int, ...]  # per output: the bytes of its memory, if that is its own
 
 
@@ -71,6 +75,7 @@ def split(plan: ExecutionPlan) -> Split:
 
     lasting = set(graph.outputs)
     words = _words(graph)
+    size = sizes(graph)
     parts = []
     arrived: set[tuple[int, int]] = set()
     brought: dict[tuple[int, int], None] = {}
@@ -107,6 +112,7 @@ def split(plan: ExecutionPlan) -> Split:
                 arrives,
                 departs,
                 tuple(value for value in passed if value not in kept),
+                {value: size[value] for value in needed[number] if value in entered},
             )
         )
     # Inputs that leave as they came: a part that runs nothing gives them another name.
@@ -116,7 +122,9 @@ def split(plan: ExecutionPlan) -> Split:
         given = {value for value in passing if entered[value].donated}
         whole = _alone(plan, device, (), passing, alone, given)
         brings = tuple(value for value in passing if (value, device) not in brought)
-        parts.append(Part(device, whole, passing, alone, (), brings, (), (), ()))
+        parts.append(
+            Part(device, whole, passing, alone, (), brings, (), (), (), {value: size[value] for value in passing})
+        )
         brought.update(((value, device), None) for value in passing)
     root = _roots(graph)
     families = _families(graph, root)
@@ -124,7 +132,7 @@ def split(plan: ExecutionPlan) -> Split:
     for value, device in brought:
         used_by[value].add(device)
     return Split(
-        tuple(parts),
+        _with_needs(parts, size),
         tuple(brought),
         frozenset(value for value, devices in used_by.items() if len(devices) > 1),
         home,
@@ -132,8 +140,24 @@ def split(plan: ExecutionPlan) -> Split:
         tuple(value for value in entered if root[value] in families.written),
         tuple(root[value] for value in graph.outputs),
         tuple((value, frozenset(used_by[value])) for value, entry in entered.items() if entry.donated),
+        {value: size[value] for value in entered},
         tuple(graph.values[value].nbytes if root[value] == value else 0 for value in graph.outputs),
     )
+
+
+def _with_needs(parts: Sequence[Part], size: Sequence[int]) -> tuple[Part, ...]:
+    """What an input of the whole takes counts in the parts that take it, and only there: it is the session's to know
+    what is held between them."""
+    found = []
+    between: dict[int, set[int]] = {part.device: set() for part in parts}  # device → values made and not yet freed
+    for part in parts:
+        graph, held = part.plan.graph, between[part.device]
+        (most,) = peaks(graph, [0] * len(graph.steps), 1, part.plan.releases, {})
+        found.append(part._replace(need=most + sum(size[value] for value in held.difference(part.inputs))))
+        held.update(value for value in (*part.arrives, *part.outputs) if value not in part.entered)
+        held.difference_update(value for value, entry in zip(part.inputs, graph.inputs, strict=True) if entry.donated)
+        held.difference_update(part.frees)
+    return tuple(found)
 
 
 def gathered(plan: ExecutionPlan, device: int) -> ExecutionPlan:

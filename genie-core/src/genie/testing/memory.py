@@ -66,6 +66,10 @@ class MemoryConnection:
             target[:] = buffer
         return Message(header, targets)
 
+    def hung_up(self) -> bool:
+        """See :class:`genie.interfaces.Watched`."""
+        return self._into.closed
+
     def close(self) -> None:
         for pipe in (self._out, self._into):
             with pipe.changed:

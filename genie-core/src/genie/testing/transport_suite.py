@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from genie.errors import BackendError, BackendUnavailable, ConnectionLost, DeadlineExceeded, GenieError
-from genie.interfaces import Connection, Listener, Message, Transport
+from genie.interfaces import Connection, Listener, Message, Transport, Watched
 from genie.wire import Kind, frames
 
 _SECONDS = 10.0
@@ -153,6 +154,43 @@ class TransportSuite:
         client.send(_header(3))
         client.close()
         assert frames.sequence(node.receive(_fresh, _SECONDS).header) == 3
+        with pytest.raises(ConnectionLost):
+            node.receive(_fresh, _SECONDS)
+
+    def test_a_peer_that_closed_is_noticed_without_reading(self, pair: tuple[Connection, Connection]) -> None:
+        client, node = pair
+        if not isinstance(node, Watched):
+            pytest.skip("the transport's connections can't tell")
+        assert not node.hung_up()
+        client.send(_header(1))
+        assert not node.hung_up()
+        client.close()
+        deadline = time.monotonic() + _SECONDS
+        while not node.hung_up():
+            assert time.monotonic() < deadline
+        assert node.receive(_fresh, _SECONDS).header == _header(1)
+
+    def test_a_peer_that_left_much_behind_is_noticed_too(self, pair: tuple[Connection, Connection]) -> None:
+        client, node = pair
+        if not isinstance(node, Watched):
+            pytest.skip("the transport's connections can't tell")
+        data, count = _pattern(1 << 20), 6
+
+        def leave() -> None:
+            for number in range(count):
+                client.send(_header(number + 1, [len(data)]), [data])
+            client.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(leave)
+            deadline = time.monotonic() + _SECONDS
+            while not node.hung_up():
+                assert time.monotonic() < deadline
+            left.result(_SECONDS)
+        for number in range(count):
+            message = node.receive(_fresh, _SECONDS)
+            assert frames.sequence(message.header) == number + 1
+            assert bytes(message.buffers[0]) == data
         with pytest.raises(ConnectionLost):
             node.receive(_fresh, _SECONDS)
 
