@@ -7,7 +7,8 @@ namespace genie {
 namespace {
 
 // Shares of the budget: for grains from coarse to fine, for blocks; the rest is for steps.
-constexpr double kLevels = 0.2, kBlocks = 0.15;
+constexpr double kLevels = 0.1, kBlocks = 0.15;
+constexpr double kNear = 1.3;
 constexpr double kFew = 5000.0;    // placements
 constexpr double kOften = 15.0;  // times that each step can be tried
 
@@ -132,6 +133,8 @@ class Searcher {
         Judge judge(made.problem, objective_, mine);
         Candidate candidate{lift(made, p_, best_.units), {}, "annealed"};
         candidate.score = judge(candidate.units);
+        // Where blocks can't come near what is there already, it is no graph of blocks.
+        if (candidate.score.scalar() > kNear * best_.score.scalar()) continue;
         anneal(judge, candidate, mine, seed_ + at);
         judge_.left -= mine;
         offer(made.refine(p_, candidate.units), "annealed, block by block");
