@@ -7,7 +7,8 @@
 
 namespace genie {
 
-constexpr int64_t kAttempt = 64;  // what any attempt costs, in steps evaluated
+// What any attempt costs, and any idea that is not tried, in steps evaluated.
+constexpr int64_t kAttempt = 64, kProposal = 12;
 
 Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
     : left(budget),
@@ -141,6 +142,7 @@ struct Critical {
   }
 };
 
+constexpr double kDoubt = 1.5, kDoubted = 0.7;
 constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
 
 class Annealer {
@@ -156,8 +158,8 @@ class Annealer {
     const double scale = std::max(current.scalar(), 1e-300);
     // The more often each step can be tried, the hotter: there is time to cool down.
     const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
-    const double heat = std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
-    const double hot = heat * scale, cold = 0.002 * hot;
+    const double heat = std::min(0.2, 0.004 * std::pow(std::max(0.3, tries), 0.6));
+    const double hot = heat * scale, cold = 0.005 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;
     while (judge_.left - p_.steps >= until && judge_.left - p_.steps >= 0) {
@@ -165,11 +167,17 @@ class Annealer {
       const double temperature = hot * std::pow(cold / hot, gone);
       propose(now);
       if (changed_.empty()) {
-        judge_.left -= 1 + p_.steps / 64;  // a proposal costs something, too
+        judge_.left -= kProposal + p_.steps / 64;
         continue;
       }
       // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
       const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
+      // Most that look worse than that are: some are tried all the same, for an estimate is no more than that.
+      if (late_ > kDoubt * (limit - current.scalar()) && random_.uniform() < kDoubted) {
+        judge_.left -= kProposal + p_.steps / 64;
+        undo(now);
+        continue;
+      }
       const Score score = judge_.attempt(now, changed_, limit);
       if (score.scalar() <= limit) {
         judge_.keep();
@@ -361,6 +369,7 @@ class Annealer {
     changed_.clear();
     const auto [step, device, backwards, late] = idea();
     if (step < 0) return;
+    late_ = late;
     const int kind = random_.below(16);
     if (kind < 8) {
       set(units, p_.unit[step], device);
@@ -440,6 +449,7 @@ class Annealer {
   const std::vector<int>& place_;
   std::vector<double> onward_;           // from the start of each step to the end, with everything where it is
   double last_ = 0.0;                    // when the end comes
+  double late_ = 0.0;                    // how much later it may come after what is proposed
   int hot_ = 0;
 };
 
