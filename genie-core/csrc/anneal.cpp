@@ -8,7 +8,7 @@
 namespace genie {
 
 // What any attempt costs, and any idea that is not tried, in steps evaluated.
-constexpr int64_t kAttempt = 64, kProposal = 12;
+constexpr int64_t kAttempt = 64, kProposal = 24;
 
 Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
     : left(budget),
@@ -142,7 +142,9 @@ struct Critical {
   }
 };
 
+// An idea that looks so many times worse than what may be accepted is left untried that often.
 constexpr double kDoubt = 1.5, kDoubted = 0.7;
+constexpr double kMany = 4.0;  // ideas at once
 constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
 
 class Annealer {
@@ -167,20 +169,21 @@ class Annealer {
       const double temperature = hot * std::pow(cold / hot, gone);
       propose(now);
       if (changed_.empty()) {
-        judge_.left -= kProposal + p_.steps / 64;
+        judge_.left -= kProposal;
         continue;
       }
       // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
       const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
-      // Most that look worse than that are: some are tried all the same, for an estimate is no more than that.
+      // Most that look worse than that are; some are tried all the same, for it is but an estimate.
       if (late_ > kDoubt * (limit - current.scalar()) && random_.uniform() < kDoubted) {
-        judge_.left -= kProposal + p_.steps / 64;
+        judge_.left -= kProposal;
         undo(now);
         continue;
       }
       const Score score = judge_.attempt(now, changed_, limit);
       if (score.scalar() <= limit) {
         judge_.keep();
+        many_ = std::min(many_ * 1.3, kMany);
         current = score;
         remember();
         if (score.better(best.score)) {
@@ -191,6 +194,7 @@ class Annealer {
         }
       } else {
         judge_.forget();
+        many_ = std::max(many_ * 0.85, 1.0);
         undo(now);
       }
       // Far from the best for long: go back to it.
@@ -383,6 +387,12 @@ class Annealer {
     } else {
       exchange(units, step, device);
     }
+    // More of them at once, while that goes well.
+    for (double more = many_; more >= 2; more -= 1) {
+      judge_.left -= kProposal;
+      const Idea its = idea();
+      if (its.late < 0) set(units, p_.unit[its.step], its.device);
+    }
   }
 
   // The step and what follows from it where it was, breadth first.
@@ -450,6 +460,7 @@ class Annealer {
   std::vector<double> onward_;           // from the start of each step to the end, with everything where it is
   double last_ = 0.0;                    // when the end comes
   double late_ = 0.0;                    // how much later it may come after what is proposed
+  double many_ = 1.0;                    // ideas that are tried together
   int hot_ = 0;
 };
 

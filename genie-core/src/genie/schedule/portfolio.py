@@ -117,7 +117,7 @@ class Portfolio:
     def _budget(self, steps: int) -> int:
         """How many steps may be evaluated in all."""
         # A small graph takes less for all else, and a large one is given more time.
-        share = 1 + max(0.0, 0.8 - steps / 1000) if steps < 4000 else (steps / 4000) ** 0.6
+        share = 1 + max(0.0, 1.4 - steps / 700) if steps < 4000 else (steps / 4000) ** 0.6
         return int(self._effort * min(_MOST * steps, _STEPS * share))
 
     def _pointless(self, outlook: Outlook) -> bool:
