@@ -149,7 +149,7 @@ constexpr int kIdeas = 14;  // at most so many are looked at for one that is tri
 
 class Annealer {
  public:
-  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), place_(judge.place()) {}
+  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), place_(judge.place()), known_(judge.problem().order.empty()) {}
 
   void run(Candidate& best, int64_t budget) {
     if (p_.units == 0 || p_.devices < 2) return;
@@ -160,7 +160,7 @@ class Annealer {
     const double scale = std::max(current.scalar(), 1e-300);
     // The more often each step can be tried, the hotter: there is time to cool down.
     const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
-    const double heat = std::min(0.2, 0.004 * std::pow(std::max(0.3, tries), 0.6));
+    const double heat = (known_ ? 4.0 : 1.0) * std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
     const double hot = heat * scale, cold = 0.005 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;
@@ -175,7 +175,7 @@ class Annealer {
       // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
       const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
       // Most that look worse than that are; some are tried all the same, for it is but an estimate.
-      if (late_ > kDoubt * (limit - current.scalar()) && random_.uniform() < kDoubted) {
+      if (known_ && late_ > kDoubt * (limit - current.scalar()) && random_.uniform() < kDoubted) {
         judge_.left -= kProposal;
         undo(now);
         continue;
@@ -388,7 +388,7 @@ class Annealer {
       exchange(units, step, device);
     }
     // More of them at once, while that goes well.
-    for (double more = many_; more >= 2; more -= 1) {
+    for (double more = known_ ? many_ : 1.0; more >= 2; more -= 1) {
       judge_.left -= kProposal;
       const Idea its = idea();
       if (its.late < 0) set(units, p_.unit[its.step], its.device);
@@ -460,6 +460,7 @@ class Annealer {
   std::vector<double> onward_;           // from the start of each step to the end, with everything where it is
   double last_ = 0.0;                    // when the end comes
   double late_ = 0.0;                    // how much later it may come after what is proposed
+  const bool known_;                     // whether estimates know what devices do when
   double many_ = 1.0;                    // ideas that are tried together
   int hot_ = 0;
 };
