@@ -143,7 +143,7 @@ struct Critical {
 };
 
 // An idea that looks so many times worse than what may be accepted is left untried that often.
-constexpr double kDoubt = 1.5, kDoubted = 0.7;
+constexpr double kDoubt = 1.5, kDoubted = 0.8;
 constexpr double kMany = 4.0;  // ideas at once
 constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
 

@@ -199,9 +199,11 @@ class Searcher {
         try_(std::move(now));
       }
       anneal(judge, candidate, mine, seed + at);
+      judge_.left -= mine;
+      // Where coarse steps can't come near what is there already, finer ones start better from that.
+      if (candidate.score.scalar() > kNear * best_.score.scalar()) return;
       now = grains[at].refine(finer(at), candidate.units);
     }
-    judge_.left -= budget;
     Candidate candidate{now, judge_(now), "annealed, from coarse to fine"};
     keep(std::move(candidate));
   }
