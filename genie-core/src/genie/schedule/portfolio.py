@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genie.schedule._search import Answer
 
 # What a search may cost: so many steps evaluated in all, and so many placements of a small graph.
-_STEPS = 1_000_000
+_STEPS = 900_000
 _MOST = 40_000
 
 _User = Callable[[float, list[float]], tuple[float, float]]
