@@ -185,7 +185,7 @@ class _Clock:
             if self.lists[device] and (last < 0 or self.free[device] > makespan):
                 makespan = self.free[device]
                 last = self.lists[device][-1]
-        steps, moves = self._critical(last)
+        steps, waited = self._critical(last)
         count = len(self.decisions)
         return Timeline(
             tuple(self.steps[:count]),
@@ -195,7 +195,7 @@ class _Clock:
             tuple(sent),
             tuple(received),
             steps,
-            moves,
+            waited,
             tuple(self.steps[count:]),
         )
 
