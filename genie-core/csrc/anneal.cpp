@@ -7,6 +7,9 @@
 
 namespace genie {
 
+// What any attempt costs, and any idea that is not tried, in steps evaluated.
+constexpr int64_t kAttempt = 64, kProposal = 24;
+
 Judge::Judge(const Problem& problem, const Objective& objective, int64_t budget)
     : left(budget),
       p_(problem),
@@ -42,10 +45,19 @@ Score Judge::finished(double limit) {
 
 void Judge::keep() {
   clock_.keep();
-  was_.clear();
-  for (auto& list : lists_) list.clear();
-  if (p_.order.empty())
+  if (!p_.order.empty()) return;
+  if (was_.empty() || was_.size() > 16) {
+    for (auto& list : lists_) list.clear();
     for (int step = 0; step < p_.steps; ++step) lists_[place_[step]].push_back(step);
+  } else {
+    const auto at = [](std::vector<int>& list, int step) { return std::lower_bound(list.begin(), list.end(), step); };
+    for (const auto& [step, device] : was_) {
+      std::vector<int>&from = lists_[device], &to = lists_[place_[step]];
+      from.erase(at(from, step));
+      to.insert(at(to, step), step);
+    }
+  }
+  was_.clear();
 }
 
 void Judge::forget() {
@@ -90,7 +102,7 @@ Score Judge::attempt(const Placement& units, const std::vector<std::pair<int, in
   const double from = latency && p_.ports && p_.order.empty() ? unaffected() : 0.0;
   const bool ended = from > 0.0 ? clock_.rerun(place_, steps_, from, outcome_, limit)
                                 : clock_.run(place_, outcome_, latency ? limit : kNever);
-  left -= from > 0.0 ? p_.steps / 4 + (ended ? clock_.ran : p_.steps / 4) / 2 : p_.steps;
+  left -= kAttempt + p_.steps / 8 + clock_.work() / 2;
   if (!ended) return {0.0, 0.0, kNever, 0.0};
   return finished(limit);
 }
@@ -130,11 +142,14 @@ struct Critical {
   }
 };
 
+// An idea that looks so many times worse than what may be accepted is left untried that often.
+constexpr double kDoubt = 1.5, kDoubted = 0.8;
+constexpr double kMany = 4.0;  // ideas at once
 constexpr int kIdeas = 14;  // at most so many are looked at for one that is tried
 
 class Annealer {
  public:
-  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed) {}
+  Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), place_(judge.place()), known_(judge.problem().order.empty()) {}
 
   void run(Candidate& best, int64_t budget) {
     if (p_.units == 0 || p_.devices < 2) return;
@@ -145,8 +160,8 @@ class Annealer {
     const double scale = std::max(current.scalar(), 1e-300);
     // The more often each step can be tried, the hotter: there is time to cool down.
     const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
-    const double heat = std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
-    const double hot = heat * scale, cold = 0.002 * hot;
+    const double heat = (known_ ? 4.0 : 1.0) * std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
+    const double hot = heat * scale, cold = 0.005 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;
     while (judge_.left - p_.steps >= until && judge_.left - p_.steps >= 0) {
@@ -154,14 +169,21 @@ class Annealer {
       const double temperature = hot * std::pow(cold / hot, gone);
       propose(now);
       if (changed_.empty()) {
-        judge_.left -= 1 + p_.steps / 64;  // a proposal costs something, too
+        judge_.left -= kProposal;
         continue;
       }
       // What may be accepted is drawn first: most proposals are found too bad before they are at their end.
       const double limit = current.scalar() - temperature * std::log(1.0 - random_.uniform());
+      // Most that look worse than that are; some are tried all the same, for it is but an estimate.
+      if (known_ && late_ > kDoubt * (limit - current.scalar()) && random_.uniform() < kDoubted) {
+        judge_.left -= kProposal;
+        undo(now);
+        continue;
+      }
       const Score score = judge_.attempt(now, changed_, limit);
       if (score.scalar() <= limit) {
         judge_.keep();
+        many_ = std::min(many_ * 1.3, kMany);
         current = score;
         remember();
         if (score.better(best.score)) {
@@ -172,6 +194,7 @@ class Annealer {
         }
       } else {
         judge_.forget();
+        many_ = std::max(many_ * 0.85, 1.0);
         undo(now);
       }
       // Far from the best for long: go back to it.
@@ -187,7 +210,6 @@ class Annealer {
  private:
   void remember() {
     busy_ = judge_.outcome().busy;
-    place_ = judge_.place();
     if (judge_.objective().kind == Objective::kThroughput) {
       hot_ = 0;
       double most = -1.0;
@@ -205,21 +227,9 @@ class Annealer {
     }
   }
 
-  // When each step must begin at the latest, for the end to come when it does now.
   void survey() {
     last_ = judge_.outcome().makespan;
-    latest_.resize(p_.steps);
-    next_.assign(p_.devices, last_);
-    for (int step = p_.steps - 1; step >= 0; --step) {
-      const int here = place_[step];
-      double until = next_[here];
-      for (int value : p_.outputs.of(step))
-        for (int user : p_.users.of(value)) {
-          const int to = place_[user];
-          until = std::min(until, latest_[user] - (to == here ? 0.0 : p_.transfer(value, here, to)));
-        }
-      next_[here] = latest_[step] = until - p_.cost(here, step);
-    }
+    judge_.clock().ways_to_end(place_, onward_, onward_sent_);
   }
 
   bool set(Placement& units, int unit, int device) {
@@ -270,13 +280,32 @@ class Annealer {
     return random_.below(p_.devices);
   }
 
+  // When a value would arrive that is not sent now, between the transfers as they are; and whom that puts off.
+  double sent(int value, int from, int to, double made, double& late) const {
+    const double took = p_.transfer(value, from, to);
+    if (!p_.ports) return made + took;
+    const Clock& clock = judge_.clock();
+    const std::vector<int>&out = clock.sent_by(from), &in = clock.received_by(to);
+    double begin = made;
+    const auto behind = std::partition_point(out.begin(), out.end(), [&](int move) { return clock.moves[move].ready <= made; });
+    if (behind != out.begin()) begin = std::max(begin, clock.moves[*(behind - 1)].end);
+    const auto next = std::partition_point(in.begin(), in.end(), [&](int move) { return clock.moves[move].begin <= begin; });
+    if (next != in.begin()) begin = std::max(begin, clock.moves[*(next - 1)].end);
+    const double arrival = begin + took;
+    if (behind != out.end()) late = std::max(late, arrival + onward_sent_[*behind] - last_);
+    if (next != in.end()) late = std::max(late, arrival + onward_sent_[*next] - last_);
+    return arrival;
+  }
+
   // How much later than now the end may come when a step runs elsewhere, from the times of the schedule as it is: when
   // it could run there, who waits for what it makes, and whom it puts off there. Only an estimate: the rest stands still.
   double lateness(int step, int device) const {
-    const std::vector<Span>& spans = judge_.clock().spans;
+    const Clock& clock = judge_.clock();
+    const std::vector<Span>& spans = clock.spans;
     const std::vector<int>& there = judge_.list(device);
     const auto after = std::lower_bound(there.begin(), there.end(), step);
     double start = after == there.begin() ? 0.0 : spans[*(after - 1)].end;
+    double late = -last_;
     for (int value : p_.operands.of(step)) {
       const int maker = p_.maker[value];
       if (maker < 0) {
@@ -285,51 +314,66 @@ class Annealer {
         continue;
       }
       const int from = place_[maker];
-      start = std::max(start, spans[maker].end + (from == device ? 0.0 : p_.transfer(value, from, device)));
+      double arrival = spans[maker].end;
+      if (from != device) {
+        const int move = clock.brings(value, device);
+        if (move >= 0) {
+          arrival = std::max(arrival, clock.moves[move].end);
+        } else {
+          arrival = sent(value, from, device, arrival, late);
+        }
+      }
+      start = std::max(start, arrival);
     }
     const double finish = start + p_.cost(device, step);
-    double late = finish - last_;
-    if (after != there.end()) late = std::max(late, finish - latest_[*after]);
+    late = std::max(late, finish - last_);
+    if (after != there.end()) late = std::max(late, finish + onward_[*after] - last_);
     for (int value : p_.outputs.of(step))
       for (int user : p_.users.of(value)) {
         const int to = place_[user];
-        late = std::max(late, finish + (to == device ? 0.0 : p_.transfer(value, device, to)) - latest_[user]);
+        double arrival = finish;
+        if (to != device) arrival = sent(value, device, to, finish, late);
+        late = std::max(late, arrival + onward_[user] - last_);
       }
     return late;
   }
 
-  void propose(Placement& units) {
-    changed_.clear();
-    // Of some ideas the one that looks best.
+  struct Idea {
     int step = -1, device = -1;
     bool backwards = false;
-    double least = kNever;
+    double late = kNever;
+  };
+
+  // Of some ideas the one that looks best.
+  Idea idea() {
+    Idea best;
     const bool guided = judge_.objective().kind == Objective::kLatency;
     const int ideas = guided ? 1 + random_.below(kIdeas) : 1;
-    for (int idea = 0; idea < ideas; ++idea) {
-      int s, d;
-      bool back = false;
+    for (int count = 0; count < ideas; ++count) {
+      Idea its;
       if (!critical_.moves.empty() && random_.below(3) == 0) {
         // Do without a transfer that the end waits for.
         const auto [from, to] = critical_.moves[random_.below(static_cast<int>(critical_.moves.size()))];
         if (from < 0) continue;
-        back = random_.below(2) == 0;
-        s = back ? from : to;
-        d = place_[back ? to : from];
+        its.backwards = random_.below(2) == 0;
+        its.step = its.backwards ? from : to;
+        its.device = place_[its.backwards ? to : from];
       } else {
-        s = step_of_interest();
-        d = device_for(s);
+        its.step = step_of_interest();
+        its.device = device_for(its.step);
       }
-      if (d == place_[s] || !p_.may(p_.unit[s], d)) continue;
-      const double late = ideas > 1 ? lateness(s, d) : 0.0;
-      if (late < least) {
-        least = late;
-        step = s;
-        device = d;
-        backwards = back;
-      }
+      if (its.device == place_[its.step] || !p_.may(p_.unit[its.step], its.device)) continue;
+      its.late = ideas > 1 ? lateness(its.step, its.device) : 0.0;
+      if (its.late < best.late) best = its;
     }
+    return best;
+  }
+
+  void propose(Placement& units) {
+    changed_.clear();
+    const auto [step, device, backwards, late] = idea();
     if (step < 0) return;
+    late_ = late;
     const int kind = random_.below(16);
     if (kind < 8) {
       set(units, p_.unit[step], device);
@@ -342,6 +386,12 @@ class Annealer {
       stretch(units, step, device);
     } else {
       exchange(units, step, device);
+    }
+    // More of them at once, while that goes well.
+    for (double more = known_ ? many_ : 1.0; more >= 2; more -= 1) {
+      judge_.left -= kProposal;
+      const Idea its = idea();
+      if (its.late < 0) set(units, p_.unit[its.step], its.device);
     }
   }
 
@@ -405,9 +455,13 @@ class Annealer {
   Critical critical_;
   std::vector<std::pair<int, int>> changed_;
   std::vector<int> frontier_;
-  std::vector<double> busy_, latest_, next_;
-  std::vector<int> place_;
+  std::vector<double> busy_, onward_sent_;
+  const std::vector<int>& place_;
+  std::vector<double> onward_;           // from the start of each step to the end, with everything where it is
   double last_ = 0.0;                    // when the end comes
+  double late_ = 0.0;                    // how much later it may come after what is proposed
+  const bool known_;                     // whether estimates know what devices do when
+  double many_ = 1.0;                    // ideas that are tried together
   int hot_ = 0;
 };
 

@@ -5,6 +5,8 @@
 
 namespace genie {
 
+constexpr size_t kKinds = 8;  // of links, that what sending takes is written down for
+
 void Problem::prepare() {
   maker.assign(values, -1);
   for (int step = 0; step < steps; ++step)
@@ -41,6 +43,24 @@ void Problem::prepare() {
   };
   members = gather(unit, units);
   released = gather(last, steps);
+
+  // What sending each value takes: of links there are mostly few kinds, and this is asked often.
+  link_kind.assign(static_cast<size_t>(devices) * devices, 0);
+  std::vector<size_t> kinds;
+  for (size_t link = 0; link < link_kind.size() && kinds.size() <= kKinds; ++link) {
+    size_t kind = 0;
+    while (kind < kinds.size() && (latency[kinds[kind]] != latency[link] || bandwidth[kinds[kind]] != bandwidth[link]))
+      ++kind;
+    if (kind == kinds.size()) kinds.push_back(link);
+    link_kind[link] = static_cast<int>(kind);
+  }
+  sending.clear();
+  if (kinds.size() > kKinds)
+    link_kind.clear();
+  else
+    for (const size_t link : kinds)
+      for (int value = 0; value < values; ++value)
+        sending.push_back(latency[link] + static_cast<double>(size[value]) / bandwidth[link]);
 
   // From the start of each step to the end of all, at the least.
   onward.assign(steps, 0.0);
@@ -146,7 +166,8 @@ bool Clock::advance(int number, double limit, Outcome&) {
     rest -= took;
     now = from + took;
     fresh_[step] = {from, now, why, previous};
-    done_.push_back(step);
+    fresh_events_.push_back(step);
+    ++ran;
     previous = step;
     for (int value : p_.outputs.of(step)) send(value, number, now);
   }
@@ -172,7 +193,8 @@ void Clock::start(const std::vector<int>& place, Outcome& outcome) {
   ++epoch_;
   place_ = &place;
   moves.resize(kept_moves_);
-  done_.clear();
+  fresh_events_.clear();
+  ran = 0;
   homes_before_.clear();
   std::fill(devices_.begin(), devices_.end(), Device{});
   for (auto& line : fresh_lines_) line.clear();
@@ -321,6 +343,7 @@ bool Clock::finish(double limit, Outcome& outcome) {
     outcome.sent[next] += took;
     outcome.received[to] += took;
     fresh_arrivals_[to].push_back(move);
+    fresh_events_.push_back(~move);
     Slot& there = slot(its.value, to);
     there.arrival = its.end;
     there.arrived = epoch_;
@@ -339,12 +362,14 @@ bool Clock::finish(double limit, Outcome& outcome) {
       fresh_last_ = device.previous;
     }
   }
-  ran = static_cast<int>(done_.size());
   return true;
 }
 
 void Clock::keep() {
-  for (int step : done_) spans[step] = fresh_[step];
+  std::erase_if(events, [this](int event) { return (event >= 0 ? spans[event] : Span{moves[~event].begin}).begin >= from_; });
+  events.insert(events.end(), fresh_events_.begin(), fresh_events_.end());
+  for (int event : fresh_events_)
+    if (event >= 0) spans[event] = fresh_[event];
   last = fresh_last_;
   for (int device = 0; device < p_.devices; ++device) {
     std::vector<int>& line = lines_[device];
@@ -374,6 +399,36 @@ void Clock::forget() {
   homes_before_.clear();
 }
 
+void Clock::ways_to_end(const std::vector<int>& place, std::vector<double>& steps,
+                        std::vector<double>& transfers) const {
+  steps.resize(p_.steps);
+  transfers.resize(moves.size());
+  struct Ways {
+    double step = 0.0, out = 0.0, in = 0.0;
+  };
+  std::vector<Ways> next(p_.devices);
+  for (size_t at = events.size(); at-- > 0;) {
+    const int event = events[at];
+    if (event < 0) {
+      const Move& its = moves[~event];
+      const double most = std::max({next[its.from].out, next[its.to].in, steps[its.before]});
+      next[its.from].out = next[its.to].in = transfers[~event] = most + its.end - its.begin;
+      continue;
+    }
+    const int here = place[event];
+    double most = next[here].step;
+    for (int value : p_.outputs.of(event))
+      for (int user : p_.users.of(value)) {
+        if (place[user] == here) continue;  // it comes later on this device
+        if (p_.ports)
+          most = std::max(most, transfers[brings(value, place[user])]);
+        else
+          most = std::max(most, steps[user] + p_.transfer(value, here, place[user]));
+      }
+    next[here].step = steps[event] = most + p_.cost(here, event);
+  }
+}
+
 // Numbers the transfers anew, without those that are no more.
 void Clock::compact() {
   std::vector<int> number(moves.size(), -1);
@@ -386,6 +441,8 @@ void Clock::compact() {
     }
   for (std::vector<int>& line : arrivals_)
     for (int& move : line) move = number[move];
+  for (int& event : events)
+    if (event < 0) event = ~number[~event];
   for (Move& move : left) {
     if (move.cause >= 0) move.cause = number[move.cause];
     slot(move.value, move.to).kept = static_cast<int>(&move - left.data());

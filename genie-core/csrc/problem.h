@@ -56,10 +56,13 @@ struct Problem {
   std::vector<int> maker;          // value → step, or -1
   std::vector<double> onward;      // step → the least time from its start to the end
   bool tight = true;               // whether memory may not suffice
+  std::vector<int> link_kind;      // [from * devices + to] → links of one kind have equal figures; empty: too many
+  std::vector<double> sending;     // [kind * values + value], seconds
 
   void prepare();
   double transfer(int value, int from, int to) const {
     const size_t link = static_cast<size_t>(from) * devices + to;
+    if (!link_kind.empty()) return sending[static_cast<size_t>(link_kind[link]) * values + value];
     return latency[link] + static_cast<double>(size[value]) / bandwidth[link];
   }
   bool may(int unit_, int device) const { return allowed[static_cast<size_t>(unit_) * devices + device] != 0; }
@@ -105,10 +108,18 @@ class Clock {
   // Of the run that is kept.
   std::vector<Span> spans;  // per step
   std::vector<Move> moves;  // by number; among them are some that are no more
+  std::vector<int> events;  // steps, and ~transfers, in an order in which each comes after all that it waited for
   int last = -1;            // the step that ends last
   const std::vector<int>& sent_by(int device) const { return lines_[device]; }  // in order
+  const std::vector<int>& received_by(int device) const { return arrivals_[device]; }
 
-  int ran = 0;  // steps in the last run
+  // Of transfers, that which brings a value to a device it is not made on.
+  int brings(int value, int device) const { return slots_[static_cast<size_t>(value) * p_.devices + device].kept; }
+  // From the start of each step, and of each transfer, to the end, if devices and ports keep to their orders.
+  void ways_to_end(const std::vector<int>& place, std::vector<double>& steps, std::vector<double>& transfers) const;
+
+  int ran = 0;  // steps in the last run, as far as it went
+  int64_t work() const { return static_cast<int64_t>(fresh_events_.size()); }  // … and its transfers
 
  private:
   struct Slot {  // a value on a device
@@ -150,7 +161,7 @@ class Clock {
   std::vector<Device> devices_;
   std::vector<int> next_step_;            // step → the next one on its device
   std::vector<Span> fresh_;               // per step, of the last run
-  std::vector<int> done_;                 // steps of the last run
+  std::vector<int> fresh_events_;         // of the last run
   int fresh_last_ = -1;
   size_t kept_moves_ = 0;                 // how many of `moves` are of the run that is kept
   // Transfers by sender in the order they became ready, and by receiver in the order they began.

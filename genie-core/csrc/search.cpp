@@ -7,9 +7,9 @@ namespace genie {
 namespace {
 
 // Shares of the budget: for grains from coarse to fine, for blocks; the rest is for steps.
-constexpr double kLevels = 0.2, kBlocks = 0.15;
+constexpr double kLevels = 0.1, kBlocks = 0.15;
+constexpr double kNear = 1.3;      // of the best score: what blocks must reach to be annealed
 constexpr double kFew = 5000.0;    // placements
-constexpr double kOften = 15.0;  // times that each step can be tried
 
 class Searcher {
  public:
@@ -132,21 +132,19 @@ class Searcher {
         Judge judge(made.problem, objective_, mine);
         Candidate candidate{lift(made, p_, best_.units), {}, "annealed"};
         candidate.score = judge(candidate.units);
+        // Where blocks can't come near what is there already, it is no graph of blocks.
+        if (candidate.score.scalar() > kNear * best_.score.scalar()) continue;
         anneal(judge, candidate, mine, seed_ + at);
         judge_.left -= mine;
         offer(made.refine(p_, candidate.units), "annealed, block by block");
       }
     }
-    // Then steps. Where each can be tried often, chance decides much: three tries, and the last one from the best.
-    const double tries = static_cast<double>(judge_.left) / (static_cast<double>(p_.steps) * p_.steps);
-    const Candidate start = best_;
-    for (int rest = tries > kOften ? 3 : 1; rest > 0; --rest) {
-      Candidate candidate = rest > 1 ? start : best_;
-      anneal(judge_, candidate, judge_.left / rest, seed_ + 17 * rest);
-      if (candidate.score.better(best_.score)) {
-        candidate.rule = "annealed";
-        best_ = candidate;
-      }
+    // Then steps.
+    Candidate candidate = best_;
+    anneal(judge_, candidate, judge_.left, seed_ + 17);
+    if (candidate.score.better(best_.score)) {
+      candidate.rule = "annealed";
+      best_ = candidate;
     }
   }
 
@@ -201,9 +199,11 @@ class Searcher {
         try_(std::move(now));
       }
       anneal(judge, candidate, mine, seed + at);
+      judge_.left -= mine;
+      // Where coarse steps can't come near what is there already, finer ones start better from that.
+      if (candidate.score.scalar() > kNear * best_.score.scalar()) return;
       now = grains[at].refine(finer(at), candidate.units);
     }
-    judge_.left -= budget;
     Candidate candidate{now, judge_(now), "annealed, from coarse to fine"};
     keep(std::move(candidate));
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import msgspec
@@ -68,6 +69,11 @@ def _no_time(seconds: float) -> bool:
     return not (isfinite(seconds) and seconds >= 0)
 
 
+def _some_no_time(seconds: Sequence[float]) -> bool:
+    # Of many, the sum tells at once that all are finite; one that overflows, or is no number, tells nothing.
+    return not (min(seconds) >= 0 and isfinite(sum(seconds))) and any(map(_no_time, seconds))
+
+
 def _verify_tables(plan: ExecutionPlan) -> None:
     steps, devices, rules = len(plan.graph.steps), len(plan.devices), len(plan.rules)
     if devices > MAX_DEVICES:
@@ -101,7 +107,7 @@ def _verify_tables(plan: ExecutionPlan) -> None:
             raise PlanError(f"node {node.id} ({node.target}): rule {made.rule} is not in the plan's table")
         if len(made.elsewhere) not in (0, devices):
             raise PlanError(f"node {node.id} ({node.target}): estimates for {len(made.elsewhere)} of {devices} devices")
-        if _no_time(made.seconds) or (made.elsewhere and any(map(_no_time, made.elsewhere))):
+        if _no_time(made.seconds) or (made.elsewhere and _some_no_time(made.elsewhere)):
             raise PlanError(f"node {node.id} ({node.target}): an estimate is no time")
         if len(made.source) > MAX_TEXT or len(made.bound) > MAX_TEXT:
             raise PlanError(f"node {node.id} ({node.target}): the source of its estimate is too long")
@@ -185,7 +191,10 @@ def _verify_transfers(plan: ExecutionPlan) -> None:
                 if value >= 0:
                     present.setdefault(value, set()).add(each.device)
         for value in taken:
-            if made.device not in present.setdefault(value, {made.device}):
+            at = present.get(value)
+            if at is None:
+                present[value] = {made.device}
+            elif made.device not in at:
                 raise PlanError(f"node {node.id} ({node.target}): operand %{value} is not on its device")
         for value in node.outputs:
             if value >= 0:

@@ -142,43 +142,50 @@ class _Clock:
         out, into = [0.0] * self.devices, [0.0] * self.devices
         out_by, into_by = [-1] * self.devices, [-1] * self.devices
         sent, received = [0.0] * self.devices, [0.0] * self.devices
+        targets = [move.target for move in self.moves]
+        moves, queue, ready, maker, arrived = self.moves, self.queue, self.ready, self.maker, self.arrived
         while True:
             soonest, sender = _NEVER, -1
-            for device in range(self.devices):
-                if front[device] < len(self.queue[device]):
-                    number = self.queue[device][front[device]]
-                    begin = max(self.ready[number], out[device], into[self.moves[number].target])
+            for device, line in enumerate(queue):
+                if front[device] < len(line):
+                    number = line[front[device]]
+                    begin = ready[number]
+                    if out[device] > begin:
+                        begin = out[device]
+                    if into[targets[number]] > begin:
+                        begin = into[targets[number]]
                     if begin < soonest:
                         soonest, sender = begin, device
             if sender < 0:
                 break
-            number = self.queue[sender][front[sender]]
+            number = queue[sender][front[sender]]
             front[sender] += 1
-            move = self.moves[number]
-            waits, on = "made", self.maker.get(move.value, -1)
-            if out[sender] > self.ready[number] and out[sender] >= into[move.target]:
+            move = moves[number]
+            value, target = move.value, move.target
+            waits, on = "made", maker.get(value, -1)
+            if out[sender] > ready[number] and out[sender] >= into[target]:
                 waits, on = "sender", out_by[sender]
-            elif into[move.target] > self.ready[number]:
-                waits, on = "receiver", into_by[move.target]
-            elif move.value not in self.maker:
-                by = self.arrived.get((move.value, sender))
+            elif into[target] > ready[number]:
+                waits, on = "receiver", into_by[target]
+            elif value not in maker:
+                by = arrived.get((value, sender))
                 waits, on = ("transfer", by[1]) if by is not None else ("", -1)
             finish = soonest + move.seconds
             self.sent[number] = Span(soonest, finish, waits, on)
-            out[sender] = into[move.target] = finish
-            out_by[sender] = into_by[move.target] = number
+            out[sender] = into[target] = finish
+            out_by[sender] = into_by[target] = number
             sent[sender] += move.seconds
-            received[move.target] += move.seconds
-            self.arrived[move.value, move.target] = (finish, number)
-            self._there(move.value, move.target, finish)
-            self._advance(move.target)
+            received[target] += move.seconds
+            arrived[value, target] = (finish, number)
+            self._there(value, target, finish)
+            self._advance(target)
         last = -1
         makespan = 0.0
         for device in range(self.devices):
             if self.lists[device] and (last < 0 or self.free[device] > makespan):
                 makespan = self.free[device]
                 last = self.lists[device][-1]
-        steps, moves = self._critical(last)
+        steps, waited = self._critical(last)
         count = len(self.decisions)
         return Timeline(
             tuple(self.steps[:count]),
@@ -188,7 +195,7 @@ class _Clock:
             tuple(sent),
             tuple(received),
             steps,
-            moves,
+            waited,
             tuple(self.steps[count:]),
         )
 
@@ -198,32 +205,37 @@ class _Clock:
             self.queue[device].append(number)
 
     def _advance(self, device: int) -> None:
-        steps = self.lists[device]
-        while self.at[device] < len(steps):
-            at = self.at[device]
-            step, number = steps[at], steps[at]
-            if number >= len(self.decisions):
-                step = self.again[number - len(self.decisions)].step
-            start = self.free[device]
+        steps, at, free = self.lists[device], self.at[device], self.free[device]
+        count, waiting, arrived, outgoing = len(self.decisions), self.waiting_for, self.arrived, self.outgoing
+        while at < len(steps):
+            step = number = steps[at]
+            if number >= count:
+                step = self.again[number - count].step
+            start = free
             waits, on = ("device", steps[at - 1]) if at else ("", -1)
+            late = False
             for value in self.operands[step]:
-                if (value, device) in self.waiting_for:
-                    there = self.arrived.get((value, device))
+                key = (value, device)
+                if key in waiting:
+                    there = arrived.get(key)
                     if there is None:
-                        return
+                        late = True
+                        break
                     if there[0] > start:
                         start = there[0]
                         waits, on = "transfer", there[1]
-            made = self.decisions[step]
-            took = made.on(device)
-            finish = self.free[device] = start + took
+            if late:
+                break
+            took = self.decisions[step].on(device)
+            free = start + took
             self.busy[device] += took
-            self.steps[number] = Span(start, finish, waits, on)
+            self.steps[number] = Span(start, free, waits, on)
             if number == step:
                 for value in self.graph.steps[step].outputs:
-                    if (value, device) in self.outgoing:
-                        self._there(value, device, finish)
-            self.at[device] = at + 1
+                    if (value, device) in outgoing:
+                        self._there(value, device, free)
+            at += 1
+        self.at[device], self.free[device] = at, free
 
     def _critical(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         steps: list[int] = []

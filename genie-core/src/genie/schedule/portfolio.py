@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from genie.schedule._search import Answer
 
 # What a search may cost: so many steps evaluated in all, and so many placements of a small graph.
-_STEPS = 600_000
-_MOST = 20_000
+_STEPS = 900_000
+_MOST = 40_000
 
 _User = Callable[[float, list[float]], tuple[float, float]]
 
@@ -117,7 +117,7 @@ class Portfolio:
     def _budget(self, steps: int) -> int:
         """How many steps may be evaluated in all."""
         # A small graph takes less for all else, and a large one is given more time.
-        share = 1 + max(0.0, 2 - steps / 400) if steps < 4000 else (steps / 4000) ** 0.6
+        share = 1 + max(0.0, 1.4 - steps / 700) if steps < 4000 else (steps / 4000) ** 0.6
         return int(self._effort * min(_MOST * steps, _STEPS * share))
 
     def _pointless(self, outlook: Outlook) -> bool:
