@@ -61,6 +61,43 @@ def test_what_is_dear_is_sent():
     assert scheduled(table_for_both(), costs(cheap=0.75), homes={0: "b"}).again == ()
 
 
+def table_for_two() -> Graph:
+    """Two values of one table, each used on the other device when the table itself is gone."""
+    x = TensorSpec((64,), "uint8")
+    steps = (
+        Node(0, "aten::arange", "", (), (1,)),
+        Node(1, "aten::neg", "", (Ref(1),), (2,)),
+        Node(2, "aten::abs", "", (Ref(1),), (3,)),
+        Node(3, "aten::add", "", (Ref(0), Ref(2)), (4,)),
+        Node(4, "aten::add", "", (Ref(4), Ref(3)), (5,)),
+    )
+    return Graph((x,) * 6, (Input(0, donated=True),), steps, (5,))
+
+
+def test_what_is_gone_by_then_is_made_for_each():
+    model = Table({(n, d): 0.125 if n < 4 else 4.0 for n in range(5) for d in "ab"}, latency=1.0)
+    plan = scheduled(table_for_two(), model, places="aaabb", homes={0: "b"})
+    assert plan.again == (Again(0, 1, 3), Again(1, 1, 3), Again(0, 1, 4), Again(2, 1, 4))
+    assert not plan.transfers
+    for node, device_ in ((1, "b"), (0, "b"), (3, "a"), (4, "a"), (2, "b")):
+        verify(plan.pin(node, device_))
+
+
+def test_what_is_still_there_is_made_once():
+    graph = table_for_two()
+    late = Node(5, "aten::add", "", (Ref(1), Ref(1)), (6,))  # the table's last use, on its own device
+    graph = msgspec.structs.replace(
+        graph, values=(*graph.values, graph.values[0]), steps=(*graph.steps, late), outputs=(5, 6)
+    )
+    model = Table({(n, d): 0.125 if n < 4 else 4.0 for n in range(6) for d in "ab"}, latency=1.0)
+    plan = scheduled(graph, model, places="aaabba", homes={0: "b"})
+    assert plan.again == (Again(0, 1, 3), Again(1, 1, 3), Again(2, 1, 4))
+    pinned = plan.pin(3, "a")  # what was made for it was there for the next, too: now it is sent
+    verify(pinned)
+    assert pinned.again == (Again(2, 1, 4),)
+    assert 1 in {move.value for move in pinned.transfers}
+
+
 def test_what_draws_or_writes_is_sent():
     graph = table_for_both()
     noisy = msgspec.structs.replace(graph.steps[0], operation="aten::rand")

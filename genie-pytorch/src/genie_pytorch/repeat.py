@@ -120,7 +120,8 @@ class Repeated:
         token, done = self._state["token"], self._state["done"]
         row = torch.cat((token.reshape(-1), done.reshape(1).to(token.dtype)))
         if on_device(row):
-            port.expect(*_C.handle_of(row), row.nbytes)
+            device, handle = _C.handle_of(row)
+            port.expect(device, handle, row.nbytes)
         self._unseen.append(row)
 
     def _shown(self, unseen: int) -> Generator[Tensor, None, bool]:

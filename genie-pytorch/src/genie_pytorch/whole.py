@@ -30,7 +30,9 @@ _MOST_ATTEMPTS = 3  # to trace one signature: the first may ask the node what an
 
 # What Dynamo keeps of a program it keeps by backend, and counts: without this, a program compiled anew after each
 # genie.shutdown() would come to its limit. PyTorch 2.13 has it.
-_APART = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+_APART: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
 
 _away = threading.local()  # .depth: within launch()
 
@@ -46,7 +48,8 @@ def launch(compiled: Callable[..., _T], *args: Any, **kwargs: Any) -> Callable[[
         return lambda: result
     for each in pytree.tree_leaves(result):
         if isinstance(each, Tensor) and on_device(each):
-            port.expect(*_C.handle_of(each), each.nbytes)
+            index, handle = _C.handle_of(each)
+            port.expect(index, handle, each.nbytes)
     return lambda: _home(result)
 
 

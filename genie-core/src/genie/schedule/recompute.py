@@ -93,35 +93,50 @@ def best(
     critical: Mapping[int, bool],
     judge: Callable[[tuple[Again, ...]], float],
     now: float,
+    last: Callable[[int], int],
 ) -> tuple[Again, ...]:
     """The repeats that the evaluator likes best: all of them, those the end waits for, or some of the largest alone.
 
-    ``critical`` says of the number of an option whether the end waits for its transfer; ``judge`` gives a set's score.
+    ``critical`` says of the number of an option whether the end waits for its transfer; ``judge`` gives a set's score;
+    ``last`` as in :func:`joined`.
     """
     if not options:
         return ()
     sets = [list(range(len(options))), [number for number in range(len(options)) if critical.get(number)]]
     score, chosen = now, list[int]()
     for each in sets:
-        if each and (value := judge(joined(options, each))) < score:
+        if each and (value := judge(joined(options, each, last))) < score:
             score, chosen = value, each
     for number in range(min(_TRIES, len(options))):
         other = [each for each in chosen if each != number] if number in chosen else sorted([*chosen, number])
-        if (value := judge(joined(options, other))) < score:
+        if (value := judge(joined(options, other, last))) < score:
             score, chosen = value, other
-    return joined(options, chosen)
+    return joined(options, chosen, last)
 
 
-def joined(options: Sequence[Option], numbers: Sequence[int]) -> tuple[Again, ...]:
-    """The repeats of several options in the order of need; what two of them make is made once, where it is needed
-    first."""
-    found: dict[tuple[int, int], Again] = {}
-    for number in numbers:
-        for each in options[number][1]:
-            had = found.get((each.step, each.device))
-            if had is None or each.before < had.before:
-                found[each.step, each.device] = each
-    return tuple(sorted(found.values(), key=lambda each: (each.before, each.step)))
+def joined(options: Sequence[Option], numbers: Sequence[int], last: Callable[[int], int]) -> tuple[Again, ...]:
+    """The repeats of several options in the order of need. What two of them make is made once, where it is needed
+    first, if it is still there for the second: ``last`` is the step after which what a step makes is released."""
+    wanted = sorted((each.before, each.step, each.device) for number in numbers for each in options[number][1])
+    found: list[Again] = []
+    made: dict[tuple[int, int], int] = {}  # (step, device) → before which step it was made last
+    for before, step, device in wanted:
+        had = made.get((step, device))
+        if had is None or had < before > last(step):
+            found.append(Again(step, device, before))
+            made[step, device] = before
+    return tuple(found)
+
+
+def released(graph: Graph, releases: Sequence[Sequence[int]]) -> Callable[[int], int]:
+    """Of a step: after which step the first of what it makes is released; the graph's length if none is."""
+    gone = {value: step for step, values in enumerate(releases) for value in values}
+    end = len(graph.steps)
+
+    def last(step: int) -> int:
+        return min((gone.get(value, end) for value in graph.steps[step].outputs if value >= 0), default=end)
+
+    return last
 
 
 def waited_for(times: Timeline, moves: Sequence[Transfer], options: Sequence[Option]) -> dict[int, bool]:

@@ -42,7 +42,7 @@ from genie.schedule.given import amount, bytes_of, devices_of, mapping, policy_o
 from genie.schedule.placement import InformedStrategy, Outlook
 from genie.schedule.policy import Caps
 from genie.schedule.portfolio import Portfolio
-from genie.schedule.recompute import best, choices, waited_for
+from genie.schedule.recompute import best, choices, released, waited_for
 from genie.schedule.ways import ways
 
 _Estimate = Callable[[Node, Device], float]
@@ -313,7 +313,8 @@ class Scheduler:
             return ()
         times = timeline(graph, decisions, moves, count)
         now = self.policy.score(times.makespan, dict(zip(ids, times.busy, strict=True)), self.devices)
-        return best(options, waited_for(times, moves, options), judge, now)
+        last = released(graph, outlook.releases)
+        return best(options, waited_for(times, moves, options), judge, now, last)
 
     def _exceeded(self, busy: Callable[[], Sequence[float]], latency: float) -> list[str]:
         if self._caps.latency_ms is None and self._caps.cost is None:
