@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <future>
 #include <numeric>
+#include <utility>
 
 #include "search.h"
 
@@ -10,6 +12,7 @@ namespace {
 constexpr double kLevels = 0.1, kBlocks = 0.15;
 constexpr double kNear = 1.3;      // of the best score: what blocks must reach to be annealed
 constexpr double kFew = 5000.0;    // placements
+constexpr int64_t kWorthAThread = 50'000;  // steps evaluated: a few milliseconds
 
 class Searcher {
  public:
@@ -139,13 +142,33 @@ class Searcher {
         offer(made.refine(p_, candidate.units), "annealed, block by block");
       }
     }
-    // Then steps.
-    Candidate candidate = best_;
-    anneal(judge_, candidate, judge_.left, seed_ + 17);
-    if (candidate.score.better(best_.score)) {
-      candidate.rule = "annealed";
-      best_ = candidate;
+    // Then steps: from two seeds, side by side. The answer is the better one, whichever is done first.
+    const Candidate origin = best_;
+    const int64_t budget = judge_.left;
+    std::future<std::pair<Candidate, int64_t>> other;
+    if (objective_.kind != Objective::kUser && budget > kWorthAThread) {
+      other = std::async(std::launch::async, [this, &origin, budget] {
+        Judge judge(p_, objective_, budget);
+        Candidate candidate = origin;
+        judge(candidate.units);
+        anneal(judge, candidate, budget, seed_ + 31);
+        return std::pair{std::move(candidate), judge.judged};
+      });
     }
+    Candidate candidate = origin;
+    anneal(judge_, candidate, budget, seed_ + 17);
+    settle(std::move(candidate));
+    if (other.valid()) {
+      auto [second, judged] = other.get();
+      judge_.judged += judged;
+      settle(std::move(second));
+    }
+  }
+
+  void settle(Candidate candidate) {
+    if (!candidate.score.better(best_.score)) return;
+    candidate.rule = "annealed";
+    best_ = std::move(candidate);
   }
 
   // Every further device is one more to be told and waited for: what gains less than that is not worth it.
