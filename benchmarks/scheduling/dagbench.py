@@ -62,6 +62,12 @@ class Instance:
         return 0.0 if source == target or not size else size / self.links[source, target]
 
 
+def ready(path: Path) -> None:
+    """Raises what is missing: :class:`FileNotFoundError` for the graphs, :class:`ImportError` for the library."""
+    next(instances(path))
+    importlib.import_module("saga.schedulers")
+
+
 def instances(path: Path) -> Iterator[Instance]:
     files = sorted(path.glob("workflows/*/*/graph.json"))
     if not files:
