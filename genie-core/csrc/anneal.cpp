@@ -151,7 +151,7 @@ class Annealer {
  public:
   Annealer(Judge& judge, uint64_t seed) : judge_(judge), p_(judge.problem()), random_(seed), place_(judge.place()), known_(judge.problem().order.empty()) {}
 
-  void run(Candidate& best, int64_t budget) {
+  void run(Candidate& best, int64_t budget, double begun, double done) {
     if (p_.units == 0 || p_.devices < 2) return;
     const int64_t until = judge_.left - budget;
     Placement now = best.units;
@@ -159,13 +159,15 @@ class Annealer {
     remember();
     const double scale = std::max(current.scalar(), 1e-300);
     // The more often each step can be tried, the hotter: there is time to cool down.
-    const double tries = static_cast<double>(budget) / (static_cast<double>(p_.steps) * p_.steps);
+    const double whole = static_cast<double>(budget) / (done - begun);
+    const double tries = whole / (static_cast<double>(p_.steps) * p_.steps);
     const double heat = (known_ ? 4.0 : 1.0) * std::min(0.05, 0.001 * std::pow(std::max(0.3, tries), 0.6));
     const double hot = heat * scale, cold = 0.005 * hot;
     double best_scalar = best.score.scalar();
     int since = 0;
     while (judge_.left - p_.steps >= until && judge_.left - p_.steps >= 0) {
-      const double gone = 1.0 - static_cast<double>(judge_.left - until) / static_cast<double>(std::max<int64_t>(budget, 1));
+      const double ran = 1.0 - static_cast<double>(judge_.left - until) / static_cast<double>(std::max<int64_t>(budget, 1));
+      const double gone = begun + (done - begun) * ran;
       const double temperature = hot * std::pow(cold / hot, gone);
       propose(now);
       if (changed_.empty()) {
@@ -467,8 +469,8 @@ class Annealer {
 
 }  // namespace
 
-void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed) {
-  Annealer(judge, seed).run(best, std::min(budget, judge.left));
+void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed, double begun, double done) {
+  Annealer(judge, seed).run(best, std::min(budget, judge.left), begun, done);
 }
 
 void anneal_order(Problem& p, const Objective& objective, Candidate& best, std::vector<int>& order, int64_t budget,

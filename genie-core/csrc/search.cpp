@@ -12,7 +12,8 @@ namespace {
 constexpr double kLevels = 0.1, kBlocks = 0.15;
 constexpr double kNear = 1.3;      // of the best score: what blocks must reach to be annealed
 constexpr double kFew = 5000.0;    // placements
-constexpr int64_t kWorthAThread = 50'000;  // steps evaluated: a few milliseconds
+constexpr int kMeetings = 4;
+constexpr int64_t kWorthAThread = 5'000;  // steps evaluated
 
 class Searcher {
  public:
@@ -142,27 +143,25 @@ class Searcher {
         offer(made.refine(p_, candidate.units), "annealed, block by block");
       }
     }
-    // Then steps: from two seeds, side by side. The answer is the better one, whichever is done first.
-    const Candidate origin = best_;
-    const int64_t budget = judge_.left;
-    std::future<std::pair<Candidate, int64_t>> other;
-    if (objective_.kind != Objective::kUser && budget > kWorthAThread) {
-      other = std::async(std::launch::async, [this, &origin, budget] {
-        Judge judge(p_, objective_, budget);
-        Candidate candidate = origin;
-        judge(candidate.units);
-        anneal(judge, candidate, budget, seed_ + 31);
-        return std::pair{std::move(candidate), judge.judged};
-      });
+    // Then steps: two searches side by side, which go on from the better one's best now and then. What is found does
+    // not depend on which is done first.
+    const int64_t part = judge_.left / kMeetings;
+    const bool two = objective_.kind != Objective::kUser && part > kWorthAThread;
+    Judge beside(p_, objective_, judge_.left);
+    for (int meeting = 0; meeting < kMeetings; ++meeting) {
+      const double begun = static_cast<double>(meeting) / kMeetings, done = static_cast<double>(meeting + 1) / kMeetings;
+      Candidate candidate = best_, second = best_;
+      std::future<void> other;
+      if (two)
+        other = std::async(std::launch::async, [&] { anneal(beside, second, part, seed_ + 31 + meeting, begun, done); });
+      anneal(judge_, candidate, part, seed_ + 17 + 100 * meeting, begun, done);
+      if (two) {
+        other.get();
+        settle(std::move(second));
+      }
+      settle(std::move(candidate));
     }
-    Candidate candidate = origin;
-    anneal(judge_, candidate, budget, seed_ + 17);
-    settle(std::move(candidate));
-    if (other.valid()) {
-      auto [second, judged] = other.get();
-      judge_.judged += judged;
-      settle(std::move(second));
-    }
+    judge_.judged += beside.judged;
   }
 
   void settle(Candidate candidate) {

@@ -96,8 +96,8 @@ class Random {
  private:
   uint64_t state_;
 };
-// Improves `best` in place with `budget` steps of evaluation.
-void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed);
+// Improves `best` in place with `budget` steps of evaluation: the part of an annealing between these shares of it.
+void anneal(Judge& judge, Candidate& best, int64_t budget, uint64_t seed, double begun = 0.0, double done = 1.0);
 // Also moves steps in the order, which must be given (problem.order); best.units as before.
 void anneal_order(Problem& problem, const Objective& objective, Candidate& best, std::vector<int>& order,
                   int64_t budget, uint64_t seed);
