@@ -109,7 +109,6 @@ def test_the_plugin_offers_the_backend() -> None:
     backend = factory(Settings(memory_limit_gb=1.0))
     assert isinstance(backend, LocalBackend)
     assert backend.name == "local"
-    assert {device.memory_gb for device in backend.devices()} == {1.0}  # what planners may count on
     backend.close()
 
 

@@ -6,8 +6,6 @@ import threading
 import weakref
 from collections.abc import Callable
 
-import msgspec
-
 from genie.device import Device
 from genie.errors import BackendUnavailable
 from genie_backend_local import hardware, native
@@ -21,7 +19,7 @@ class LocalBackend:
     """Backend ``local``; see :class:`genie.interfaces.Backend`.
 
     ``threads`` sets the intra-op threads of the whole process (0: leave them). ``memory_limit_gb`` bounds each
-    session, and is what the devices say they have (0: their memory). With ``batching`` sessions that decode with one model at the same time share the
+    session (0: the device's memory). With ``batching`` sessions that decode with one model at the same time share the
     reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ.
     """
 
@@ -31,15 +29,13 @@ class LocalBackend:
         self, threads: int = 0, memory_limit_gb: float = 0.0, *, batching: bool = True, exact: bool = True
     ) -> None:
         self._native = native.load()
+        self._limit = int(memory_limit_gb * (1 << 30))
         if threads:
             self._native.set_threads(threads)
         self._batcher = (
             self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
         )
-        self._devices = tuple(
-            msgspec.structs.replace(device, memory_gb=min(device.memory_gb, memory_limit_gb or device.memory_gb))
-            for device in hardware.devices()
-        )
+        self._devices = hardware.devices()
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -48,7 +44,7 @@ class LocalBackend:
 
     def connect(self, device: Device) -> LocalSession:
         known = self._known(device)
-        native = self._native.Session(known.id, known.id, known.memory_bytes, None, self._batcher)
+        native = self._native.Session(known.id, known.id, self._limit_on(known), None, self._batcher)
         return self._kept(LocalSession(known, native))
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:
@@ -57,7 +53,7 @@ class LocalBackend:
         budget = self._native.Budget(stated.memory_bytes)
 
         def connect() -> LocalSession:
-            native = self._native.Session(known.id, stated.id, known.memory_bytes, budget)
+            native = self._native.Session(known.id, stated.id, self._limit_on(known), budget)
             return self._kept(LocalSession(stated, native))
 
         return StandIn(stated, connect)
@@ -68,6 +64,9 @@ class LocalBackend:
             names = ", ".join(mine.id for mine in self._devices)
             raise BackendUnavailable(f"this machine has no device {device.id!r}", hint=f"it has {names}")
         return known
+
+    def _limit_on(self, device: Device) -> int:
+        return self._limit or device.memory_bytes
 
     def _kept(self, session: LocalSession) -> LocalSession:
         with self._lock:
