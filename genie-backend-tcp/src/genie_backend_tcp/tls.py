@@ -6,6 +6,7 @@ are, many records go out with one system call and come in with one, and no lock 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -20,15 +21,15 @@ from genie_backend_tcp.connection import TcpConnection
 
 _RECORD = 1 << 14  # what TLS encrypts at a time
 _BATCH = 1 << 18  # bytes encrypted before they are sent
-_READ = 1 << 17  # bytes of records read at a time
+_READ = 1 << 19  # bytes of records read at a time
 _HANDSHAKE = 0x16  # what the first byte of TLS says
+_HANDSHAKE_SECONDS = 10.0
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1 << 16
 
 
 class TlsConnection(TcpConnection):
-    """One socket that speaks TLS. ``host`` is whom to expect there; without, we are the server, which shakes hands when
-    it first receives, within that call's time: an accepting thread waits for nobody."""
+    """One socket that speaks TLS. ``host`` is whom to expect there; without, we are the server."""
 
     def __init__(
         self,
@@ -49,6 +50,8 @@ class TlsConnection(TcpConnection):
         self._sending = threading.Lock()  # records must leave in the order they were encrypted
         self._records = memoryview(bytearray(_READ))
         self._shaken = False
+        self._settled = threading.Event()  # the handshake is over, this way or that
+        self._failure: GenieError | None = None
         self._heard = False  # anything at all
         self._over = False  # the peer said that nothing follows
         self._plain = False  # who came does not speak TLS, and may be told so
@@ -57,17 +60,38 @@ class TlsConnection(TcpConnection):
 
     def shake_hands(self, timeout: float) -> None:
         """Raises :class:`TlsFailed`, or what a broken or silent connection raises."""
-        deadline = time.monotonic() + timeout
         try:
-            while not self._shaken:
-                try:
-                    self._tls.do_handshake()
-                    self._shaken = True
-                except ssl.SSLWantReadError:
-                    self._flush()
-                    self._read_handshake(deadline)
+            self._shake_hands(time.monotonic() + timeout)
+        except GenieError as error:
+            self._failure = error
+            raise
+        finally:
+            self._settled.set()
+
+    def begin(self) -> None:
+        """Shake hands in a thread of its own: an accepting thread waits for nobody. Who sends or receives learns what
+        came of it."""
+
+        def run() -> None:
+            with contextlib.suppress(GenieError):
+                self.shake_hands(min(self._stall, _HANDSHAKE_SECONDS))
+
+        threading.Thread(target=run, name="genie-handshake", daemon=True).start()
+
+    def _wait_for_handshake(self, timeout: float) -> None:
+        if not self._settled.wait(timeout):
+            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", where=self.peer)
+        if self._failure is not None:
+            raise self._failure
+
+    def _shake_hands(self, deadline: float) -> None:
+        try:
+            while self._unfinished():
+                self._flush()
+                self._read_handshake(deadline)
             self._flush()
             self.subject = common_name(self._tls.getpeercert())
+            self._shaken = True
         except ssl.SSLError as error:
             self._linger()
             raise explain(error, self.peer, client=self._is_client) from error
@@ -75,6 +99,13 @@ class TlsConnection(TcpConnection):
             if isinstance(error, GenieError):
                 raise
             raise self._translated(error, "sent", self._receive_timeout) from error
+
+    def _unfinished(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return True
+        return False
 
     def _read_handshake(self, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -130,7 +161,7 @@ class TlsConnection(TcpConnection):
                 self._linger()
                 return
             if not self._shaken:
-                raise ConnectionLost("no TLS connection came about", where=self.peer)
+                self._wait_for_handshake(self._stall)
             self._send_parts([memoryview(part).cast("B") for part in (header, *buffers) if len(part)])
         except ssl.SSLError as error:
             raise explain(error, self.peer, client=self._is_client) from error
@@ -158,7 +189,7 @@ class TlsConnection(TcpConnection):
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
         if not self._shaken:
             started = time.monotonic()
-            self.shake_hands(self._stall if timeout is None else timeout)
+            self._wait_for_handshake(self._stall if timeout is None else timeout)
             if timeout is not None:
                 timeout = max(timeout - (time.monotonic() - started), 0.001)
         return super().receive(allocate, timeout)

@@ -82,7 +82,9 @@ class TcpTransport:
     def accepted(self, sock: socket.socket, peer: str) -> TcpConnection:
         if self._tls is None or not self._tls.serves or sock.family == socket.AF_UNIX:
             return self.wrap(sock, peer)
-        return TlsConnection(sock, peer, self._limits, self._stall, self._spin_us, self._tls.server())
+        connection = TlsConnection(sock, peer, self._limits, self._stall, self._spin_us, self._tls.server())
+        connection.begin()
+        return connection
 
     def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection:
         if self._tls is None or not self._tls.connects or sock.family == socket.AF_UNIX:

@@ -117,9 +117,6 @@ def resolve(
             origins.pop("cluster", None)
         for key, (value, place) in layer.items():
             values[key], origins[key] = value, place
-    if bool(values.get("cert")) != bool(values.get("key")):
-        given, missing = ("cert", "key") if values.get("cert") else ("key", "cert")
-        raise ConfigError(f"setting {given!r} is given without {missing!r}", where=origins[given])
     if values.get("nodes") and "backend" not in values:
         values["backend"], origins["backend"] = "tcp", f"nodes of {origins['nodes']}"
     return Resolved(Settings(**values), origins)

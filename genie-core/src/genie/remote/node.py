@@ -73,10 +73,10 @@ def serve(
     telemetry.configure(settings.log_level, settings.log_json)
     audit = AuditLog(audit_log or None)
     tls = Tls(TlsFiles.of(settings), audit.told)
-    made: Backend = registry.make("backend", backend, settings)
     carrier: Transport = registry.make("transport", transport, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
     guard = Guard(TokenFile(tokens, audit.told) if tokens else None, audit)
+    made: Backend = registry.make("backend", backend, settings)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets, guard=guard)

@@ -262,11 +262,11 @@ class NodeServer:
             self._forget(session)
 
     def _forget(self, session: NodeSession) -> None:
+        seconds = round(time.time() - session.since, 3)
+        self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
         with self._changed:
             self._sessions.pop(session.name, None)
             self._changed.notify_all()
-        seconds = round(time.time() - session.since, 3)
-        self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
 
     def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)

@@ -137,7 +137,7 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
         raise ConfigError(f"the authority is damaged: {error}", where=str(directory)) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != cert.public_key():
         raise ConfigError("ca.key is not the key of ca.pem", where=str(directory))
-    if cert.not_valid_after_utc <= datetime.datetime.now(datetime.UTC):
+    if cert.not_valid_after_utc <= _now():
         raise ConfigError(
             f"the authority expired on {cert.not_valid_after_utc:%Y-%m-%d}",
             where=str(cert_path),
@@ -153,7 +153,7 @@ def _builder(
     days: int,
     latest: datetime.datetime | None = None,
 ) -> tuple[x509.CertificateBuilder, datetime.datetime]:
-    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    now = _now()
     until = now + datetime.timedelta(days=days)
     if latest is not None:
         until = min(until, latest)
@@ -168,6 +168,10 @@ def _builder(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
     return builder, until
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 def _subject(name: str) -> x509.Name:
