@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from security.pki import Pki, days_ago
 
+from genie.cli import main
 from genie.errors import ConfigError
 from genie.security import Tls, TlsFiles, certs
 
@@ -39,6 +41,25 @@ def test_what_is_made(pki: Pki) -> None:
 @pytest.mark.parametrize("name", ["ca.key", "node-127.0.0.1.key", "client-alice.key"])
 def test_keys_are_for_their_owner_alone(pki: Pki, name: str) -> None:
     assert stat.S_IMODE(os.stat(pki.path(name)).st_mode) == 0o600
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = str(tmp_path / "lab")
+    assert (
+        main(["certs", "init", lab, "--node", "gpu1.lab,10.0.0.10", "--node", "::1", "--client", "bob", "--json"]) == 0
+    )
+    made = json.loads(capsys.readouterr().out)
+    assert [Path(each["cert"]).name for each in made] == [
+        "ca.pem",
+        "node-gpu1.lab.pem",
+        "node-__1.pem",
+        "client-bob.pem",
+    ]
+    assert main(["certs", "node", lab, "gpu2.lab", "10.0.0.11"]) == 0
+    assert main(["certs", "client", lab, "carol", "--days", "7"]) == 0
+    assert (tmp_path / "lab" / "client-carol.key").is_file()
+    assert main(["certs", "init", lab]) == 1
+    assert "authority already" in capsys.readouterr().err
 
 
 def test_an_authority_is_not_replaced(pki: Pki) -> None:

@@ -48,7 +48,7 @@ class TlsConnection(TcpConnection):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._crypto = threading.Lock()  # OpenSSL's objects are for one thread at a time
         self._sending = threading.Lock()  # records must leave in the order they were encrypted
-        self._records = memoryview(bytearray(_READ))
+        self._records = memoryview(bytearray(_RECORD))  # for a handshake; more once it is known who is there
         self._shaken = False
         self._settled = threading.Event()  # the handshake is over, this way or that
         self._failure: GenieError | None = None
@@ -91,6 +91,7 @@ class TlsConnection(TcpConnection):
                 self._read_handshake(deadline)
             self._flush()
             self.subject = common_name(self._tls.getpeercert())
+            self._records = memoryview(bytearray(_READ))
             self._shaken = True
         except ssl.SSLError as error:
             self._linger()
