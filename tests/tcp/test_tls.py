@@ -337,7 +337,15 @@ def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> None
 
 def test_who_connects_by_certificate_is_written_down(pki: Pki, tmp_path: Path) -> None:
     log = tmp_path / "audit"
-    guard = Guard(None, AuditLog(log))
+    refused = threading.Event()
+
+    class Audit(AuditLog):
+        def write(self, event: str, **facts: str | float | int) -> None:
+            super().write(event, **facts)
+            if event == "refused":
+                refused.set()
+
+    guard = Guard(None, Audit(log))
     transport = TcpTransport(stall_timeout=10.0, tls=pki.node(client_ca=True))
     with NodeServer(NullBackend(), transport, "127.0.0.1:0", local=False, guard=guard) as node:
         client = TcpTransport(stall_timeout=10.0, tls=pki.client("client-alice"))
@@ -346,6 +354,7 @@ def test_who_connects_by_certificate_is_written_down(pki: Pki, tmp_path: Path) -
         backend.close()
         with pytest.raises(TlsFailed, match="asks for a certificate"):
             RemoteBackend("tcp", TcpTransport(tls=pki.client()), (node.address,)).devices()
+        assert refused.wait(10.0)  # the client knows first
         node.wait_for_sessions(0, 10.0)
     text = log.read_text()
     assert '"event": "opened"' in text and '"certificate": "alice"' in text

@@ -54,6 +54,7 @@ class TlsConnection(TcpConnection):
         self._failure: GenieError | None = None
         self._heard = False  # anything at all
         self._over = False  # the peer said that nothing follows
+        self._torn = False  # received bytes may be on their way from here to there: an interrupt now loses them
         self._plain = False  # who came does not speak TLS, and may be told so
 
     # --- the handshake ------------------------------------------------------------------------------
@@ -200,13 +201,17 @@ class TlsConnection(TcpConnection):
         return super()._midway or bool(self._incoming.pending)
 
     def _read(self, space: memoryview) -> int:
+        if self._torn:
+            raise ConnectionLost("receiving was interrupted", where=self.peer)
         try:
             while not (filled := self._decrypt(space)) and not self._over:
                 count = super()._read(self._records)
                 if not count:
                     return 0
+                self._torn = True
                 with self._crypto:
                     self._incoming.write(self._records[:count])
+                self._torn = False
         except ssl.SSLError as error:
             raise explain(error, self.peer, client=self._is_client) from error
         return filled
@@ -214,9 +219,11 @@ class TlsConnection(TcpConnection):
     def _decrypt(self, space: memoryview) -> int:
         """Into ``space`` what has come."""
         filled = 0
+        self._torn = True
         with self._crypto:
             try:
-                while filled < len(space):
+                # Asking in vain would raise, and cost more than a small message does.
+                while filled < len(space) and (self._incoming.pending or self._tls.pending()):
                     count = cast(int, self._tls.read(len(space) - filled, space[filled:]))
                     if not count:
                         self._over = True
@@ -224,6 +231,7 @@ class TlsConnection(TcpConnection):
                     filled += count
             except ssl.SSLWantReadError:
                 pass
+        self._torn = False
         if self._outgoing.pending:  # what TLS itself owes the peer
             self._flush()
         return filled
@@ -231,6 +239,9 @@ class TlsConnection(TcpConnection):
 
 def _batches(parts: Sequence[memoryview]) -> Iterator[list[Buffer]]:
     """The parts as records, small ones together, in lists to be sent at once."""
+    if sum(map(len, parts)) <= _RECORD:
+        yield [b"".join(parts)]
+        return
     batch: list[Buffer] = []
     size = 0
     small = bytearray()

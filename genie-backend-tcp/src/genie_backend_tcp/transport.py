@@ -89,7 +89,7 @@ class TcpTransport:
     def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection:
         if self._tls is None or not self._tls.connects or sock.family == socket.AF_UNIX:
             return self.wrap(sock, address)
-        host, _ = split_host_port(address)
+        host = split_host_port(address)[0] or "localhost"
         connection = TlsConnection(
             sock, address, self._limits, self._stall, self._spin_us, self._tls.client(), host=host
         )
