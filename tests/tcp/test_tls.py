@@ -146,6 +146,27 @@ def test_an_expired_client(tmp_path: Path, meet: Meet) -> None:
     assert isinstance(server, TlsFailed) and "expired" in server.message
 
 
+def test_an_expired_node(tmp_path: Path) -> None:
+    """One that was good when the node started: none starts with it."""
+    pki = Pki.make(tmp_path)
+    with days_ago(30):
+        certs.issue_node(tmp_path, ["127.0.0.1"], days=10)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.path("node-127.0.0.1.pem"), pki.path("node-127.0.0.1.key"))
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        with pytest.raises(ssl.SSLError):
+            context.wrap_socket(sock, server_side=True)
+        sock.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        with pytest.raises(TlsFailed, match="expired"):
+            TcpTransport(tls=pki.client()).connect(f"127.0.0.1:{listener.getsockname()[1]}", 5.0)
+        served.result(5.0)
+
+
 def test_plain_at_tls(pki: Pki, meet: Meet) -> None:
     client, server = meet(None, pki.node())
     assert isinstance(client, AccessDenied)  # it was told, in the clear

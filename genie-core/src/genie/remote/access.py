@@ -11,6 +11,7 @@ from genie.errors import AccessDenied, BackendUnavailable, ConfigError, Connecti
 from genie.interfaces import Transport, encrypts
 from genie.remote.greeting import Met, farewell, meet
 from genie.security import Ticket, Tls, TlsFiles
+from genie.security.files import warn_if_exposed
 from genie.security.guard import NEEDED, NEEDED_HINT
 from genie.security.tokens import read_token
 
@@ -33,6 +34,8 @@ class Access:
                 f"settings 'ca' and 'cert' ask for TLS, which the transport {transport.name!r} does not speak",
                 hint="use the backend tcp, or leave them out",
             )
+        if settings.token_file:
+            warn_if_exposed(Path(settings.token_file), "the token")
         return cls(tls, settings.token_file)
 
     def token(self, address: str) -> str:
