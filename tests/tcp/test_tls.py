@@ -296,6 +296,26 @@ def test_a_cut_in_a_message_is_noticed(pair: Pair) -> None:
         pair.server.receive(lambda header, sizes: [memoryview(bytearray(size)) for size in sizes], 5.0)
 
 
+def test_an_interrupt_that_loses_bytes_ends_the_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while decrypting: what was decrypted is lost, and nothing after it may pass for a message."""
+
+    class Struck:
+        def pending(self) -> int:
+            return 0
+
+        def read(self, size: int, into: memoryview) -> int:
+            raise KeyboardInterrupt
+
+    pair.client.send(frames.one(1, Kind.FETCH, b"x"))
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.server, "_tls", Struck())
+        with pytest.raises(KeyboardInterrupt):
+            pair.server.receive(lambda header, sizes: [], 5.0)
+    pair.client.send(frames.one(2, Kind.FETCH, b"x"))
+    with pytest.raises(ConnectionLost, match="interrupted"):
+        pair.server.receive(lambda header, sizes: [], 5.0)
+
+
 def test_both_ways_at_once(pki: Pki) -> None:
     """One thread sends while another receives, on both sides: OpenSSL's object is for one at a time."""
     transport = TcpTransport(stall_timeout=10.0, tls=pki.node())
