@@ -62,6 +62,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "authority already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--node", "a b"], ["--node", ","], ["--client", "../x"]])
+def test_a_command_that_fails_leaves_nothing(tmp_path: Path, wrong: list[str]) -> None:
+    assert main(["certs", "init", str(tmp_path / "lab"), *wrong]) == 1
+    assert not (tmp_path / "lab").exists()
+
+
 def test_an_authority_is_not_replaced(pki: Pki) -> None:
     before = Path(pki.ca).read_bytes()
     with pytest.raises(ConfigError, match="authority already"):

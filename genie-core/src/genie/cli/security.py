@@ -36,8 +36,10 @@ def certs_init(
     """Make an authority, and certificates of it for nodes and clients."""
     from genie.security import certs
 
+    nodes = [_names(each) for each in node or ()]
+    certs.check_names(nodes, client or ())  # before there is an authority that a second try would find
     made = [certs.create_authority(directory, name)]
-    made += [certs.issue_node(directory, _names(each), days) for each in node or ()]
+    made += [certs.issue_node(directory, hosts, days) for hosts in nodes]
     made += [certs.issue_client(directory, each, days) for each in client or ()]
     _tell(made, as_json)
     if not as_json:

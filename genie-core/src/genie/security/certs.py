@@ -76,12 +76,18 @@ def create_authority(directory: Path, name: str = "Genie lab CA", days: int = CA
     return Issued(cert_path, key_path, until)
 
 
+def check_names(nodes: Sequence[Sequence[str]], clients: Sequence[str]) -> None:
+    """Raises :class:`ConfigError` for what :func:`issue_node` and :func:`issue_client` would not take."""
+    for hosts in nodes:
+        _hosts(hosts)
+    for name in clients:
+        _client(name)
+
+
 def issue_node(directory: Path, hosts: Sequence[str], days: int = DAYS) -> Issued:
     """For the node that clients reach by any of ``hosts`` (names or IP addresses); the first names the files. An older
     one of the same name is replaced."""
-    if not hosts:
-        raise ConfigError("a node's certificate needs the names or addresses that clients reach it by")
-    names = [_host(host) for host in hosts]
+    names = _hosts(hosts)
     # Nodes send each other values: towards another node, a node is a client.
     purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     return _issue(directory, f"node-{_file_name(hosts[0])}", hosts[0], names, purposes, days)
@@ -89,8 +95,7 @@ def issue_node(directory: Path, hosts: Sequence[str], days: int = DAYS) -> Issue
 
 def issue_client(directory: Path, name: str, days: int = DAYS) -> Issued:
     """For the client ``name``, which the audit log will call so. An older one of the same name is replaced."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name[:64]!r} is no name for a client", hint="letters, digits, dots, dashes; at most 64")
+    _client(name)
     return _issue(directory, f"client-{name}", name, [], [ExtendedKeyUsageOID.CLIENT_AUTH], days)
 
 
@@ -190,6 +195,17 @@ def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _client(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name[:64]!r} is no name for a client", hint="letters, digits, dots, dashes; at most 64")
+
+
+def _hosts(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    if not hosts:
+        raise ConfigError("a node's certificate needs the names or addresses that clients reach it by")
+    return [_host(host) for host in hosts]
 
 
 def _host(host: str) -> x509.GeneralName:
