@@ -1,10 +1,11 @@
-"""The transport beside raw sockets, in one run: small round trips and bulk, over TCP and a Unix socket on loopback.
+"""The transport beside raw sockets, in one run: round trips and bulk, over TCP, TLS and a Unix socket on loopback.
 
     python benchmarks/bench_transport.py [--backend local] [--megabytes 256] [--rounds 5] [--json]
 
 The node runs the local backend (or ``null``, which is Python alone) in a process of its own, with one thread; the raw
-peer is plain Python ``sendmsg`` and ``recv_into`` in another. Rounds of all candidates are interleaved; the table
-gives medians. Every transfer's content is checked.
+peer is plain Python ``sendmsg`` and ``recv_into`` in another. TLS has a node of its own, with a certificate made for
+the run; ``/ plain`` are its ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
+transfer's content is checked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from genie import config, telemetry
@@ -30,6 +32,7 @@ from genie.graph import TensorSpec
 from genie.plugins import registry
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.schedule import Scheduler
+from genie.security import Tls, TlsFiles, certs
 from genie.testing import NullBackend, single
 from genie_backend_tcp import TcpTransport
 
@@ -96,16 +99,24 @@ def _raw_peer(path: str) -> None:
             active.sendall(b"k")
 
 
-def _node(name: str) -> None:
+def _node(name: str, certificates: str) -> None:
     telemetry.configure("WARNING", False)
     backend = NullBackend(memory_bytes=4 << 30) if name == "null" else registry.make("backend", name, _one_thread())
-    with NodeServer(backend, TcpTransport(), "127.0.0.1:0", content_bytes=1 << 30) as node:
+    transport = TcpTransport(tls=_tls(certificates, node=True))
+    with NodeServer(backend, transport, "127.0.0.1:0", content_bytes=1 << 30) as node:
         print(node.address, flush=True)
         sys.stdin.read()
 
 
 def _one_thread() -> Settings:
     return config.resolve({"threads": 1}).settings
+
+
+def _tls(certificates: str, *, node: bool) -> Tls | None:
+    if not certificates:
+        return None
+    ca, name = f"{certificates}/ca.pem", f"{certificates}/node-127.0.0.1"
+    return Tls(TlsFiles(ca=ca, cert=f"{name}.pem", key=f"{name}.key") if node else TlsFiles(ca=ca))
 
 
 class Raw:
@@ -151,8 +162,9 @@ class Raw:
 
 
 class Genie:
-    def __init__(self, address: str, shortcut: bool, spin_us: float) -> None:
-        self._backend = RemoteBackend("tcp", TcpTransport(spin_us=spin_us), (address,), shortcut=shortcut)
+    def __init__(self, address: str, shortcut: bool, spin_us: float, certificates: str = "") -> None:
+        transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False))
+        self._backend = RemoteBackend("tcp", transport, (address,), shortcut=shortcut)
         device = self._backend.devices()[0]
         self.session: RemoteSession = self._backend.connect(device)
         self._plan = self.session.load(
@@ -236,21 +248,33 @@ def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, 
     data, out = bytearray(os.urandom(1 << 20) * megabytes), bytearray(size)
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/raw"
+        pki = Path(directory) / "pki"
+        certs.create_authority(pki)
+        certs.issue_node(pki, ["127.0.0.1"])
         here = [sys.executable, __file__]
         with (
             subprocess.Popen([*here, "--raw-peer", path], stdout=subprocess.PIPE, text=True) as peer,
             subprocess.Popen(
                 [*here, "--node", backend], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             ) as node,
+            subprocess.Popen(
+                [*here, "--node", backend, "--certificates", str(pki)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as secure,
         ):
             try:
                 assert peer.stdout is not None
                 assert node.stdout is not None
                 raw = Raw(int(peer.stdout.readline()), path)
+                assert secure.stdout is not None
                 address = node.stdout.readline().strip()
+                behind_tls = secure.stdout.readline().strip()
                 links = {
                     "tcp": (0, Genie(address, shortcut=False, spin_us=50)),
                     "tcp, no spin": (0, Genie(address, shortcut=False, spin_us=0)),
+                    "tls": (0, Genie(behind_tls, shortcut=False, spin_us=50, certificates=str(pki))),
                     "unix": (1, Genie(address, shortcut=True, spin_us=50)),
                 }
                 for _ in range(rounds):
@@ -275,6 +299,8 @@ def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, 
             finally:
                 assert node.stdin is not None
                 node.stdin.close()
+                assert secure.stdin is not None
+                secure.stdin.close()
                 peer.kill()
     return {
         row: {column: statistics.median(numbers) for column, numbers in columns.items()}
@@ -291,11 +317,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--raw-peer", help=argparse.SUPPRESS)
     parser.add_argument("--node", help=argparse.SUPPRESS)
+    parser.add_argument("--certificates", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.raw_peer:
         return _raw_peer(options.raw_peer)
     if options.node:
-        return _node(options.node)
+        return _node(options.node, options.certificates)
     result: dict[str, Any] = measure(options.backend, options.megabytes, options.rounds, options.count)
     for row in result.values():
         row["fetch / echo"] = row["fetch µs"] / row["raw echo µs"]
@@ -303,6 +330,9 @@ def main() -> None:
         row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]
         row["up / raw, fresh"] = row["up GB/s"] / row["raw up, fresh GB/s"]
         row["down / raw"] = row["down GB/s"] / row["raw down GB/s"]
+    for column in ("up GB/s", "down GB/s", "known content GB/s"):
+        result["tls"][f"{column.removesuffix(' GB/s')} / plain"] = result["tls"][column] / result["tcp"][column]
+    result["tls"]["fetch / plain"] = result["tls"]["fetch µs"] / result["tcp"]["fetch µs"]
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
         return

@@ -1,7 +1,7 @@
 """An unmodified language model generates on a remote node.
 
     make demo                                                    # starts a node on this machine
-    python examples/02_transformer.py --node 10.0.0.10:8888      # uses one that runs (`genie serve --host 0.0.0.0`)
+    python examples/02_transformer.py --node 10.0.0.10:8888      # uses one that runs (docs/security.md)
 
 SmolLM2-135M-Instruct with its real weights, Hugging Face's own `generate()`, greedy. It runs here first, then on the
 node; the exit status is 0 only if both gave the same tokens.

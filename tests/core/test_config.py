@@ -137,3 +137,19 @@ def test_replace_says_that_a_call_did_it(tmp_path: Path) -> None:
     assert (resolved.settings.log_level, resolved.origin("log_level")) == ("DEBUG", "call: log_level=")
     with pytest.raises(ConfigError, match="loglevel"):
         replace(resolved, loglevel="debug")
+
+
+def test_security_of_a_cluster_and_its_paths(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    file = tmp_path / "lab" / "cluster.yaml"
+    file.write_text("cluster: {security: {token_file: t, ca: /etc/ca.pem, cert: c.pem, key: k.pem}}")
+    found = resolve({"cluster": str(file), "ca": "mine.pem"}, environ={}, directory=tmp_path)
+    assert found.settings.token_file == str(tmp_path / "lab" / "t")
+    assert (found.settings.cert, found.settings.key) == (
+        str(tmp_path / "lab" / "c.pem"),
+        str(tmp_path / "lab" / "k.pem"),
+    )
+    assert found.settings.ca == "mine.pem"  # the call's own word
+    assert "cluster.security.token_file" in found.origin("token_file")
+    (tmp_path / "genie.toml").write_text('ca = "ca.pem"')
+    assert resolve({}, environ={}, directory=tmp_path).settings.ca == str(tmp_path / "ca.pem")

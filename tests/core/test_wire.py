@@ -412,6 +412,7 @@ def test_kinds_do_not_change() -> None:
         "WELCOME": 2,
         "ERROR": 3,
         "BYE": 4,
+        "PROOF": 5,
         "LOAD_PLAN": 16,
         "EXECUTE": 17,
         "UPLOAD": 18,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from security.pki import Pki
 
 from genie.graph import Graph, Input, Ref
 from genie.remote import NodeServer, RemoteBackend
@@ -28,6 +29,21 @@ class TestOverTcp(BackendSuite):
 
 class TestOverUnixSocket(TestOverTcp):
     shortcut = True
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki.make(tmp_path_factory.mktemp("pki"))
+
+
+class TestOverTls(BackendSuite):
+    @pytest.fixture
+    def backend(self, pki: Pki) -> Iterator[RemoteBackend]:
+        transport = TcpTransport(stall_timeout=10.0, tls=pki.node())
+        with NodeServer(NullBackend(), transport, "127.0.0.1:0") as server:
+            backend = RemoteBackend("tcp", transport, (server.address,), timeout=10.0, shortcut=False)
+            yield backend
+            backend.close()
 
 
 class TestLocalBackendOverTcp(BackendSuite):

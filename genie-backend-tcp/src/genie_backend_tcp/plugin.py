@@ -10,9 +10,10 @@ from genie.hookspecs import hookimpl
 
 
 def _transport(settings: Settings) -> Any:
+    from genie.security import Tls, TlsFiles
     from genie_backend_tcp.transport import TcpTransport
 
-    return TcpTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us)
+    return TcpTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us, tls=Tls(TlsFiles.of(settings)))
 
 
 def _backend(settings: Settings) -> Any:

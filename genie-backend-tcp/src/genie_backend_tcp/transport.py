@@ -1,195 +1,23 @@
-"""Messages over stream sockets: one ``sendmsg`` out, ``recv_into`` where the bytes will stay."""
+"""Stream sockets: who connects and who listens, in the clear or over TLS."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 import struct
 import time
-from collections.abc import Sequence
 
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError
-from genie.wire import Allocate, Assembler, Buffer, Limits, Message
-from genie_backend_tcp.address import SocketAddress, resolve, spell
+from genie.security import Tls
+from genie.wire import Limits
+from genie_backend_tcp.address import SocketAddress, resolve, spell, split_host_port
+from genie_backend_tcp.connection import TcpConnection
+from genie_backend_tcp.tls import TlsConnection
 
 _BACKLOG = 128
-_DONTWAIT = socket.MSG_DONTWAIT
-_READ_AHEAD = 1 << 18
-_MOST_AHEAD = 16 << 20
-_LONGEST_SIT_OUT = 6  # as a power of two
-
-
-class TcpConnection:
-    """One socket. ``peer`` is the other side's address.
-
-    Blocking calls with the kernel's own timeouts: Python's would cost a ``poll`` before every call. The kernel's
-    count from the start of one call, so they are times of *no progress*: a long transfer that moves is not late.
-    """
-
-    def __init__(self, sock: socket.socket, peer: str, limits: Limits, stall_timeout: float, spin_us: float) -> None:
-        self.peer = peer
-        self._sock = sock
-        self._stall = stall_timeout
-        self._spin = spin_us * 1e-6
-        self._vain = 0  # polls in a row that brought nothing
-        self._sit_out = 0  # receptions not to poll for
-        self._receive_timeout = 0.0
-        self._assembler = Assembler(limits)
-        self.begun = 0  # messages
-        self._left: Sequence[Buffer] = ()  # of the message under way, as of the last call of the kernel's
-        self._taken = 0  # bytes of that, by the last call
-        self._ahead = bytearray()  # what was read while nobody received
-        sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(stall_timeout * 1000), 0x7FFFFFFF))
-
-    def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
-        """Interrupted, it can be gone on with: see :class:`genie.interfaces.Resumable`.
-
-        An interrupt strikes after a call has returned, before what it returned is kept. So here what the kernel took is
-        unpacked from ``map``, which calls it: nothing of the interpreter's comes in between.
-        """
-        parts = (header, *buffers)
-        try:
-            if self._left:
-                self._send_left()
-            self._left = parts
-            self._taken = 0
-            self.begun += 1
-            if not buffers:
-                (self._taken,) = map(self._sock.send, parts)
-                if self._taken == len(header):
-                    self._left = ()
-                    return
-            self._send_left()
-        except OSError as error:
-            raise self._translated(error, "took", self._stall) from error
-
-    def finish(self) -> None:
-        try:
-            self._send_left()
-        except OSError as error:
-            raise self._translated(error, "took", self._stall) from error
-
-    def _send_left(self) -> None:
-        while left := _behind(self._left, self._taken):
-            self._left = left
-            self._taken = 0
-            (self._taken,) = map(self._sock.sendmsg, (left,))
-        self._left = ()
-
-    def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
-        """As :class:`genie.interfaces.Connection` says; without ``timeout`` a silent peer is waited for as long as
-        it lives, one that falls silent within a message for the stall timeout."""
-        assembler = self._assembler
-        try:
-            message = assembler.pull(allocate)
-            while message is None:
-                if timeout is not None:
-                    self._set_receive_timeout(timeout)
-                else:
-                    self._set_receive_timeout(self._stall if assembler.midway else 0.0)
-                count = self._read(assembler.space())
-                if not count:
-                    raise ConnectionLost("the peer closed the connection", where=self.peer, hint=_LOST)
-                assembler.filled(count)
-                message = assembler.pull(allocate)
-            return message
-        except BaseException as error:
-            assembler.abandon()  # whoever waits next starts with a message's beginning
-            if isinstance(error, OSError) and not isinstance(error, GenieError):
-                raise self._translated(error, "sent", self._receive_timeout) from error
-            raise
-
-    def _read(self, space: memoryview) -> int:
-        if self._ahead:
-            count = min(len(space), len(self._ahead))
-            space[:count] = self._ahead[:count]
-            del self._ahead[:count]
-            return count
-        if not self._spin:
-            return self._sock.recv_into(space)
-        # A sleeping receiver is woken about 30 µs late; whoever is asked often answers sooner than that. Where it does
-        # not (long work, busy cores) polling would take the core from somebody: after each vain try, twice as many
-        # receptions are slept through.
-        if self._sit_out:
-            self._sit_out -= 1
-            return self._sock.recv_into(space)
-        deadline = time.perf_counter() + self._spin
-        while True:
-            try:
-                count = self._sock.recv_into(space, 0, _DONTWAIT)
-            except BlockingIOError:
-                if time.perf_counter() > deadline:
-                    break
-            else:
-                self._vain = 0
-                return count
-        self._vain = min(self._vain + 1, _LONGEST_SIT_OUT)
-        self._sit_out = (1 << self._vain) - 1
-        return self._sock.recv_into(space)
-
-    def _set_receive_timeout(self, seconds: float) -> None:
-        if seconds != self._receive_timeout:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
-            self._receive_timeout = seconds
-
-    def _translated(self, error: OSError, verb: str, waited: float) -> GenieError:
-        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
-            return DeadlineExceeded(f"the peer {verb} nothing for {waited:g} s", where=self.peer, hint=_LATE)
-        reason = "this side closed the connection" if error.errno == errno.EBADF else (error.strerror or str(error))
-        return ConnectionLost(f"the connection broke: {reason}", where=self.peer, hint=_LOST)
-
-    def hung_up(self) -> bool:
-        """See :class:`genie.interfaces.Watched`. Of a peer that left more behind than the kernel keeps, the end is not
-        heard before that is read: some of it is, for later."""
-        watch = select.poll()
-        try:
-            watch.register(self._sock, select.POLLRDHUP)  # and, unasked, hanging up and errors
-            if watch.poll(0):
-                return True
-            while len(self._ahead) < _MOST_AHEAD:
-                data = self._sock.recv(_READ_AHEAD, _DONTWAIT)
-                if not data:
-                    return True
-                self._ahead += data
-        except BlockingIOError:
-            return False
-        except (OSError, ValueError):  # closed by this side, or broken
-            return True
-        return False
-
-    def close(self) -> None:
-        """From any thread; one that waits in ``receive`` is woken."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-
-
-_LOST = "see the node's log; a node that was killed must be started again with `genie serve`"
-_LATE = "the node may be overloaded or cut off; `genie node status` asks it"
-
-
-def _behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
-    """What is left of the parts, of which so many bytes are gone."""
-    left = []
-    for part in parts:
-        if taken >= (size := memoryview(part).nbytes):
-            taken -= size
-        else:
-            left.append(memoryview(part).cast("B")[taken:])
-            taken = 0
-    return left
 
 
 class TcpListener:
@@ -209,7 +37,7 @@ class TcpListener:
                 raise BackendUnavailable(f"out of sockets: {error.strerror}", where=self.address) from error
             raise ConnectionLost("the listener is closed", where=self.address) from error
         try:
-            return self._transport.wrap(sock, spell(peer) or "unix:")
+            return self._transport.accepted(sock, _user(sock) if sock.family == socket.AF_UNIX else spell(peer))
         except OSError as error:  # gone again before it was served
             sock.close()
             raise BackendUnavailable(f"a client left at once: {error.strerror}", where=self.address) from error
@@ -227,19 +55,46 @@ class TcpTransport:
     """``host:port``, ``[v6]:port`` and ``unix:/path``.
 
     ``stall_timeout`` (s) bounds every time without progress, ``spin_us`` (µs) is how long a receiver polls before it
-    sleeps; with a single core polling would only keep the other side from running, so there it is off.
+    sleeps; with a single core polling would only keep the other side from running, so there it is off. By ``tls``
+    connections to and from other hosts are encrypted, as it says; Unix sockets, guarded by the file system, never are.
     """
 
     name = "tcp"
 
-    def __init__(self, *, stall_timeout: float = 60.0, spin_us: float = 50.0, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        stall_timeout: float = 60.0,
+        spin_us: float = 50.0,
+        limits: Limits | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._stall = stall_timeout
         self._spin_us = spin_us if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._limits = limits or Limits()
+        self._tls = tls
+        self.encrypts = tls is not None
 
     def wrap(self, sock: socket.socket, peer: str) -> TcpConnection:
         """A connection over a connected stream socket, which it then owns."""
         return TcpConnection(sock, peer, self._limits, self._stall, self._spin_us)
+
+    def accepted(self, sock: socket.socket, peer: str) -> TcpConnection:
+        if self._tls is None or not self._tls.serves or sock.family == socket.AF_UNIX:
+            return self.wrap(sock, peer)
+        connection = TlsConnection(sock, peer, self._limits, self._stall, self._spin_us, self._tls.server())
+        connection.begin()
+        return connection
+
+    def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection:
+        if self._tls is None or not self._tls.connects or sock.family == socket.AF_UNIX:
+            return self.wrap(sock, address)
+        host = split_host_port(address)[0] or "localhost"
+        connection = TlsConnection(
+            sock, address, self._limits, self._stall, self._spin_us, self._tls.client(), host=host
+        )
+        connection.shake_hands(timeout)
+        return connection
 
     def connect(self, address: str, timeout: float) -> TcpConnection:
         deadline = time.monotonic() + timeout
@@ -249,7 +104,10 @@ class TcpTransport:
             try:
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 sock.connect(at)
-                return self.wrap(sock, address)
+                return self._connected(sock, address, max(deadline - time.monotonic(), 0.001))
+            except GenieError:
+                sock.close()
+                raise
             except TimeoutError:
                 reason = f"no answer within {timeout:g} s"
             except OSError as error:
@@ -269,7 +127,7 @@ class TcpTransport:
         for family, at in resolve(address):
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
-                _bind(sock, at)
+                _bind(sock, at, private=self._tls is not None and self._tls.serves)
                 return TcpListener(sock, self)
             except OSError as error:
                 sock.close()
@@ -284,10 +142,18 @@ class TcpTransport:
         raise ConfigError(f"cannot listen at {address}: {text}", where=address) from reason
 
 
-def _bind(sock: socket.socket, at: SocketAddress) -> None:
+def _user(sock: socket.socket) -> str:
+    """Who connected to a Unix socket: the kernel knows."""
+    _, uid, _ = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII")))
+    return f"unix:uid={uid}"
+
+
+def _bind(sock: socket.socket, at: SocketAddress, *, private: bool) -> None:
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(at)
+    if private and isinstance(at, str):
+        os.chmod(at, 0o600)  # before it can be connected to: there is no certificate to ask for
     sock.listen(_BACKLOG)
 
 
@@ -302,11 +168,3 @@ def _remove_stale(path: str) -> None:
                 probe.connect(path)
             except ConnectionRefusedError:
                 os.unlink(path)
-
-
-def _timeval(seconds: float) -> bytes:
-    whole = int(seconds)
-    micro = int((seconds - whole) * 1e6)
-    if seconds > 0 and not (whole or micro):
-        micro = 1  # zero would mean "for ever"
-    return struct.pack("@ll", whole, micro)

@@ -44,6 +44,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it
+    # Paths of files, see docs/security.md: whom we believe, who we are, whom a node takes for a client.
+    token_file: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    client_ca: str = ""
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
@@ -68,6 +74,7 @@ _TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
 KEYS: tuple[str, ...] = tuple(Settings.__struct_fields__)
 # Variables that are no setting of this process's runtime.
 _OTHER_VARIABLES = frozenset({"GENIE_CONFIG"})
+_FILES = ("token_file", "ca", "cert", "key", "client_ca")  # settings that name one
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -141,7 +148,13 @@ def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
         )
     if "emulated" in cluster.backends:
         addresses = ()  # of the nodes that are emulated
+    security = {
+        key: (path, f"{place}: cluster.security.{key}")
+        for key in cluster.security.__struct_fields__
+        if (path := getattr(cluster.security, key)) is not None
+    }
     return {
+        **security,
         "backend": (cluster.backend, f"{place}: cluster.backend"),
         "nodes": (addresses, f"{place}: cluster.devices"),
         "policy": (cluster.scheduling.policy, f"{place}: cluster.scheduling.policy"),
@@ -194,7 +207,7 @@ def _from_file(environ: Mapping[str, str], directory: Path) -> _Layer:
         raise ConfigError(f"the configuration is not TOML: {error}", where=str(path)) from error
     layer: _Layer = {}
     for key, value in data.items():
-        if key == "cluster" and isinstance(value, str):
+        if key in ("cluster", *_FILES) and isinstance(value, str) and value:
             value = str(path.parent / Path(value).expanduser())  # relative to the file that names it
         layer[key] = (value, f"{path}: {key}")
     return layer

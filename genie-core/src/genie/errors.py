@@ -23,12 +23,14 @@
     │   the other side erred, or could not be asked
     └── BackendError
         ├── BackendUnavailable (ConnectionError)      nobody answers there
+        ├── TlsFailed          (ConnectionError)      no connection that is secret and with whom it should be
         ├── ConnectionLost     (ConnectionError)      somebody did, and does no more
         ├── DeadlineExceeded   (TimeoutError)         no answer in time
         ├── ProtocolError                             the peer sent what the protocol forbids
         └── NodeError                                 the node understood, and refused or failed
             ├── RemoteOpError  (RuntimeError)         an operator failed
             │   └── OutOfMemory (MemoryError)         … for want of memory
+            ├── AccessDenied       (PermissionError)      the node does not know who asks, or they may not
             ├── LimitExceeded                         a quota or bound of the node forbids the request
             └── SessionClosed  (RuntimeError)         the session ended: closed, expired or drained
 
@@ -133,6 +135,10 @@ class BackendUnavailable(BackendError, ConnectionError):
     """Nobody answers there."""
 
 
+class TlsFailed(BackendError, ConnectionError):
+    """The peer has no certificate to be believed, refuses ours, or one side speaks TLS and the other does not."""
+
+
 class ConnectionLost(BackendError, ConnectionError):
     """The link to a peer broke."""
 
@@ -201,6 +207,10 @@ class RemoteOpError(NodeError, RuntimeError):
 
 class OutOfMemory(RemoteOpError, MemoryError):
     """A device had too little memory for an operator or a value."""
+
+
+class AccessDenied(NodeError, PermissionError):
+    """The node does not know who asks, or they may not do that."""
 
 
 class LimitExceeded(NodeError):

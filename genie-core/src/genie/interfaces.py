@@ -356,6 +356,33 @@ class Watched(Protocol):
 
 
 @runtime_checkable
+class Keyed(Protocol):
+    """What a connection may be besides: one that protects its messages itself. Where the node gives tickets, both ends
+    are told the session's secret, 32 bytes that nobody else knows, right after the greeting."""
+
+    def keyed(self, key: bytes) -> None: ...
+
+
+@runtime_checkable
+class Certified(Protocol):
+    """What a connection may be besides: one that knows, once a message has come, by which certificate its peer was
+    let in."""
+
+    subject: str  # its common name; "" if none was asked for
+
+
+@runtime_checkable
+class Encrypting(Protocol):
+    """What a transport may be besides: one that speaks TLS by the settings ``ca``, ``cert``, ``key``, ``client_ca``."""
+
+    encrypts: bool
+
+
+def encrypts(transport: object) -> bool:
+    return isinstance(transport, Encrypting) and transport.encrypts
+
+
+@runtime_checkable
 class Listener(Protocol):
     address: str
 

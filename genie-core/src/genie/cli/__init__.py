@@ -8,7 +8,7 @@ import typer
 
 import genie
 from genie import telemetry
-from genie.cli import artifacts, nodes, plugins, profiles, programs
+from genie.cli import artifacts, nodes, plugins, profiles, programs, security
 from genie.cli.printing import complain, options, out
 from genie.errors import GenieError
 
@@ -16,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(nodes.app, name="node")
 app.add_typer(profiles.app, name="profile")
+app.add_typer(security.certs_app, name="certs")
+app.add_typer(security.tokens_app, name="tokens")
 app.command()(nodes.serve)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -29,12 +29,31 @@ def serve(
         bool | None, typer.Option(help="Batching changes no bit of a result; without, it is quicker for many clients.")
     ] = None,
     unix: Annotated[str, typer.Option(help="Path of the Unix socket for clients on this host.")] = "",
+    cert: Annotated[
+        str | None, typer.Option(help="This node's certificate, in PEM; with --key, TLS is spoken.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Its private key.")] = None,
+    ca: Annotated[str | None, typer.Option(help="The authority of other nodes, if not --client-ca.")] = None,
+    client_ca: Annotated[str | None, typer.Option(help="Ask clients for a certificate by this authority.")] = None,
+    tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
+    audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
     from genie.remote.node import serve as serve_node
 
-    given = {"threads": threads, "batching": batching, "batching_exact": batching_exact}
+    given = {
+        "threads": threads,
+        "batching": batching,
+        "batching_exact": batching_exact,
+        "cert": cert,
+        "key": key,
+        "ca": ca,
+        "client_ca": client_ca,
+    }
     call: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     resolved = config.resolve(call)
     serve_node(
@@ -46,6 +65,9 @@ def serve(
         transport=transport,
         unix=unix or None,
         json=as_json,
+        tokens=tokens,
+        audit_log=audit_log,
+        insecure=insecure,
     )
 
 

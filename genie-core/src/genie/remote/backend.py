@@ -13,7 +13,8 @@ from genie.config import Settings
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
 from genie.interfaces import Transport
-from genie.remote.greeting import Met, farewell, meet, quicker
+from genie.remote.access import Access
+from genie.remote.greeting import Met, farewell, quicker
 from genie.remote.session import RemoteSession
 
 
@@ -31,6 +32,7 @@ class RemoteBackend:
         timeout: float = 60.0,
         connect_timeout: float = 10.0,
         shortcut: bool = True,
+        access: Access | None = None,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -39,6 +41,7 @@ class RemoteBackend:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._shortcut = shortcut
+        self._access = access or Access()
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -54,6 +57,7 @@ class RemoteBackend:
             timeout=settings.timeout,
             connect_timeout=settings.connect_timeout,
             shortcut=settings.unix_sockets,
+            access=Access.from_settings(settings, transport),
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -70,7 +74,7 @@ class RemoteBackend:
 
     def _ask(self, node: str) -> list[Device]:
         try:
-            met = meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
+            met = self._access.meet(self._transport, node, -1, self._connect_timeout, genie=genie.__version__)
         except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as error:
             stated = ", ".join(repr(device.id) for device in self._known.values() if device.address == node)
             if stated:
@@ -113,8 +117,10 @@ class RemoteBackend:
         if local:
             # Gone (another mount namespace, a cleaned /tmp): the long way still works.
             with contextlib.suppress(BackendUnavailable, ConnectionLost, DeadlineExceeded):
-                return meet(self._transport, local, index, self._connect_timeout, genie=genie.__version__)
-        return meet(self._transport, node, index, self._connect_timeout, genie=genie.__version__)
+                return self._access.meet(
+                    self._transport, local, index, self._connect_timeout, node=node, genie=genie.__version__
+                )
+        return self._access.meet(self._transport, node, index, self._connect_timeout, genie=genie.__version__)
 
     def close(self) -> None:
         with self._lock:

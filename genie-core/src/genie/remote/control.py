@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import msgspec
@@ -23,8 +24,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import genie
 from genie.device import Device
-from genie.errors import DeadlineExceeded, ProtocolError
+from genie.errors import (
+    AccessDenied,
+    BackendError,
+    DeadlineExceeded,
+    GenieError,
+    LimitExceeded,
+    ProtocolError,
+    TlsFailed,
+)
 from genie.remote.server import NodeServer, SessionInfo
+from genie.security import Identity, Scope, Ticket, Tls, rpc
+from genie.security.tickets import ID_BYTES, KEY_BYTES
 from genie.wire import PROTOCOL, Limits
 
 log = structlog.get_logger("genie.node")
@@ -62,6 +73,23 @@ class Drained(msgspec.Struct, frozen=True):
     sessions: int = 0
 
 
+class Open(msgspec.Struct, frozen=True):
+    """A ticket, please, for device number ``device``; -1 for being told what there is."""
+
+    device: int = -1
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A ticket, good for ``seconds``."""
+
+    id: bytes
+    key: bytes
+    seconds: float
+
+    def __repr__(self) -> str:  # the key belongs in no log
+        return f"Opened(seconds={self.seconds!r})"
+
+
 class Nothing(msgspec.Struct, frozen=True):
     pass
 
@@ -69,8 +97,9 @@ class Nothing(msgspec.Struct, frozen=True):
 class ControlPlane:
     """Answers for ``node``. ``on_drain`` is called with the seconds a client gave."""
 
-    def __init__(self, node: NodeServer, on_drain: Callable[[float], None]) -> None:
+    def __init__(self, node: NodeServer, on_drain: Callable[[float], None], tls: Tls | None = None) -> None:
         self._node = node
+        self._tls = tls
         self._on_drain = on_drain
         self._health = health.HealthServicer()
         self._server = grpc.server(
@@ -80,9 +109,10 @@ class ControlPlane:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         methods = {
-            "Capabilities": _handler(Nothing, lambda _: self._capabilities()),
-            "Sessions": _handler(Nothing, lambda _: Sessions(node.sessions())),
-            "Drain": _handler(Drain, self._drain),
+            "Open": self._handler("Open", Open, Scope.USE, self._open),
+            "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities()),
+            "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
+            "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
@@ -92,7 +122,7 @@ class ControlPlane:
         # gRPC writes to standard error by itself about what it cannot have: it is not asked for what is taken.
         for wanted in (0,) if port and _taken(host, port) else dict.fromkeys((port, 0)):
             with contextlib.suppress(RuntimeError):
-                found = int(self._server.add_insecure_port(f"{name}:{wanted}"))
+                found = int(self._add_port(f"{name}:{wanted}"))
                 if found:
                     self._server.start()
                     self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -102,6 +132,46 @@ class ControlPlane:
                     return found
         log.warning("no control port to be had", host=host, port=port)
         return 0
+
+    def _add_port(self, address: str) -> int:
+        if self._tls is not None and self._tls.serves:
+            return int(self._server.add_secure_port(address, rpc.server_credentials(self._tls)))
+        return int(self._server.add_insecure_port(address))
+
+    def _handler(
+        self, name: str, request: type[Any], scope: Scope, answer: Callable[[Any, Identity], msgspec.Struct]
+    ) -> Any:
+        decoder = msgspec.msgpack.Decoder(request)
+
+        def handle(data: bytes, context: Any) -> bytes:
+            try:
+                who = self._node.guard.identify(
+                    _bearer(context), scope, name, peer=_peer(context), certificate=_certificate(context)
+                )
+            except AccessDenied as error:
+                context.abort(grpc.StatusCode.PERMISSION_DENIED, _one_line(error))
+            try:
+                wish = decoder.decode(data)
+            except (msgspec.DecodeError, RecursionError, ValueError) as error:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed request: {error}")
+            try:
+                return msgspec.msgpack.encode(answer(wish, who))
+            except LimitExceeded as error:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _one_line(error))
+                raise
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def _open(self, wish: Open, who: Identity) -> Opened:
+        guard = self._node.guard
+        ticket = guard.ticket(who, wish.device)
+        return Opened(id=ticket.id, key=ticket.key, seconds=guard.ticket_seconds)
+
+    def _sessions(self, _: Nothing, who: Identity) -> Sessions:
+        known = self._node.sessions()
+        if who.may(Scope.ADMIN):
+            return Sessions(known)
+        return Sessions(tuple(info for info in known if info.user == who.name))
 
     def not_serving(self) -> None:
         self._health.enter_graceful_shutdown()
@@ -120,7 +190,8 @@ class ControlPlane:
             content=dict(self._node.content().stats()),
         )
 
-    def _drain(self, wish: Drain) -> Drained:
+    def _drain(self, wish: Drain, who: Identity) -> Drained:
+        self._node.guard.audit.write("drain", seconds=wish.seconds, **who.facts)
         self.not_serving()
         self._on_drain(min(max(wish.seconds, 0.0), 3600.0))
         return Drained(len(self._node.sessions()))
@@ -129,10 +200,18 @@ class ControlPlane:
 class ControlClient:
     """Asks a node's control plane. Raises :class:`DeadlineExceeded` when it does not answer."""
 
-    def __init__(self, address: str, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, timeout: float = 5.0, *, tls: Tls | None = None, token: str = "") -> None:
         self._address = address
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = rpc.channel(address, tls)
+
+    def ticket(self, device: int) -> Ticket:
+        """For one session on device number ``device``, within half a minute."""
+        opened = self._call("Open", Open(device), Opened)
+        if len(opened.id) != ID_BYTES or len(opened.key) != KEY_BYTES:
+            raise ProtocolError("the control plane gave a ticket of impossible length", where=self._address)
+        return Ticket(opened.id, opened.key)
 
     def capabilities(self) -> Capabilities:
         return self._call("Capabilities", Nothing(), Capabilities)
@@ -149,7 +228,7 @@ class ControlClient:
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise self._silent(error) from error
+            raise self._failed(error) from error
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
@@ -164,16 +243,25 @@ class ControlClient:
     def _call(self, method: str, request: msgspec.Struct, answer: type[_T]) -> _T:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            data = call(msgspec.msgpack.encode(request), timeout=self._timeout)
+            data = call(msgspec.msgpack.encode(request), timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._silent(error) from error
+            raise self._failed(error) from error
         try:
             return msgspec.msgpack.decode(data, type=answer)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise ProtocolError(f"the control plane's {method} answer is malformed", where=self._address) from error
 
-    def _silent(self, error: grpc.RpcError) -> DeadlineExceeded:
-        detail = error.details() if isinstance(error, grpc.Call) else str(error)
+    def _failed(self, error: grpc.RpcError) -> BackendError:
+        detail, code = str(error), None
+        if isinstance(error, grpc.Call):
+            detail, code = str(error.details()), error.code()
+        message, _, hint = detail.partition("\n")
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return AccessDenied(message, where=self._address, hint=hint)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return LimitExceeded(message, where=self._address, hint=hint)
+        if code is grpc.StatusCode.UNAVAILABLE and "handshake" in detail.lower():
+            return TlsFailed(f"no TLS with the node's control plane: {message}", where=self._address)
         return DeadlineExceeded(f"the node's control plane does not answer: {detail}", where=self._address)
 
 
@@ -194,17 +282,25 @@ def _taken(host: str, port: int) -> bool:
     return False
 
 
-def _handler(request: type[Any], answer: Callable[[Any], msgspec.Struct]) -> Any:
-    decoder = msgspec.msgpack.Decoder(request)
+def _bearer(context: Any) -> str:
+    """The token a call came with; "" if none."""
+    for key, value in context.invocation_metadata():
+        if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+            return value.removeprefix("Bearer ")
+    return ""
 
-    def handle(data: bytes, context: Any) -> bytes:
-        try:
-            wish = decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed request: {error}")
-        return msgspec.msgpack.encode(answer(wish))
 
-    return grpc.unary_unary_rpc_method_handler(handle)
+def _peer(context: Any) -> str:
+    return unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:")
+
+
+def _certificate(context: Any) -> str:
+    names = context.auth_context().get("x509_common_name", ())
+    return names[0].decode(errors="replace") if names else ""
+
+
+def _one_line(error: GenieError) -> str:
+    return f"{error.message}\n{error.hint}" if error.hint else error.message
 
 
 def _versions() -> dict[str, str]:

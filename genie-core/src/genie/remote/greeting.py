@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,10 +14,12 @@ from genie.errors import (
     DeadlineExceeded,
     GenieError,
     ProtocolError,
+    TlsFailed,
     VersionMismatch,
 )
-from genie.interfaces import Connection, Transport
+from genie.interfaces import Connection, Keyed, Transport
 from genie.remote.identity import client_name, host_identity
+from genie.security.tickets import Ticket, prove_hello, prove_welcome
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
 from genie.wire.messages import Hello, Welcome
 
@@ -42,8 +45,18 @@ def farewell(met: Met) -> None:
     met.connection.close()
 
 
-def meet(transport: Transport, address: str, device: int, timeout: float, *, genie: str = "", channel: str = "") -> Met:
-    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, or connects a channel.
+def meet(
+    transport: Transport,
+    address: str,
+    device: int,
+    timeout: float,
+    *,
+    genie: str = "",
+    channel: str = "",
+    ticket: Ticket | None = None,
+) -> Met:
+    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, or connects a channel. With
+    a ``ticket`` both sides show that they know its key.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
@@ -62,12 +75,16 @@ def meet(transport: Transport, address: str, device: int, timeout: float, *, gen
     dialogue = Dialogue(client=True)
     try:
         dialogue.say(Kind.HELLO)
-        connection.send(frames.one(dialogue.next_seq(), Kind.HELLO, messages.put_struct(hello)))
+        said = messages.put_struct(hello)
+        proof = None if ticket is None else ticket.id + prove_hello(ticket, said)
+        connection.send(greeting(dialogue.next_seq(), Kind.HELLO, said, proof))
         message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
-        _, kind, body = frames.single(message.header)
+        kind, body, answered = heard(message.header)
         dialogue.hear(kind)
         if kind == Kind.ERROR:
             raise messages.get_error(body, address)
+        if ticket is not None:
+            _check_node(ticket, said, body, answered, address)
         welcome = messages.get_welcome(body)
         if welcome.major != PROTOCOL[0]:
             raise VersionMismatch(
@@ -97,7 +114,36 @@ def meet(transport: Transport, address: str, device: int, timeout: float, *, gen
     except BaseException:
         connection.close()
         raise
+    if ticket is not None and isinstance(connection, Keyed):
+        connection.keyed(ticket.key)
     return Met(connection, dialogue, welcome)
+
+
+def greeting(seq: int, kind: Kind, said: bytes, proof: bytes | None) -> bytes:
+    """The header of a HELLO or WELCOME, with a PROOF (the ticket's id and the HMAC) beside it if there is one."""
+    if proof is None:
+        return frames.one(seq, kind, said)
+    return frames.message(seq, 2, frames.record(kind, said) + frames.record(Kind.PROOF, proof))
+
+
+def heard(header: bytes) -> tuple[int, memoryview, memoryview | None]:
+    """Kind and payload of a greeting, and the PROOF beside it if there is one."""
+    _, records = frames.split(header)
+    if len(records) == 1:
+        return *records[0], None
+    if len(records) == 2 and records[1][0] == Kind.PROOF:
+        return *records[0], records[1][1]
+    raise ProtocolError(f"a greeting of {len(records)} records")
+
+
+def _check_node(ticket: Ticket, said: bytes, body: memoryview, proof: memoryview | None, address: str) -> None:
+    due = ticket.id + prove_welcome(ticket, said, body)
+    if proof is None or not hmac.compare_digest(due, bytes(proof)):
+        raise TlsFailed(
+            "who answers is not the node that gave the ticket",
+            where=address,
+            hint="something between here and the node answers in its place",
+        )
 
 
 def _no_buffers(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:

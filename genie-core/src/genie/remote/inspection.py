@@ -6,11 +6,12 @@ import msgspec
 
 from genie import config
 from genie.device import Device
-from genie.errors import BackendError
+from genie.errors import AccessDenied, BackendError, TlsFailed
 from genie.interfaces import Transport
 from genie.plugins import registry
+from genie.remote.access import Access
 from genie.remote.control import ControlClient
-from genie.remote.greeting import farewell, meet
+from genie.remote.greeting import farewell
 from genie.remote.server import SessionInfo
 from genie.wire import Limits
 
@@ -38,7 +39,8 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
     settings = config.resolve().settings
     timeout = settings.connect_timeout if timeout is None else timeout
     transport = registry.make("transport", "tcp", settings) if transport is None else transport
-    met = meet(transport, address, -1, timeout)
+    access = Access.from_settings(settings, transport)
+    met = access.meet(transport, address, -1, timeout)
     farewell(met)
     welcome = met.welcome
     known = NodeStatus(
@@ -55,7 +57,7 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
         return known
     control = f"{host}:{welcome.control_port}"
     try:
-        with ControlClient(control, timeout) as client:
+        with ControlClient(control, timeout, tls=access.tls, token=access.token(control)) as client:
             capabilities = client.capabilities()
             return msgspec.structs.replace(
                 known,
@@ -66,5 +68,7 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
                 content=capabilities.content,
                 draining=capabilities.draining,
             )
+    except (AccessDenied, TlsFailed):
+        raise
     except BackendError:
         return known

@@ -15,10 +15,12 @@ import structlog
 
 from genie import telemetry
 from genie.config import Settings
-from genie.interfaces import Backend, Transport
+from genie.interfaces import Backend, Transport, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane
+from genie.remote.exposure import check_open
 from genie.remote.server import NodeServer
+from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
 
 log = structlog.get_logger("genie.node")
 
@@ -56,21 +58,31 @@ def serve(
     unix: str | None = None,
     json: bool = False,
     out: TextIO | None = None,
+    tokens: str = "",
+    audit_log: str = "",
+    insecure: bool = False,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
 
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
-    ``port`` + 1, or at a free port if that is taken.
+    ``port`` + 1, or at a free port if that is taken. ``tokens`` is a file as ``genie tokens add`` writes it.
+
+    Raises :class:`ConfigError`, before anything listens, for security settings that cannot be used, and for an address
+    that others reach without them; ``insecure`` overrules the latter.
     """
     telemetry.configure(settings.log_level, settings.log_json)
-    made: Backend = registry.make("backend", backend, settings)
+    audit = AuditLog(audit_log or None)
+    tls = Tls(TlsFiles.of(settings), audit.told)
     carrier: Transport = registry.make("transport", transport, settings)
+    check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
+    guard = Guard(TokenFile(tokens, audit.told) if tokens else None, audit)
+    made: Backend = registry.make("backend", backend, settings)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets)
+    node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets, guard=guard)
     try:
         node.start()
-        control = ControlPlane(node, stop.ask)
+        control = ControlPlane(node, stop.ask, tls)
         data_port = int(node.address.rpartition(":")[2])
         node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
         try:
@@ -86,6 +98,7 @@ def serve(
     finally:
         node.close()
         made.close()
+        audit.close()
 
 
 def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:

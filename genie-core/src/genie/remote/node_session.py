@@ -30,6 +30,7 @@ from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.outlets import FEW
+from genie.security import Identity
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
@@ -88,8 +89,10 @@ class NodeSession:
         limits: Limits,
         capacity: int,
         channels: Channels,
+        owner: Identity | None = None,
     ) -> None:
         self.name = name
+        self.owner = owner or Identity()
         self.device: Device = session.device
         self.since = time.time()
         self._connection = connection

@@ -15,6 +15,7 @@ from genie.graph import Arg, Const, Graph, Input, Many, Node, Ref, TensorSpec
 from genie.host import HostValue, host_value
 from genie.interfaces import Session, Transport
 from genie.plugins import registry
+from genie.remote.access import Access
 from genie.remote.backend import RemoteBackend
 from genie.schedule import Scheduler
 
@@ -41,6 +42,7 @@ class RemoteClient:
         self._timeout = settings.timeout if timeout is None else timeout
         self._connect_timeout = settings.connect_timeout
         self._transport: Transport = registry.make("transport", "tcp", settings) if transport is None else transport
+        self._access = Access.from_settings(settings, self._transport)
         self._links: dict[tuple[str, int], _Link] = {}
         self._lock = threading.Lock()
 
@@ -103,6 +105,7 @@ class RemoteClient:
                 (node,),
                 timeout=self._timeout,
                 connect_timeout=self._connect_timeout,
+                access=self._access,
             )
             devices = backend.devices()
             if not 0 <= index < len(devices):

@@ -31,12 +31,15 @@ from genie.errors import (
     ProtocolError,
     VersionMismatch,
 )
-from genie.interfaces import Backend, Connection, Listener, Transport
+from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
+from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
 from genie.remote.node_session import NodeSession
+from genie.security import Guard, Identity, Ticket
+from genie.security.tickets import prove_welcome
 from genie.wire import PROTOCOL, Dialogue, Kind, Limits, frames, messages
 from genie.wire.messages import Hello, Welcome
 
@@ -60,6 +63,8 @@ class SessionInfo(msgspec.Struct, frozen=True):
     client: str
     device: str
     since: float
+    user: str = ""  # the name of the token, where the node asks for one
+    tenant: str = ""
 
 
 class NodeServer:
@@ -84,7 +89,9 @@ class NodeServer:
         max_sessions: int = 64,
         content_bytes: int | None = None,
         partial_seconds: float = 600.0,
+        guard: Guard | None = None,
     ) -> None:
+        self.guard = guard or Guard()
         self._backend = backend
         self._transport = transport
         self._wanted_address = address
@@ -195,6 +202,12 @@ class NodeServer:
         self._store.expire()
         if isinstance(self._backend, Trimming):
             self._backend.trim()
+        with self._changed:
+            sessions = list(self._sessions.values())
+        for session, _ in sessions:
+            if not self.guard.still_welcome(session.owner):
+                log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
+                session.stop()
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -228,6 +241,9 @@ class NodeServer:
             session = self._greet(connection, dialogue)
         except GenieError as error:
             log.info("client refused", reason=error.message)
+            if not isinstance(error, ConnectionLost):
+                facts = _stranger(connection).facts
+                self.guard.audit.write("refused", where="data plane", reason=error.message, **facts)
             self._refuse(connection, dialogue, error)
         except Exception as error:
             log.exception("greeting failed")
@@ -244,14 +260,19 @@ class NodeServer:
         try:
             session.serve()
         finally:
-            with self._changed:
-                self._sessions.pop(session.name, None)
-                self._changed.notify_all()
+            self._forget(session)
+
+    def _forget(self, session: NodeSession) -> None:
+        seconds = round(time.time() - session.since, 3)
+        self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
+        with self._changed:
+            self._sessions.pop(session.name, None)
+            self._changed.notify_all()
 
     def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)
-        seq, kind, body = frames.single(message.header)
-        dialogue.numbered(seq)
+        kind, body, proof = heard(message.header)
+        dialogue.numbered(frames.sequence(message.header))
         dialogue.hear(kind)
         if kind == Kind.BYE:
             return None
@@ -263,8 +284,12 @@ class NodeServer:
                 where=self.address,
                 hint="install the same version of Genie on both sides",
             )
+        if proof is None and not hello.channel and hello.device < 0 and self.guard.wants_tickets:
+            self._say(connection, dialogue, _bare_welcome(self.control_port))
+            return None
+        owner, ticket = self._let_in(connection, hello, body, proof)
         inlet = self._inlets.claim(hello.channel) if hello.channel else None
-        session = None if hello.device < 0 or inlet is not None else self._open(connection, dialogue, hello)
+        session = None if hello.device < 0 or inlet is not None else self._open(connection, dialogue, hello, owner)
         try:
             welcome = Welcome(
                 major=PROTOCOL[0],
@@ -277,20 +302,40 @@ class NodeServer:
                 local_address=self.local_address,
                 control_port=self.control_port,
             )
-            dialogue.say(Kind.WELCOME)
-            connection.send(frames.one(dialogue.seq, Kind.WELCOME, messages.put_struct(welcome)))
+            self._say(connection, dialogue, welcome, ticket, body)
         except BackendError:
             if session is not None:
                 session.abandon()
-                with self._changed:
-                    self._sessions.pop(session.name, None)
-                    self._changed.notify_all()
+                self._forget(session)
             if inlet is not None:
                 inlet.end(ConnectionLost("the sender was lost when it connected", where=inlet.source))
             raise
         return session or inlet
 
-    def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello) -> NodeSession:
+    def _let_in(
+        self, connection: Connection, hello: Hello, body: memoryview, proof: memoryview | None
+    ) -> tuple[Identity, Ticket | None]:
+        """Who greets, before anything is made for them. Whoever brings another node's values shows the channel's token
+        instead of a ticket."""
+        stranger = _stranger(connection)
+        return (stranger, None) if hello.channel else self.guard.admit(body, proof, hello.device, stranger)
+
+    def _say(
+        self,
+        connection: Connection,
+        dialogue: Dialogue,
+        welcome: Welcome,
+        ticket: Ticket | None = None,
+        hello: bytes | memoryview = b"",
+    ) -> None:
+        said = messages.put_struct(welcome)
+        dialogue.say(Kind.WELCOME)
+        proof = None if ticket is None else ticket.id + prove_welcome(ticket, hello, said)
+        connection.send(greeting(dialogue.seq, Kind.WELCOME, said, proof))
+        if ticket is not None and isinstance(connection, Keyed):
+            connection.keyed(ticket.key)
+
+    def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity) -> NodeSession:
         if hello.device >= len(self._devices):
             raise NodeError(
                 f"the node has no device {hello.device}, only {len(self._devices)}",
@@ -302,8 +347,10 @@ class NodeServer:
         local = self._backend.connect(device)
         channels = Channels(self._inlets, self._transport, device, self.address)
         capacity = device.memory_bytes
-        session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels)
-        info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time())
+        session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels, owner)
+        info = SessionInfo(
+            name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
+        )
         with self._changed:
             if self._draining:
                 refusal: GenieError | None = BackendUnavailable(
@@ -319,6 +366,7 @@ class NodeServer:
         if refusal is not None:
             local.close()
             raise refusal
+        self.guard.audit.write("opened", session=name, device=info.device, client=info.client, **owner.facts)
         return session
 
     def _refuse(self, connection: Connection, dialogue: Dialogue, error: GenieError) -> None:
@@ -358,6 +406,16 @@ class NodeServer:
             return
         self._listeners.append(listener)
         self.local_address = self._inlets.local_address = listener.address
+
+
+def _stranger(connection: Connection) -> Identity:
+    certificate = connection.subject if isinstance(connection, Certified) else ""
+    return Identity(peer=str(getattr(connection, "peer", "")), certificate=certificate)
+
+
+def _bare_welcome(control_port: int) -> Welcome:
+    """For who has no ticket: where to ask for one."""
+    return Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], control_port=control_port, tickets=True)
 
 
 def _each_its_name(devices: Sequence[Device]) -> tuple[Device, ...]:

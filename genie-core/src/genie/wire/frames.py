@@ -27,6 +27,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Allocate: TypeAlias = Callable[[bytes, Sequence[int]], Sequence[memoryview]]
 
 MAGIC = b"\xa7G"
+_TLS = b"\x16\x03"  # how a handshake starts
 VERSION = 1  # of this layout; what the records mean is negotiated in HELLO
 
 PREFIX = struct.Struct("<2sBBIIHH")
@@ -97,6 +98,10 @@ def one(seq: int, kind: int, payload: Buffer = b"", buffer: int | None = None) -
 def header_length(prefix: Buffer, limits: Limits, offset: int = 0) -> int:
     """Bytes of the whole header whose first 16 are at ``offset``. Raises before anything is allocated."""
     magic, version, flags, _, body, buffers, records = PREFIX.unpack_from(prefix, offset)
+    if magic == _TLS:
+        raise ProtocolError(
+            "the peer speaks TLS, this side does not", hint="a node speaks it when it has --cert and --key"
+        )
     if magic != MAGIC:
         raise ProtocolError(
             f"the peer does not speak Genie's protocol: it starts with {bytes(prefix[offset : offset + 8])!r}",

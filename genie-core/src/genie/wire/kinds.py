@@ -18,6 +18,7 @@ class Kind(IntEnum):
     WELCOME = 2
     ERROR = 3
     BYE = 4
+    PROOF = 5  # beside HELLO and WELCOME, in their message: that its sender knows the ticket's key
 
     # Never answered; what goes wrong is told by the answer to a later request.
     LOAD_PLAN = 16

@@ -43,7 +43,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
-    """``local_address`` is a quicker way to the node for clients whose host identity equals ``host``."""
+    """``local_address`` is a quicker way to the node for clients whose host identity equals ``host``. A node that wants
+    ``tickets``, from its control plane, says nothing else of itself to who has none."""
 
     major: int
     minor: int
@@ -54,6 +55,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     local_address: str = ""
     control_port: int = 0
+    tickets: bool = False
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,267 @@
+"""Messages over TLS: the same sockets, reads and waits, with an ``SSLObject`` between them and the messages.
+
+OpenSSL never touches the socket. So the kernel's own timeouts and the polling of :class:`SocketConnection` hold as they
+are, many records go out with one system call and come in with one, and no lock is held while anybody waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError
+from genie.security.tls import common_name, explain
+from genie.wire import Allocate, Buffer, Limits, Message, frames
+from genie_backend_tcp.connection import SocketConnection
+
+_RECORD = 1 << 14  # what TLS encrypts at a time
+_BATCH = 1 << 18  # bytes encrypted before they are sent
+_READ = 1 << 19  # bytes of records read at a time
+_HANDSHAKE = 0x16  # what the first byte of TLS says
+_HANDSHAKE_SECONDS = 10.0
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 1 << 16
+
+
+class TlsConnection(SocketConnection):
+    """One socket that speaks TLS. ``host`` is whom to expect there; without, we are the server."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        limits: Limits,
+        stall_timeout: float,
+        spin_us: float,
+        context: ssl.SSLContext,
+        host: str | None = None,
+    ) -> None:
+        super().__init__(sock, peer, limits, stall_timeout, spin_us)
+        self.subject = ""
+        self._is_client = host is not None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
+        self._crypto = threading.Lock()  # OpenSSL's objects are for one thread at a time
+        self._sending = threading.Lock()  # records must leave in the order they were encrypted
+        self._records = memoryview(bytearray(_RECORD))  # for a handshake; more once it is known who is there
+        self._shaken = False
+        self._settled = threading.Event()  # the handshake is over, this way or that
+        self._failure: GenieError | None = None
+        self._heard = False  # anything at all
+        self._over = False  # the peer said that nothing follows
+        self._torn = False  # received bytes may be on their way from here to there: an interrupt now loses them
+        self._plain = False  # who came does not speak TLS, and may be told so
+
+    # --- the handshake ------------------------------------------------------------------------------
+
+    def shake_hands(self, timeout: float) -> None:
+        """Raises :class:`TlsFailed`, or what a broken or silent connection raises."""
+        try:
+            self._shake_hands(time.monotonic() + timeout)
+        except GenieError as error:
+            self._failure = error
+            raise
+        finally:
+            self._settled.set()
+
+    def begin(self) -> None:
+        """Shake hands in a thread of its own: an accepting thread waits for nobody. Who sends or receives learns what
+        came of it."""
+
+        def run() -> None:
+            with contextlib.suppress(GenieError):
+                self.shake_hands(min(self._stall, _HANDSHAKE_SECONDS))
+
+        threading.Thread(target=run, name="genie-handshake", daemon=True).start()
+
+    def _wait_for_handshake(self, timeout: float) -> None:
+        if not self._settled.wait(timeout):
+            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", where=self.peer)
+        if self._failure is not None:
+            raise self._failure
+
+    def _shake_hands(self, deadline: float) -> None:
+        try:
+            while self._unfinished():
+                self._flush()
+                self._read_handshake(deadline)
+            self._flush()
+            self.subject = common_name(self._tls.getpeercert())
+            self._records = memoryview(bytearray(_READ))
+            self._shaken = True
+        except ssl.SSLError as error:
+            self._linger()
+            raise explain(error, self.peer, client=self._is_client) from error
+        except OSError as error:
+            if isinstance(error, GenieError):
+                raise
+            raise self._translated(error, "sent", self._receive_timeout) from error
+
+    def _unfinished(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return True
+        return False
+
+    def _read_handshake(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the peer did not finish the TLS handshake in time", where=self.peer)
+        self._set_receive_timeout(left)
+        count = self._sock.recv_into(self._records)
+        if not count:
+            raise ConnectionLost("the peer closed the connection during the TLS handshake", where=self.peer)
+        first, magic = self._records[: min(count, len(frames.MAGIC))], frames.MAGIC
+        if not self._is_client and not self._heard and first == magic[: len(first)]:
+            self._plain = True
+            raise AccessDenied(
+                "this node speaks TLS alone, and the client came without",
+                hint="set `ca` to the certificate of the authority that the node's is from",
+            )
+        if not self._is_client and not self._heard and first[0] != _HANDSHAKE:
+            raise ProtocolError("who came speaks neither TLS nor Genie's protocol", where=self.peer)
+        self._heard = True
+        self._incoming.write(self._records[:count])
+
+    def _flush(self) -> None:
+        with self._sending:
+            with self._crypto:
+                data = self._outgoing.read()
+            if data:
+                self._write(data)
+
+    def _linger(self) -> None:
+        """Say why, and let the peer hear it: closing with bytes unread would reset the connection, and the last words
+        be lost."""
+        try:
+            self._flush()
+            self._sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + _LINGER_SECONDS
+            read = 0
+            while read < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
+                self._set_receive_timeout(left)
+                count = self._sock.recv_into(self._records)
+                if not count:
+                    break
+                read += count
+        except OSError:
+            return
+
+    # --- out ----------------------------------------------------------------------------------------
+
+    def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+        try:
+            if self._plain:
+                self._plain = False
+                self._write(header)
+                self._linger()
+                return
+            if not self._shaken:
+                self._wait_for_handshake(self._stall)
+            self._send_parts([memoryview(part).cast("B") for part in (header, *buffers) if len(part)])
+        except ssl.SSLError as error:
+            raise explain(error, self.peer, client=self._is_client) from error
+        except OSError as error:
+            if isinstance(error, GenieError):
+                raise
+            raise self._translated(error, "took", self._stall) from error
+
+    def _send_parts(self, parts: list[memoryview]) -> None:
+        with self._sending:
+            for batch in _batches(parts):
+                with self._crypto:
+                    for piece in batch:
+                        self._tls.write(piece)
+                    data = self._outgoing.read()
+                self._write(data)
+
+    def _write(self, data: Buffer) -> None:
+        view = memoryview(data)
+        while len(view):
+            view = view[self._sock.send(view) :]
+
+    # --- in -----------------------------------------------------------------------------------------
+
+    def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
+        if not self._shaken:
+            started = time.monotonic()
+            self._wait_for_handshake(self._stall if timeout is None else timeout)
+            if timeout is not None:
+                timeout = max(timeout - (time.monotonic() - started), 0.001)
+        return super().receive(allocate, timeout)
+
+    @property
+    def _midway(self) -> bool:
+        return super()._midway or bool(self._incoming.pending)
+
+    def _read(self, space: memoryview) -> int:
+        if self._torn:
+            raise ConnectionLost("receiving was interrupted", where=self.peer)
+        try:
+            while not (filled := self._decrypt(space)) and not self._over:
+                count = super()._read(self._records)
+                if not count:
+                    return 0
+                self._torn = True
+                with self._crypto:
+                    self._incoming.write(self._records[:count])
+                self._torn = False
+        except ssl.SSLError as error:
+            raise explain(error, self.peer, client=self._is_client) from error
+        return filled
+
+    def _decrypt(self, space: memoryview) -> int:
+        """Into ``space`` what has come."""
+        filled = 0
+        self._torn = True
+        with self._crypto:
+            try:
+                # Asking in vain would raise, and cost more than a small message does.
+                while filled < len(space) and (self._incoming.pending or self._tls.pending()):
+                    count = cast(int, self._tls.read(len(space) - filled, space[filled:]))
+                    if not count:
+                        self._over = True
+                        break
+                    filled += count
+            except ssl.SSLWantReadError:
+                pass
+        self._torn = False
+        if self._outgoing.pending:  # what TLS itself owes the peer
+            self._flush()
+        return filled
+
+
+def _batches(parts: Sequence[memoryview]) -> Iterator[list[Buffer]]:
+    """The parts as records, small ones together, in lists to be sent at once."""
+    if sum(map(len, parts)) <= _RECORD:
+        yield [b"".join(parts)]
+        return
+    batch: list[Buffer] = []
+    size = 0
+    small = bytearray()
+    for part in parts:
+        if len(small) + len(part) <= _RECORD:
+            small += part
+            continue
+        if small:
+            batch.append(small)
+            size += len(small)
+            small = bytearray()
+        whole = len(part) - len(part) % _RECORD
+        for start in range(0, whole, _RECORD):
+            batch.append(part[start : start + _RECORD])
+            size += _RECORD
+            if size >= _BATCH:
+                yield batch
+                batch, size = [], 0
+        small += part[whole:]
+    if small:
+        batch.append(small)
+    if batch:
+        yield batch

@@ -1,0 +1,106 @@
+"""A client's way into a node: by a ticket of its control plane, where the node wants one."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from pathlib import Path
+
+from genie.config import Settings
+from genie.errors import AccessDenied, BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, TlsFailed
+from genie.interfaces import Transport, encrypts
+from genie.remote.greeting import Met, farewell, meet
+from genie.security import Ticket, Tls, TlsFiles
+from genie.security.files import warn_if_exposed
+from genie.security.guard import NEEDED, NEEDED_HINT
+from genie.security.tokens import read_token
+
+
+class Access:
+    """Who a client is to nodes: its token, read anew each time, and its certificates."""
+
+    def __init__(self, tls: Tls | None = None, token_file: str = "") -> None:
+        self.tls = tls
+        self._token_file = token_file
+        self._lock = threading.Lock()
+        self._controls: dict[str, str] = {}  # nodes' addresses → their control planes'
+
+    @classmethod
+    def from_settings(cls, settings: Settings, transport: Transport) -> Access:
+        """Raises :class:`ConfigError` for a ``transport`` that would not keep what the settings ask for."""
+        tls = Tls(TlsFiles.of(settings))
+        if tls.connects and not encrypts(transport):
+            raise ConfigError(
+                f"settings 'ca' and 'cert' ask for TLS, which the transport {transport.name!r} does not speak",
+                hint="use the backend tcp, or leave them out",
+            )
+        if settings.token_file:
+            warn_if_exposed(Path(settings.token_file), "the token")
+        return cls(tls, settings.token_file)
+
+    def token(self, address: str) -> str:
+        """For the control plane at ``address``; "" if there is none. A token is not sent where others could read it."""
+        if not self._token_file:
+            return ""
+        if not (self.tls is not None and self.tls.connects) and not is_loopback(address):
+            raise ConfigError(
+                "the token would travel in the clear",
+                where=address,
+                hint="set `ca`, so that the node is spoken to by TLS",
+            )
+        return read_token(Path(self._token_file))
+
+    def meet(
+        self, transport: Transport, address: str, device: int, timeout: float, *, node: str = "", genie: str = ""
+    ) -> Met:
+        """As :func:`genie.remote.greeting.meet`. ``node`` is the address that its control plane goes by, if ``address``
+        is a shortcut to it."""
+        node = node or address
+        with self._lock:
+            control = self._controls.get(node, "")
+        if control:
+            try:
+                return meet(
+                    transport, address, device, timeout, genie=genie, ticket=self._ticket(control, device, timeout)
+                )
+            except (BackendUnavailable, ConnectionLost, DeadlineExceeded, TlsFailed):
+                with self._lock:  # it may have been started again, elsewhere: ask
+                    self._controls.pop(node, None)
+        first = -1 if self._token_file else device
+        met = meet(transport, address, first, timeout, genie=genie)
+        if not met.welcome.tickets:
+            if first == device:
+                return met
+            farewell(met)
+            return meet(transport, address, device, timeout, genie=genie)
+        farewell(met)
+        if not self._token_file:
+            raise AccessDenied(NEEDED, where=node, hint=NEEDED_HINT)
+        if not met.welcome.control_port:
+            raise AccessDenied("the node wants a ticket, and its control plane is not there to give one", where=node)
+        control = control_address(node, met.welcome.control_port)
+        ticket = self._ticket(control, device, timeout)
+        with self._lock:
+            self._controls[node] = control
+        return meet(transport, address, device, timeout, genie=genie, ticket=ticket)
+
+    def _ticket(self, control: str, device: int, timeout: float) -> Ticket:
+        # gRPC takes long to import, and most clients of a laboratory's nodes need none of it.
+        from genie.remote.control import ControlClient
+
+        with ControlClient(control, timeout, tls=self.tls, token=self.token(control)) as client:
+            return client.ticket(device)
+
+
+def control_address(node: str, port: int) -> str:
+    host = "127.0.0.1" if node.startswith("unix:") else node.rpartition(":")[0]
+    return f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``host:port`` is on this machine, whatever others do to names."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,54 @@
+"""Closed by default: whom a node would serve, before it serves anybody."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+
+from genie.errors import ConfigError
+from genie.security import Tls
+
+_HOW = (
+    "`genie certs init` and `genie tokens add` make what --cert, --key and --tokens need (docs/security.md); "
+    "--insecure serves anybody, unencrypted"
+)
+
+
+def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, insecure: bool) -> None:
+    """Raises :class:`ConfigError` for a node at ``host`` that others reach and that does not ask who they are."""
+    if tls.serves and not transport_encrypts:
+        raise ConfigError("--cert is given, and the transport does not speak TLS", hint="use --transport tcp")
+    if is_local(host):
+        return
+    missing = []
+    if not tls.serves:
+        missing.append("TLS (--cert, --key)")
+    if not tokens and not tls.asks_for_certificates:
+        missing.append("a way to tell clients (--tokens, or --client-ca)")
+    if not missing:
+        return
+    if not insecure:
+        raise ConfigError(
+            f"others reach {host or 'every address'}, and this node lacks {' and '.join(missing)}", hint=_HOW
+        )
+    told = (
+        f"WARNING: INSECURE: this node, at {host or 'every address'}, lacks {' and '.join(missing)}. Whoever "
+        "reaches it can run programs on it and read what others send."
+    )
+    print(told, file=sys.stderr, flush=True)
+
+
+def is_local(host: str) -> bool:
+    """Whether what listens at ``host`` is reached from this machine alone."""
+    if not host:
+        return False
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {str(at[0]) for _, _, _, _, at in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False  # it cannot be listened at either, which then says why
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)

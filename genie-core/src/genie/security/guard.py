@@ -1,0 +1,111 @@
+"""What a node asks of whoever comes, and what it writes down about them."""
+
+from __future__ import annotations
+
+import attrs
+
+from genie.errors import AccessDenied
+from genie.security.audit import AuditLog
+from genie.security.tickets import ID_BYTES, PROOF_BYTES, Ticket, Tickets
+from genie.security.tokens import Entry, Scope, TokenFile
+
+NEEDED = "this node is for who has a token"
+NEEDED_HINT = "set `token_file` to the file of a token that this node knows"
+_EVERYTHING = frozenset(Scope)
+
+
+@attrs.frozen
+class Identity:
+    """Somebody: the name and scopes of the token, the common name of the certificate, the address. What a node does
+    not ask for is empty; a node without tokens lets everybody do everything."""
+
+    name: str = ""
+    tenant: str = ""
+    scopes: frozenset[Scope] = _EVERYTHING
+    certificate: str = ""
+    peer: str = ""
+    digest: str = attrs.field(default="", repr=False)  # of the token: a new one of the same name is another
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the audit log."""
+        return {"user": self.name, "tenant": self.tenant, "certificate": self.certificate, "peer": self.peer}
+
+
+class Guard:
+    """A node's doorkeeper. Without ``tokens`` nobody is asked for one; TLS asks for certificates before any of this.
+    May be called from any thread."""
+
+    def __init__(self, tokens: TokenFile | None = None, audit: AuditLog | None = None) -> None:
+        self._tokens = tokens
+        self._tickets: Tickets[Identity] = Tickets()
+        self.audit = audit or AuditLog()
+
+    @property
+    def wants_tickets(self) -> bool:
+        return self._tokens is not None
+
+    @property
+    def ticket_seconds(self) -> float:
+        return self._tickets.seconds
+
+    def identify(self, bearer: str, scope: Scope, where: str, *, peer: str = "", certificate: str = "") -> Identity:
+        """Who asks the control plane's ``where``. Raises :class:`AccessDenied` for who may not."""
+        anybody = Identity(peer=peer, certificate=certificate)
+        if self._tokens is None:
+            return anybody
+        entry = self._tokens.find(bearer) if bearer else None
+        if entry is None:
+            raise self._refused("the token is unknown" if bearer else NEEDED, where, anybody, hint=NEEDED_HINT)
+        identity = _identity(entry, anybody)
+        if entry.expired:
+            raise self._refused(
+                f"the token {entry.name!r} has expired", where, identity, hint="ask the node's operator for a new one"
+            )
+        if scope not in entry.scopes:
+            raise self._refused(f"the token {entry.name!r} has no scope {scope.value!r}", where, identity)
+        return identity
+
+    def ticket(self, identity: Identity, device: int) -> Ticket:
+        return self._tickets.give(device, identity.name, identity)
+
+    def admit(
+        self, hello: bytes | memoryview, proof: memoryview | None, device: int, stranger: Identity
+    ) -> tuple[Identity, Ticket | None]:
+        """Who greets on the data plane, before anything is made for them. ``proof`` is the ticket's id and the HMAC.
+        Raises :class:`AccessDenied`, for the caller to write down."""
+        if self._tokens is None:
+            return stranger, None
+        if proof is None:
+            raise AccessDenied(NEEDED, hint=NEEDED_HINT)
+        if len(proof) != ID_BYTES + PROOF_BYTES:
+            raise AccessDenied("a proof of impossible length")
+        ticket, owner = self._tickets.redeem(bytes(proof[:ID_BYTES]), device, hello, bytes(proof[ID_BYTES:]))
+        identity = attrs.evolve(owner, peer=stranger.peer, certificate=stranger.certificate or owner.certificate)
+        if not self.still_welcome(identity):  # revoked since the ticket was given
+            raise AccessDenied(f"the token {identity.name!r} was revoked")
+        return identity, ticket
+
+    def still_welcome(self, identity: Identity) -> bool:
+        """Whether the token is still in the file, with the scope for sessions. One that has expired lets running
+        sessions be."""
+        if self._tokens is None or not identity.name:
+            return True
+        return any(entry.sha256 == identity.digest and Scope.USE in entry.scopes for entry in self._tokens.entries())
+
+    def _refused(self, reason: str, where: str, identity: Identity, hint: str = "") -> AccessDenied:
+        self.audit.write("refused", where=where, reason=reason, **identity.facts)
+        return AccessDenied(reason, hint=hint)
+
+
+def _identity(entry: Entry, anybody: Identity) -> Identity:
+    return attrs.evolve(
+        anybody,
+        name=entry.name,
+        tenant=entry.tenant or entry.name,
+        scopes=frozenset(entry.scopes),
+        digest=entry.sha256,
+    )

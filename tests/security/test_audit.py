@@ -1,0 +1,65 @@
+"""The audit log: lines that machines read, whatever happens to the file."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from genie.errors import ConfigError
+from genie.security import AuditLog
+
+
+def _lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    log.write("opened", user="alice", tenant="", client="x" * 10_000)
+    log.write("closed", user='a"\n{"event": "forged"}', seconds=1.5)
+    first, second = _lines(path)
+    assert first["event"] == "opened" and first["user"] == "alice" and "tenant" not in first
+    assert len(str(first["client"])) < 1000
+    assert second["event"] == "closed"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_log_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    log.write("one")
+    path.rename(tmp_path / "audit.1")
+    log.write("two")
+    assert [line["event"] for line in _lines(tmp_path / "audit.1")] == ["one"]
+    assert [line["event"] for line in _lines(path)] == ["two"]
+
+
+def test_a_full_disk_stops_nobody() -> None:
+    log = AuditLog("/dev/full")
+    log.write("opened")
+
+
+def test_who_guesses_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    for _ in range(1000):
+        log.write("refused", reason="no")
+    log.write("opened")  # is not held back by them
+    now += 1
+    log.write("refused", reason="no")
+    lines = _lines(path)
+    assert len(lines) < 50
+    assert lines[-2]["event"] == "opened"
+    assert lines[-1]["refusals_not_logged"] == 1000 - (len(lines) - 2)
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="audit log"):
+        AuditLog(tmp_path / "none" / "audit")
