@@ -29,6 +29,11 @@ def serve(
         bool | None, typer.Option(help="Batching changes no bit of a result; without, it is quicker for many clients.")
     ] = None,
     unix: Annotated[str, typer.Option(help="Path of the Unix socket for clients on this host.")] = "",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve metrics and a status page over HTTP here; 0 takes a free port."),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve them at.")] = "127.0.0.1",
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
@@ -45,6 +50,8 @@ def serve(
         backend=backend,
         transport=transport,
         unix=unix or None,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
         json=as_json,
     )
 

@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import genie
 from genie.device import Device
 from genie.errors import DeadlineExceeded, ProtocolError
+from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.wire import PROTOCOL, Limits
 
@@ -81,6 +82,7 @@ class ControlPlane:
             "Capabilities": _handler(Nothing, lambda _: self._capabilities()),
             "Sessions": _handler(Nothing, lambda _: Sessions(node.sessions())),
             "Drain": _handler(Drain, self._drain),
+            "View": _handler(Nothing, lambda _: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
@@ -134,6 +136,10 @@ class ControlClient:
 
     def sessions(self) -> tuple[SessionInfo, ...]:
         return self._call("Sessions", Nothing(), Sessions).sessions
+
+    def view(self) -> NodeView:
+        """All the node counts, now."""
+        return self._call("View", Nothing(), NodeView)
 
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""

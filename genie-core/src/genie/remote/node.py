@@ -19,6 +19,7 @@ from genie.interfaces import Backend, Transport
 from genie.plugins import registry
 from genie.remote.control import ControlPlane
 from genie.remote.server import NodeServer
+from genie.remote.status_page import StatusPage
 
 log = structlog.get_logger("genie.node")
 
@@ -54,13 +55,16 @@ def serve(
     backend: str = "local",
     transport: str = "tcp",
     unix: str | None = None,
+    metrics_host: str = "127.0.0.1",
+    metrics_port: int | None = None,
     json: bool = False,
     out: TextIO | None = None,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
 
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
-    ``port`` + 1, or at a free port if that is taken.
+    ``port`` + 1, or at a free port if that is taken. With ``metrics_port`` (0: a free one) metrics and a status page
+    are served over HTTP at ``metrics_host``.
     """
     telemetry.configure(settings.log_level, settings.log_json)
     made: Backend = registry.make("backend", backend, settings)
@@ -68,14 +72,17 @@ def serve(
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets)
+    page = StatusPage(node)
     try:
+        if metrics_port is not None:  # first: a port that is taken is said before anybody is served
+            page.start(metrics_host, metrics_port)
         node.start()
         control = ControlPlane(node, stop.ask)
         data_port = int(node.address.rpartition(":")[2])
         node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
         try:
             with _signals(stop):
-                _ready(node, json=json, out=out or sys.stdout)
+                _ready(node, page.address, json=json, out=out or sys.stdout)
                 stop.wait(node)
                 control.not_serving()
                 grace = stop.grace or 0.0
@@ -84,16 +91,18 @@ def serve(
         finally:
             control.close()
     finally:
+        page.close()
         node.close()
         made.close()
 
 
-def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:
+def _ready(node: NodeServer, metrics: str, *, json: bool, out: TextIO) -> None:
     facts = {
         "event": "ready",
         "address": node.address,
         "local_address": node.local_address,
         "control_port": node.control_port,
+        "metrics_address": metrics,
         "devices": [device.id for device in node.devices],
     }
     if json:
@@ -102,6 +111,8 @@ def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:
         line = f"genie node ready at {node.address}: {', '.join(device.id for device in node.devices)}"
         if node.control_port:
             line += f" (control port {node.control_port})"
+        if metrics:
+            line += f", status at http://{metrics}/"
     print(line, file=out, flush=True)
 
 

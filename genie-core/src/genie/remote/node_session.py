@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter_ns
 from typing import Protocol, runtime_checkable
 
 import structlog
@@ -29,6 +30,7 @@ from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
+from genie.remote.meters import Meter
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
@@ -94,6 +96,7 @@ class NodeSession:
         self._connection = connection
         self._dialogue = dialogue
         self._session = session
+        self.meter = Meter(name, session.stats)
         self._store = store
         self._limits = limits
         self._capacity = capacity
@@ -128,9 +131,10 @@ class NodeSession:
         }
 
     def serve(self) -> None:
+        structlog.contextvars.bind_contextvars(session=self.name)
         try:
             while self._one_message():
-                pass
+                self.meter.leave()
         except ConnectionLost as error:
             log.info("client gone", session=self.name, reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
@@ -146,6 +150,7 @@ class NodeSession:
             self._shared.clear()
             self._allocation = None
             self._store.release(self.name)
+            self.meter.end()
             try:
                 self._session.close()
             except Exception:
@@ -155,21 +160,28 @@ class NodeSession:
         try:
             message = self._connection.receive(self._memory, None)
         except _Refused:
+            self.meter.done(Kind.UPLOAD)
             return True
+        meter = self.meter
+        meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
         if message.buffers:
             self._bulk(records[0], message.buffers[0])
+            meter.done(records[0][0])
             return True
         for kind, body in records:
             if kind == _EXECUTE:
                 self._execute(body)
+                meter.done(kind)
             elif kind in self._work:
                 self._work[kind](body)
+                meter.done(kind)
             elif kind in self._requests:
                 self._answer(seq, kind, body)
             elif kind == _LOOP:
                 self._repeat(seq, body)
+                meter.done(kind)
             else:
                 self._dialogue.hear(kind)  # raises for all but BYE
                 return False
@@ -190,7 +202,9 @@ class NodeSession:
     def _plan(self, number: int) -> int:
         """Its number in the local session, negative if it was refused."""
         try:
-            return self._plans[number]
+            found = self._plans[number]
+            self.meter.uses(number)
+            return found
         except IndexError:
             raise ProtocolError(f"plan {number} is executed and was never sent") from None
 
@@ -201,7 +215,9 @@ class NodeSession:
             if begin is not None:
                 self._begin_loop(begin)
             for answer in self._loop.run(count):
+                made = perf_counter_ns()
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
+                self.meter.iterated(len(answer), made)
         except ConnectionLost:
             raise
         except (GenieError, MemoryError) as error:
@@ -227,6 +243,7 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocation = None
+        self.meter.bulk()
         seq, kind, body = frames.single(header)
         (size,) = sizes
         if kind == Kind.UPLOAD:
@@ -280,6 +297,7 @@ class NodeSession:
             raise ProtocolError(f"plan {number} was sent where {len(self._plans)} was due")
         if number >= _MOST_PLANS:
             raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
+        self.meter.loaded(number)
         try:
             plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
             self._plans.append(self._session.load(plan))
@@ -419,10 +437,13 @@ class NodeSession:
             answer, payload, data = self._requests[kind](body)
         except (GenieError, MemoryError) as error:
             answer, payload = Kind.ERROR, messages.put_error(error)
+        made, size = perf_counter_ns(), len(payload)
         if data is None:
             self._connection.send(frames.one(seq, answer, payload))
         else:
+            size += len(data)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
+        self.meter.answered(kind, size, made, answer == Kind.ERROR)
 
     def _tell_deferred(self) -> None:
         if self._deferred is not None:
@@ -488,6 +509,7 @@ class NodeSession:
 
     def abandon(self) -> None:
         """It was never served."""
+        self.meter.end()
         self._channels.close()
         self._session.close()
 

@@ -35,6 +35,7 @@ from genie.interfaces import Backend, Connection, Listener, Transport
 from genie.remote.channels import Channels, Inlet, Inlets
 from genie.remote.content import ContentStore
 from genie.remote.identity import host_identity
+from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
 from genie.wire import PROTOCOL, Dialogue, Kind, Limits, frames, messages
 from genie.wire.messages import Hello, Welcome
@@ -90,7 +91,8 @@ class NodeServer:
         self._wanted_devices = tuple(devices)
         self._wanted_local = local
         self._limits = limits or Limits()
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
+        self.meters = Meters()
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
         self._inlets = Inlets(self._limits)
         self._devices: tuple[Device, ...] = ()  # as the backend names them
@@ -186,6 +188,12 @@ class NodeServer:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def greeting(self) -> int:
+        """Connections that have not said who they are."""
+        with self._changed:
+            return len(self._greeting)
+
     def content(self) -> ContentStore:
         return self._store
 
@@ -213,11 +221,14 @@ class NodeServer:
             except ConnectionLost:
                 return
             with self._changed:
-                crowded = len(self._greeting) + len(self._sessions) >= 2 * self._max_sessions
-                if self._closed or crowded:
-                    connection.close()
-                    continue
-                self._greeting.add(connection)
+                crowded = len(self._greeting) + len(self._sessions) >= 2 * self.max_sessions
+                if not (self._closed or crowded):
+                    self._greeting.add(connection)
+            if self._closed or crowded:
+                if crowded:
+                    self.meters.refused("Crowded")
+                connection.close()
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
@@ -227,6 +238,7 @@ class NodeServer:
             session = self._greet(connection, dialogue)
         except GenieError as error:
             log.info("client refused", reason=error.message)
+            self.meters.refused(type(error).__name__)
             self._refuse(connection, dialogue, error)
         except Exception as error:
             log.exception("greeting failed")
@@ -243,6 +255,7 @@ class NodeServer:
         try:
             session.serve()
         finally:
+            self.meters.closed(session.meter)
             with self._changed:
                 self._sessions.pop(session.name, None)
                 self._changed.notify_all()
@@ -281,6 +294,7 @@ class NodeServer:
         except BackendError:
             if session is not None:
                 session.abandon()
+                self.meters.closed(session.meter)
                 with self._changed:
                     self._sessions.pop(session.name, None)
                     self._changed.notify_all()
@@ -308,13 +322,14 @@ class NodeServer:
                 refusal: GenieError | None = BackendUnavailable(
                     "the node is shutting down and takes no more sessions", where=self.address, hint="use another node"
                 )
-            elif len(self._sessions) >= self._max_sessions:
+            elif len(self._sessions) >= self.max_sessions:
                 refusal = LimitExceeded(
-                    f"the node has its {self._max_sessions} sessions", where=self.address, hint="try again later"
+                    f"the node has its {self.max_sessions} sessions", where=self.address, hint="try again later"
                 )
             else:
                 refusal = None
                 self._sessions[name] = (session, info)
+                self.meters.opened(session.meter, info.client, info.device)
         if refusal is not None:
             local.close()
             raise refusal
