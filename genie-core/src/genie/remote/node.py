@@ -13,7 +13,7 @@ from typing import TextIO
 
 import structlog
 
-from genie import telemetry
+from genie import telemetry, tracing
 from genie.config import Settings
 from genie.interfaces import Backend, Transport
 from genie.plugins import registry
@@ -67,6 +67,7 @@ def serve(
     are served over HTTP at ``metrics_host``.
     """
     telemetry.configure(settings.log_level, settings.log_json)
+    tracing.configure(settings.trace_ratio)
     made: Backend = registry.make("backend", backend, settings)
     carrier: Transport = registry.make("transport", transport, settings)
     stop = _Stop()

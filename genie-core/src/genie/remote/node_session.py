@@ -31,6 +31,7 @@ from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
+from genie.remote.traced import join
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
@@ -118,6 +119,7 @@ class NodeSession:
             Kind.OUTLET: self._outlet,
             Kind.SEND: self._send,
             Kind.RECEIVE: self._receive,
+            Kind.TRACE: self._trace,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -136,12 +138,12 @@ class NodeSession:
             while self._one_message():
                 self.meter.leave()
         except ConnectionLost as error:
-            log.info("client gone", session=self.name, reason=error.message)
+            log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
-            log.warning("client dismissed", session=self.name, reason=error.message)
+            log.warning("client dismissed", reason=error.message)
             self._dismiss(error)
         except Exception as error:
-            log.exception("session failed", session=self.name)
+            log.exception("session failed")
             self._dismiss(NodeError(f"the node failed: {type(error).__name__}: {error}"))
         finally:
             self._dialogue.close()
@@ -154,7 +156,7 @@ class NodeSession:
             try:
                 self._session.close()
             except Exception:
-                log.exception("session not closed in order", session=self.name)
+                log.exception("session not closed in order")
 
     def _one_message(self) -> bool:
         try:
@@ -196,6 +198,7 @@ class NodeSession:
         try:
             self._session.execute(plan, body[used:])
         except GenieError as error:
+            log.info("execution failed", plan=number, reason=error.message)
             # What it needed may be missing because its upload failed: that is the reason to tell.
             self._defer(next(iter(self._failed.values()), error))
 
@@ -301,7 +304,9 @@ class NodeSession:
         try:
             plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
             self._plans.append(self._session.load(plan))
+            log.debug("plan loaded", plan=number, steps=len(plan.graph.steps))
         except GenieError as error:
+            log.info("plan refused", plan=number, reason=error.message)
             self._plans.append(-1)
             self._failed_plans[number] = error
             self._defer(error)
@@ -364,7 +369,7 @@ class NodeSession:
         try:
             self._session.free(handles)
         except GenieError as error:  # what was never made, because a step before it failed, need not be freed
-            log.debug("not freed", session=self.name, reason=error.message)
+            log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
         generator, seed = messages.get_pair(body, "SEED")
@@ -379,6 +384,9 @@ class NodeSession:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
             self._defer(error)
+
+    def _trace(self, body: memoryview) -> None:
+        self.meter.trace = join(body, self.name, self.device.id)
 
     # --- values from and to other nodes -------------------------------------------------------------
 
@@ -437,6 +445,7 @@ class NodeSession:
             answer, payload, data = self._requests[kind](body)
         except (GenieError, MemoryError) as error:
             answer, payload = Kind.ERROR, messages.put_error(error)
+            log.debug("request failed", record=Kind(kind).name, plan=getattr(error, "plan", -1), reason=str(error))
         made, size = perf_counter_ns(), len(payload)
         if data is None:
             self._connection.send(frames.one(seq, answer, payload))
