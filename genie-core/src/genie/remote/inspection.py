@@ -6,7 +6,7 @@ import msgspec
 
 from genie import config
 from genie.device import Device
-from genie.errors import BackendError
+from genie.errors import BackendError, BackendUnavailable
 from genie.interfaces import Transport
 from genie.plugins import registry
 from genie.remote.control import ControlClient
@@ -31,6 +31,17 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     sessions: tuple[SessionInfo, ...] = ()
     content: dict[str, int] = {}
     draining: bool = False
+
+
+def control_address(address: str, transport: Transport, timeout: float) -> str:
+    """Where the control plane of the node at ``address`` (of its data port) is. Raises :class:`BackendUnavailable`
+    for a node that has none."""
+    met = meet(transport, address, -1, timeout)
+    farewell(met)
+    host, _, port = address.rpartition(":")
+    if not met.welcome.control_port or not port.isdigit():
+        raise BackendUnavailable("the node has no control plane", where=address, hint="its log says why")
+    return f"{host}:{met.welcome.control_port}"
 
 
 def status(address: str, *, transport: Transport | None = None, timeout: float | None = None) -> NodeStatus:
