@@ -23,7 +23,7 @@ from genie.remote.status_page import StatusPage
 
 log = structlog.get_logger("genie.node")
 
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0  # that SIGTERM gives sessions to end
 
 
 class _Stop:
@@ -120,7 +120,7 @@ def _ready(node: NodeServer, metrics: str, *, json: bool, out: TextIO) -> None:
 @contextmanager
 def _signals(stop: _Stop) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.ask(_GRACE_SECONDS if number == signal.SIGTERM else 0.0)
+        stop.ask(GRACE_SECONDS if number == signal.SIGTERM else 0.0)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have handlers; the control plane still stops the node
