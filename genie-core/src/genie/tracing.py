@@ -10,7 +10,7 @@ for a share of the calls. The choice is made once: what is below a call that was
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from importlib import import_module
@@ -80,6 +80,24 @@ def call(name: str, **attributes: str | int | float) -> AbstractContextManager[A
     if _dice.random() >= _ratio:
         return _leaving_out()
     made: AbstractContextManager[Any] = _tracer.start_as_current_span(name, attributes=attributes)
+    return made
+
+
+def begins() -> bool:
+    """Whether :func:`call` would make a span now; for what makes no calls below it, which asks once for all of it."""
+    if _tracer is None:
+        return False
+    current = _api.get_current_span()
+    if current.get_span_context().is_valid:
+        return bool(current.is_recording())
+    return not _left_out.get() and _dice.random() < _ratio
+
+
+def begin(name: str, facts: Mapping[str, str | int | float]) -> AbstractContextManager[Any]:
+    """The span, after :func:`begins` or :func:`recording` has said yes."""
+    if _tracer is None:
+        return _NOTHING
+    made: AbstractContextManager[Any] = _tracer.start_as_current_span(name, attributes=facts)
     return made
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, Final
 
@@ -27,20 +28,28 @@ _MOST_SPANS: Final = 1 << 10  # of one span of the client's: a loop may have any
 
 
 class TracedConversation(Conversation):
-    """Says what went over the wire, and how long the answer was waited for."""
+    """Says what went over the wire, and how long the answer was waited for, while what it is for is recorded."""
+
+    recorded = False
 
     def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:
+        if not self.recorded:
+            super()._send(seq, header, data)
+            return
         size = len(header) + (len(data) if data is not None else 0)
         with tracing.span("genie.wire.send", message=seq, bytes=size, node=self.node):
             super()._send(seq, header, data)
 
     def _await(self, seq: int, kind: Kind) -> tuple[int, memoryview, memoryview | None]:
+        if not self.recorded:
+            return super()._await(seq, kind)
         with tracing.span("genie.wire.wait", message=seq, record=kind.name, node=self.node):
             return super()._await(seq, kind)
 
 
 class TracedSession(RemoteSession):
-    """Tells the node, before each piece of work, which span it belongs to: while one is recorded."""
+    """Tells the node, before each piece of work, which span it belongs to: while one is recorded. What is not recorded
+    costs one question."""
 
     conversation_type = TracedConversation
 
@@ -61,54 +70,69 @@ class TracedSession(RemoteSession):
         self._facts = {"genie.session": session, "genie.device": device.id}
         self._told: traces.Parent | None = None
 
-    def _tell(self) -> None:
-        parent = tracing.parent() if self._tells else None
-        if parent != self._told:
-            with self._lock:
-                self._conversation.queue(Kind.TRACE, traces.put(parent))
-                self._told = parent
-
     def load(self, plan: ExecutionPlan) -> int:
-        self._tell()
+        self._tell(tracing.recording())
         return super().load(plan)
 
     def execute(self, plan: int, bindings: Buffer, *, more: bool = False) -> None:
-        with tracing.span("genie.execute", **{"genie.plan": plan}, **self._facts):
-            self._tell()
+        with self._span("genie.execute", tracing.recording(), plan):
             super().execute(plan, bindings, more=more)
 
     def loop(self, plan: int, bindings: Buffer, loop: Loop, times: int) -> Iterator[tuple[Buffer, ...]]:
-        with tracing.span("genie.loop", **{"genie.plan": plan}, **self._facts):
-            self._tell()
+        with self._span("genie.loop", tracing.recording(), plan):
             return super().loop(plan, bindings, loop, times)
 
     def upload(self, handle: int, spec: TensorSpec, data: Buffer, *, shared: bool = False) -> None:
-        self._tell()
+        self._tell(tracing.recording())
         super().upload(handle, spec, data, shared=shared)
 
     def send(self, outlet: int, handle: int) -> None:
-        self._tell()
+        self._tell(tracing.recording())
         super().send(outlet, handle)
 
     def expect(self, handle: int, size: int) -> None:
-        self._tell()
+        self._tell(tracing.recording())
         super().expect(handle, size)
 
     def fetch(self, handle: int, out: memoryview | None = None) -> HostValue:
-        with tracing.call("genie.look", **self._facts):
-            self._tell()
+        with self._span("genie.look", tracing.begins()):
             return super().fetch(handle, out)
 
     def describe(self, handle: int) -> TensorSpec:
-        with tracing.call("genie.describe", **self._facts):
-            self._tell()
+        with self._span("genie.describe", tracing.begins()):
             return super().describe(handle)
 
     def synchronize(self) -> None:
-        with tracing.call("genie.synchronize", **self._facts):
-            self._tell()
+        with self._span("genie.synchronize", tracing.begins()):
             super().synchronize()
 
+    @contextmanager
+    def _recorded(self, name: str, plan: int) -> Iterator[None]:
+        facts: dict[str, str | int] = {**self._facts}
+        if plan >= 0:
+            facts["genie.plan"] = plan
+        with tracing.begin(name, facts):
+            self._tell(recorded=True)
+            yield
+
+    def _span(self, name: str, recorded: bool, plan: int = -1) -> AbstractContextManager[None]:
+        if recorded:
+            return self._recorded(name, plan)
+        self._tell(recorded=False)
+        return _NOTHING
+
+    def _tell(self, recorded: bool) -> None:
+        talk = self._conversation
+        assert isinstance(talk, TracedConversation)
+        talk.recorded = recorded
+        parent = tracing.parent() if recorded and self._tells else None
+        if parent != self._told:
+            with self._lock:
+                talk.queue(Kind.TRACE, traces.put(parent))
+                self._told = parent
+
+
+_NOTHING: Final = nullcontext()
 
 _NAMES: Final[dict[int, str]] = {
     Kind.LOAD_PLAN: "genie.node.plan",
