@@ -70,7 +70,9 @@ class _Watched:
 def top(
     nodes: Annotated[list[str] | None, typer.Argument(help="Nodes as host:port. Default: the configured ones.")] = None,
     interval: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option(help="Look twice, print, end; status 1 if a node does not answer.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look twice, print, end; status 1 if a node does not answer.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What nodes do now: devices, sessions, memory, rates and latencies. Ctrl-C ends it."""
