@@ -393,7 +393,11 @@ def _install(runtime: Runtime) -> Runtime:
     global _current
     _hook_process()
     _configure_logs(runtime.settings)
-    tracing.configure(runtime.settings.trace_ratio)
+    try:
+        tracing.configure(runtime.settings.trace_ratio)
+    except ConfigError:
+        runtime.close()  # it may have connected
+        raise
     before, _current = _current, runtime
     if before is not None:
         before.close()

@@ -242,6 +242,7 @@ class NodeServer:
             self._refuse(connection, dialogue, error)
         except Exception as error:
             log.exception("greeting failed")
+            self.meters.refused(NodeError.__name__)
             self._refuse(connection, dialogue, NodeError(f"the node failed: {type(error).__name__}: {error}"))
         finally:
             with self._changed:

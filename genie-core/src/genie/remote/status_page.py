@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import ipaddress
 import socket
 import threading
 import time
@@ -58,6 +59,8 @@ class StatusPage:
             ) from error
         name = f"[{host}]" if ":" in host else host
         self.address = f"{name}:{self._server.server_address[1]}"
+        if not _loopback(str(self._server.server_address[0])):
+            log.warning("metrics and clients' names are told to whoever reaches the port", address=self.address)
         self._thread = threading.Thread(target=self._server.serve_forever, name="genie-metrics", daemon=True)
         self._thread.start()
 
@@ -193,6 +196,10 @@ def page() -> tuple[bytes, str]:
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text.encode(), policy
+
+
+def _loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 def _static(name: str) -> str:
