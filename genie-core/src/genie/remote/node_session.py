@@ -225,6 +225,7 @@ class NodeSession:
             raise
         except (GenieError, MemoryError) as error:
             self._loop.end()  # more of it may be asked for already
+            self.meter.failures += 1
             self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
 
     def _begin_loop(self, begin: loops.Begin) -> None:

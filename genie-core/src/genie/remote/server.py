@@ -222,9 +222,10 @@ class NodeServer:
                 return
             with self._changed:
                 crowded = len(self._greeting) + len(self._sessions) >= 2 * self.max_sessions
-                if not (self._closed or crowded):
+                turned_away = self._closed or crowded
+                if not turned_away:
                     self._greeting.add(connection)
-            if self._closed or crowded:
+            if turned_away:
                 if crowded:
                     self.meters.refused("Crowded")
                 connection.close()
