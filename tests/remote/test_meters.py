@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -127,31 +128,44 @@ def test_the_backend_is_asked_by_one_thread_at_a_time() -> None:
     def ask() -> dict[str, int]:
         nonlocal inside, overlaps
         inside += 1
-        overlaps += inside > 1 or at_work
+        for _ in range(500):  # at each turn another thread may come
+            overlaps += inside > 1 or at_work
         inside -= 1
         return {"memory_bytes": 7}
 
     meter = Meter("s", ask)
     over = threading.Event()
 
+    missed = 0
+
     def look() -> None:
+        nonlocal missed
         while not over.is_set():
             event = meter.visit()
             if event is not None:
-                event.wait(5.0)
+                missed += not event.wait(5.0)
 
     looking = threading.Thread(target=look)
-    looking.start()
-    for _ in range(3000):
-        meter.arrived(1)
-        at_work = True
-        meter.done(Kind.EXECUTE)
-        at_work = False
-        meter.leave()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # they take turns at any place
+    try:
+        looking.start()
+        for _ in range(1000):
+            meter.arrived(1)
+            at_work = True
+            for _ in range(100):
+                pass
+            meter.done(Kind.EXECUTE)
+            at_work = False
+            meter.leave()
+            for _ in range(2000):  # and waits for its client
+                pass
+    finally:
+        sys.setswitchinterval(interval)
     over.set()
     looking.join(10.0)
     assert not looking.is_alive()
-    assert overlaps == 0
+    assert (overlaps, missed) == (0, 0)
     assert meter.said == {"memory_bytes": 7}
 
 
@@ -177,3 +191,44 @@ def test_loops_are_counted_by_iteration_and_failure(node: Node) -> None:
     with pytest.raises(GenieError):
         next(iterations)
     assert observe(node.server).failures == 1
+
+
+def test_a_message_that_arrives_during_a_look_waits_for_its_end() -> None:
+    entered = threading.Event()
+    during: list[bool] = []
+
+    def arrive() -> None:
+        meter.arrived(1)
+        entered.set()
+
+    def ask() -> dict[str, int]:
+        session.start()
+        during.append(entered.wait(0.2))
+        return {}
+
+    meter = Meter("s", ask)
+    session = threading.Thread(target=arrive)
+    assert meter.visit() is None
+    assert entered.wait(5.0)
+    session.join(5.0)
+    assert during == [False]
+
+
+def test_a_session_at_work_tells_when_it_is_done() -> None:
+    asked: list[str] = []
+
+    def ask() -> dict[str, int]:
+        asked.append(threading.current_thread().name)
+        return {}
+
+    meter = Meter("s", ask)
+    meter.arrived(1)
+    event = meter.visit()
+    assert event is not None
+    assert (asked, event.is_set()) == ([], False)
+    session = threading.Thread(target=meter.leave, name="the session's")
+    session.start()
+    assert event.wait(5.0)
+    session.join(5.0)
+    assert asked == ["the session's"]
+    assert meter.visit() is None

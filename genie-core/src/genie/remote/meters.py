@@ -38,9 +38,8 @@ _KINDS = 64
 _TIMED: Mapping[int, str] = {Kind.LOAD_PLAN: "plan", Kind.EXECUTE: "execute"}  # from the record's turn to its end
 _FETCH = int(Kind.FETCH)
 
-# What is known of a session of the backend: what grows, and what there is of it now.
+# Of what the backend's sessions count: what is added up over those that ended.
 GROWING: Final = ("steps", "failed_steps", "batched_executions", "batched_members")
-STANDING: Final = ("memory_bytes", "peak_memory_bytes", "kept_bytes", "values", "plans")
 
 
 class Trace(Protocol):
@@ -114,9 +113,9 @@ class Meter:
         "trace",
     )
 
-    def __init__(self, name: str = "", ask: Callable[[], Mapping[str, int]] = dict, tenant: str = OTHER) -> None:
+    def __init__(self, name: str = "", ask: Callable[[], Mapping[str, int]] = dict) -> None:
         self.name = name
-        self.tenant = tenant
+        self.tenant = OTHER
         self.counts = [0] * _KINDS
         self.rows = {stage: [0] * _ROW for stage in STAGES}
         self.bytes_in = self.bytes_out = self.failures = self.plan_hits = self.iterations = 0
@@ -213,9 +212,13 @@ class Meter:
 
     def leave(self) -> None:
         """The message is done; the session waits for the next."""
-        if self._wanted is not None:
-            self._say()
-        self._busy = False
+        while True:
+            if self._wanted is not None:
+                self._say()
+            self._busy = False
+            if self._wanted is None:
+                return
+            self.enter()  # somebody came between the two, saw it at work, and waits
 
     def end(self) -> None:
         """The last word: nobody asks the backend's session from now on."""
