@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import Any
 
 from genie.errors import ConfigError
-from genie.wire.traces import Parent
 
 _NOTHING = nullcontext()
 _left_out: ContextVar[bool] = ContextVar("genie_left_out", default=False)
@@ -110,12 +109,9 @@ def _leaving_out() -> Iterator[None]:
         _left_out.reset(token)
 
 
-def parent() -> Parent | None:
-    """The current span as nodes are told of it; ``None`` where nothing is recorded."""
+def context() -> Any:
+    """OpenTelemetry's context of the current span; ``None`` where nothing is recorded."""
     if _tracer is None:
         return None
     current = _api.get_current_span()
-    if not current.is_recording():
-        return None
-    context = current.get_span_context()
-    return Parent(context.trace_id, context.span_id, bool(context.trace_flags & 1))
+    return current.get_span_context() if current.is_recording() else None

@@ -125,7 +125,7 @@ class TracedSession(RemoteSession):
         talk = self._conversation
         assert isinstance(talk, TracedConversation)
         talk.recorded = recorded
-        parent = tracing.parent() if recorded and self._tells else None
+        parent = _parent() if recorded and self._tells else None
         if parent != self._told:
             with self._lock:
                 talk.queue(Kind.TRACE, traces.put(parent))
@@ -133,6 +133,15 @@ class TracedSession(RemoteSession):
 
 
 _NOTHING: Final = nullcontext()
+
+
+def _parent() -> traces.Parent | None:
+    """The current span as nodes are told of it."""
+    context = tracing.context()
+    if context is None:
+        return None
+    return traces.Parent(context.trace_id, context.span_id, bool(context.trace_flags & 1))
+
 
 _NAMES: Final[dict[int, str]] = {
     Kind.LOAD_PLAN: "genie.node.plan",
