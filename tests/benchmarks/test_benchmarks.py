@@ -125,6 +125,15 @@ def test_generate() -> None:
         assert row["round trips"] < 16  # fewer than tokens
 
 
+@pytest.mark.models
+def test_observability() -> None:
+    found = run("import json, bench_observability as b; print(json.dumps(b.run(rounds=2, only='tiny', small=20)))")
+    assert found["equal"] is True
+    for rows in (found["generation"], found["small"]):
+        assert [row["observed"] for row in rows] == ["bare", "metrics", "sampled", "traced"]
+        assert all(row["ratio"] > 0 for row in rows)
+
+
 def test_scheduler() -> None:
     result = run(
         "import json, bench_scheduler as bench;print(json.dumps(bench.run(rounds=1, starts=1, effort=1.0, small=True)))"

@@ -424,6 +424,7 @@ def test_kinds_do_not_change() -> None:
         "SEND": 24,
         "RECEIVE": 25,
         "OUTLET": 26,
+        "TRACE": 27,
         "UPLOAD_BEGIN": 32,
         "FETCH": 33,
         "DESCRIBE": 34,

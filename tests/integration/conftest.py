@@ -176,6 +176,7 @@ class Node:
     address: str
     control: str
     log: Path
+    facts: Mapping[str, Any] = attrs.field(factory=dict)  # as it said when it was ready
 
     def sessions(self) -> int:
         with ControlClient(self.control) as client:
@@ -223,7 +224,7 @@ def start_node(nursery: Nursery, log: Path, *options: str, **settings: str) -> N
         raise AssertionError(f"the node did not start: {log.read_text()}")
     facts = json.loads(line)
     host = facts["address"].rpartition(":")[0]
-    return Node(process, facts["address"], f"{host}:{facts['control_port']}", log)
+    return Node(process, facts["address"], f"{host}:{facts['control_port']}", log, facts)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from genie import tracing
 from genie.remote import NodeServer, RemoteBackend
 from genie.testing import BackendSuite, MemoryTransport, NullBackend, TransportSuite
 
@@ -36,3 +39,16 @@ class TestRemoteBackendInMemory(BackendSuite):
             backend = RemoteBackend("memory", transport, (node.address,), timeout=10.0)
             yield backend
             backend.close()
+
+
+class TestTracedBackendInMemory(TestRemoteBackendInMemory):
+    """The same with every call in a trace."""
+
+    @pytest.fixture(autouse=True)
+    def traced(self, span_exporter: InMemorySpanExporter) -> Iterator[None]:
+        tracing.configure(1.0)
+        with trace.get_tracer("program").start_as_current_span("test"):
+            assert tracing.recording()
+            yield
+        tracing.configure(0.0)
+        span_exporter.clear()

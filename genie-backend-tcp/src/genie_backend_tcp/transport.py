@@ -26,7 +26,7 @@ class TcpListener:
         self._transport = transport
         self.address = spell(sock.getsockname())
 
-    def accept(self, timeout: float | None = None) -> TcpConnection:
+    def accept(self, timeout: float | None = None) -> TcpConnection | TlsConnection:
         try:
             self._sock.settimeout(timeout)
             sock, peer = self._sock.accept()
@@ -79,14 +79,14 @@ class TcpTransport:
         """A connection over a connected stream socket, which it then owns."""
         return TcpConnection(sock, peer, self._limits, self._stall, self._spin_us)
 
-    def accepted(self, sock: socket.socket, peer: str) -> TcpConnection:
+    def accepted(self, sock: socket.socket, peer: str) -> TcpConnection | TlsConnection:
         if self._tls is None or not self._tls.serves or sock.family == socket.AF_UNIX:
             return self.wrap(sock, peer)
         connection = TlsConnection(sock, peer, self._limits, self._stall, self._spin_us, self._tls.server())
         connection.begin()
         return connection
 
-    def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection:
+    def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection | TlsConnection:
         if self._tls is None or not self._tls.connects or sock.family == socket.AF_UNIX:
             return self.wrap(sock, address)
         host = split_host_port(address)[0] or "localhost"
@@ -96,7 +96,7 @@ class TcpTransport:
         connection.shake_hands(timeout)
         return connection
 
-    def connect(self, address: str, timeout: float) -> TcpConnection:
+    def connect(self, address: str, timeout: float) -> TcpConnection | TlsConnection:
         deadline = time.monotonic() + timeout
         reason = "it has no address"
         for family, at in resolve(address):

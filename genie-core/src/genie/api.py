@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from genie import config, runtime
+from genie import config, runtime, tracing
 from genie.device import Cluster, Device
 from genie.errors import CaptureError, ConfigError
 from genie.graph import Graph, TensorSpec
@@ -154,7 +154,9 @@ def annotate(graph: Graph) -> Graph:
 
 def execute_local(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:
     """Run a plan in this process. ``inputs`` as for :func:`execute`."""
-    return _execute(plan, inputs, frontend, "local")
+    runtime.current()
+    with tracing.call("genie.execute_local"):
+        return _execute(plan, inputs, frontend, "local")
 
 
 def execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = None) -> list[Any]:
@@ -164,7 +166,9 @@ def execute(plan: ExecutionPlan, inputs: Sequence[Any], frontend: str | None = N
     with the buffer protocol. Outputs are tensors of the inputs' framework (or of the one named), else
     :class:`HostValue`.
     """
-    return _execute(plan, inputs, frontend, "")
+    runtime.current()
+    with tracing.call("genie.execute"):
+        return _execute(plan, inputs, frontend, "")
 
 
 def run(
@@ -177,7 +181,9 @@ def run(
     **kwargs: Any,
 ) -> _T:
     """Capture → annotate → schedule → execute in one call; the next call with like arguments reuses the plan."""
-    return compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)(*args, **kwargs)
+    runtime.current()  # settings say whether it is traced
+    with tracing.call("genie.run", program=type(program).__name__):
+        return compile(program, backend=backend, devices=devices, policy=policy, frontend=frontend)(*args, **kwargs)
 
 
 def map(
@@ -281,7 +287,8 @@ def generate(
         raise ConfigError(f"the frontend {its.name!r} generates no tokens")
     target = _target(backend, devices, policy)
     loops = runtime.current().settings.decode_loop if offload is None else offload
-    return its.generate(program, ids, target, offload=loops, stream=stream, options=options)
+    with tracing.call("genie.generate", program=type(program).__name__):
+        return its.generate(program, ids, target, offload=loops, stream=stream, options=options)
 
 
 # --- extension -----------------------------------------------------------------------------------

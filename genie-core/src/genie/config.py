@@ -58,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batching_exact: bool = True  # … without a bit of a result depending on who else is there
     decode_loop: bool = True  # genie.generate() lets the node run the loop
     profile_dir: str = ""  # where measurements are kept; "" is $XDG_DATA_HOME/genie
+    trace_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
+        0.0  # of calls outside any trace that begin one; 0: no spans
+    )
     log_level: str = "WARNING"
     log_json: bool = False
     log_intercepts: bool = False  # log every captured operator
@@ -279,6 +282,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "spin_us": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
+    "trace_ratio": _check_finite,
 }
 
 

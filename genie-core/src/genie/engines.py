@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from genie import telemetry
+from genie import telemetry, tracing
 from genie.device import Device
 from genie.errors import GenieError, SchedulingError
 from genie.graph import Graph
@@ -47,10 +47,13 @@ class DeviceEngine:
         """The plan's id in the session. ``handles`` are those of the first execution's inputs."""
         started = time.perf_counter_ns()
         verify_graph(graph)
-        plan = self._planned(self._annotated(graph), handles)
+        annotated = self._annotated(graph)
+        with tracing.span("genie.schedule", nodes=len(graph.steps), devices=len(self._scheduler.devices)):
+            plan = self._planned(annotated, handles)
         forget(graph)
-        verify_plan(plan)
-        number = self.session.load(plan)
+        with tracing.span("genie.load"):
+            verify_plan(plan)
+            number = self.session.load(plan)
         telemetry.counters.add("graphs")
         telemetry.counters.add("graph_nodes", len(graph.steps))
         telemetry.counters.add("prepare_ns", time.perf_counter_ns() - started)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from genie import config, telemetry
+from genie import config, telemetry, tracing
 from genie.annotate import annotate
 from genie.device import Device
 from genie.engines import DeviceEngine, SpreadEngine, everything
@@ -210,7 +210,8 @@ class Runtime:
 
     def annotated(self, graph: Graph) -> Graph:
         """The graph annotated by all patterns; with ``analyzer_debug`` what they matched is logged."""
-        annotated = annotate(graph, self.patterns())
+        with tracing.span("genie.annotate", nodes=len(graph.steps)):
+            annotated = annotate(graph, self.patterns())
         if self.settings.analyzer_debug:
             for node in annotated.steps:
                 for found in node.semantics.evidence if node.semantics is not None else ():
@@ -402,6 +403,11 @@ def _install(runtime: Runtime) -> Runtime:
     global _current
     _hook_process()
     _configure_logs(runtime.settings)
+    try:
+        tracing.configure(runtime.settings.trace_ratio)
+    except ConfigError:
+        runtime.close()  # it may have connected
+        raise
     before, _current = _current, runtime
     if before is not None:
         before.close()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from genie import telemetry
+from genie import telemetry, tracing
 from genie.api import device_count, devices
 from genie.api import engine as connect
 from genie.api import settings as genie_settings
@@ -118,7 +118,8 @@ class Port:
 
     def prepare(self, device: int, segment: lower.Description, whole: bool) -> tuple[int, int]:
         """The plan's id, and the graph's number here."""
-        graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
+        with tracing.span("genie.capture"):
+            graph = lower.to_graph(segment, device, "fx" if whole else "lazy_dag")
         plan = self.engine(device).prepare(graph, [handle for _, _, handle, _ in segment["inputs"]])
         if self._log_operators:
             self._log(graph)

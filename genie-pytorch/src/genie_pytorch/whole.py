@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from genie import telemetry
+from genie import telemetry, tracing
 from genie_pytorch import modules
 from genie_pytorch.capture import Capture, is_capturing, suspended
 from genie_pytorch.device import NAME
@@ -89,6 +89,10 @@ class Compiled:
         self._module = owner if isinstance(owner, torch.nn.Module) else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with tracing.call("genie.call", program=type(self.program).__name__):
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.recorded:
             return self._record(args, kwargs)
         whole = self._whole if self._whole is not None else self._prepare()
@@ -185,7 +189,8 @@ class Runner:
             signature = (_C.current_scope(), _C.marks_of(given), *(inputs[i] for i in self._numbers))
             found = self._recipes.get(signature)
             if found is None or (found.trace is None and found.attempts < _MOST_ATTEMPTS):
-                return self._traced(module, signature, inputs, there)
+                with tracing.span("genie.capture.whole"):
+                    return self._traced(module, signature, inputs, there)
             if found.trace is not None:
                 made = found.trace.replay(given, any(self._brings_home[i] for i in found.positions))
             else:

@@ -8,7 +8,7 @@ import typer
 
 import genie
 from genie import telemetry
-from genie.cli import artifacts, nodes, plugins, profiles, programs, security
+from genie.cli import artifacts, doctor, nodes, plugins, profiles, programs, security, top
 from genie.cli.printing import complain, options, out
 from genie.errors import GenieError
 
@@ -22,6 +22,8 @@ app.command()(nodes.serve)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(programs.run)
+app.command()(top.top)
+app.command()(doctor.doctor)
 app.command()(artifacts.inspect)
 app.command()(artifacts.diff)
 app.command()(artifacts.explain)

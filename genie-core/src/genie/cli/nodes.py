@@ -40,6 +40,11 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve metrics and a status page over HTTP here; 0 takes a free port."),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve them at.")] = "127.0.0.1",
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
@@ -64,6 +69,8 @@ def serve(
         backend=backend,
         transport=transport,
         unix=unix or None,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
         json=as_json,
         tokens=tokens,
         audit_log=audit_log,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genie.config import Settings
 from genie.errors import AccessDenied, BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, TlsFailed
@@ -14,6 +15,9 @@ from genie.security import Ticket, Tls, TlsFiles
 from genie.security.files import warn_if_exposed
 from genie.security.guard import NEEDED, NEEDED_HINT
 from genie.security.tokens import read_token
+
+if TYPE_CHECKING:
+    from genie.remote.control import ControlClient
 
 
 class Access:
@@ -84,11 +88,24 @@ class Access:
             self._controls[node] = control
         return meet(transport, address, device, timeout, genie=genie, ticket=ticket)
 
-    def _ticket(self, control: str, device: int, timeout: float) -> Ticket:
+    def control(self, transport: Transport, address: str, timeout: float) -> ControlClient:
+        """A client of the control plane of the node at ``address`` (of its data port). Raises
+        :class:`BackendUnavailable` for a node that has none."""
+        met = meet(transport, address, -1, timeout)
+        farewell(met)
+        if not met.welcome.control_port:
+            raise BackendUnavailable("the node has no control plane", where=address, hint="its log says why")
+        return self.control_at(control_address(address, met.welcome.control_port), timeout)
+
+    def control_at(self, control: str, timeout: float) -> ControlClient:
+        """The same, of the control plane at ``control``."""
         # gRPC takes long to import, and most clients of a laboratory's nodes need none of it.
         from genie.remote.control import ControlClient
 
-        with ControlClient(control, timeout, tls=self.tls, token=self.token(control)) as client:
+        return ControlClient(control, timeout, tls=self.tls, token=self.token(control))
+
+    def _ticket(self, control: str, device: int, timeout: float) -> Ticket:
+        with self.control_at(control, timeout) as client:
             return client.ticket(device)
 
 

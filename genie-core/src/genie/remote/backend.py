@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 import genie
+from genie import tracing
 from genie.config import Settings
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
@@ -16,6 +17,8 @@ from genie.interfaces import Transport
 from genie.remote.access import Access
 from genie.remote.greeting import Met, farewell, quicker
 from genie.remote.session import RemoteSession
+from genie.remote.traced import TracedSession
+from genie.wire import traces
 
 
 class RemoteBackend:
@@ -104,13 +107,17 @@ class RemoteBackend:
         if device.address is None:
             raise ConfigError(f"device {device.id!r} has no address", hint="it belongs to another backend")
         met = self._meet(device.address, device.index)
-        session = RemoteSession(
-            met.connection, met.dialogue, device, met.welcome.limits, device.address, timeout=self._timeout
-        )
+        session = self._session(met, device, device.address)
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)
         return session
+
+    def _session(self, met: Met, device: Device, node: str) -> RemoteSession:
+        welcome, link = met.welcome, (met.connection, met.dialogue, device, met.welcome.limits, node, self._timeout)
+        if not tracing.enabled():
+            return RemoteSession(*link)
+        return TracedSession(*link, session=welcome.session, tells=welcome.minor >= traces.MINOR)
 
     def _meet(self, node: str, index: int) -> Met:
         local = self._quicker.get(node)

@@ -33,6 +33,7 @@ from genie.errors import (
     ProtocolError,
     TlsFailed,
 )
+from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope, Ticket, Tls, rpc
 from genie.security.tickets import ID_BYTES, KEY_BYTES
@@ -113,6 +114,7 @@ class ControlPlane:
             "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities()),
             "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
             "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
+            "View": self._handler("View", Nothing, Scope.ADMIN, lambda _, who: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
@@ -218,6 +220,10 @@ class ControlClient:
 
     def sessions(self) -> tuple[SessionInfo, ...]:
         return self._call("Sessions", Nothing(), Sessions).sessions
+
+    def view(self) -> NodeView:
+        """All the node counts, now."""
+        return self._call("View", Nothing(), NodeView)
 
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""

@@ -9,8 +9,7 @@ from genie.device import Device
 from genie.errors import AccessDenied, BackendError, TlsFailed
 from genie.interfaces import Transport
 from genie.plugins import registry
-from genie.remote.access import Access
-from genie.remote.control import ControlClient
+from genie.remote.access import Access, control_address
 from genie.remote.greeting import farewell
 from genie.remote.server import SessionInfo
 from genie.wire import Limits
@@ -52,12 +51,11 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
         limits=welcome.limits,
         local_address=welcome.local_address,
     )
-    host, _, port = address.rpartition(":")
-    if not welcome.control_port or not port.isdigit():
+    if not welcome.control_port:
         return known
-    control = f"{host}:{welcome.control_port}"
+    control = control_address(address, welcome.control_port)
     try:
-        with ControlClient(control, timeout, tls=access.tls, token=access.token(control)) as client:
+        with access.control_at(control, timeout) as client:
             capabilities = client.capabilities()
             return msgspec.structs.replace(
                 known,

@@ -13,18 +13,19 @@ from typing import TextIO
 
 import structlog
 
-from genie import telemetry
+from genie import telemetry, tracing
 from genie.config import Settings
 from genie.interfaces import Backend, Transport, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane
 from genie.remote.exposure import check_open
 from genie.remote.server import NodeServer
+from genie.remote.status_page import StatusPage
 from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
 
 log = structlog.get_logger("genie.node")
 
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0  # that SIGTERM gives sessions to end
 
 
 class _Stop:
@@ -56,6 +57,8 @@ def serve(
     backend: str = "local",
     transport: str = "tcp",
     unix: str | None = None,
+    metrics_host: str = "127.0.0.1",
+    metrics_port: int | None = None,
     json: bool = False,
     out: TextIO | None = None,
     tokens: str = "",
@@ -65,12 +68,14 @@ def serve(
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
 
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
-    ``port`` + 1, or at a free port if that is taken. ``tokens`` is a file as ``genie tokens add`` writes it.
+    ``port`` + 1, or at a free port if that is taken. With ``metrics_port`` (0: a free one) metrics and a status page
+    are served over HTTP at ``metrics_host``. ``tokens`` is a file as ``genie tokens add`` writes it.
 
     Raises :class:`ConfigError`, before anything listens, for security settings that cannot be used, and for an address
     that others reach without them; ``insecure`` overrules the latter.
     """
     telemetry.configure(settings.log_level, settings.log_json)
+    tracing.configure(settings.trace_ratio)
     audit = AuditLog(audit_log or None)
     tls = Tls(TlsFiles.of(settings), audit.told)
     carrier: Transport = registry.make("transport", transport, settings)
@@ -80,14 +85,17 @@ def serve(
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets, guard=guard)
+    page = StatusPage(node)
     try:
+        if metrics_port is not None:  # first: a port that is taken is said before anybody is served
+            page.start(metrics_host, metrics_port)
         node.start()
         control = ControlPlane(node, stop.ask, tls)
         data_port = int(node.address.rpartition(":")[2])
         node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
         try:
             with _signals(stop):
-                _ready(node, json=json, out=out or sys.stdout)
+                _ready(node, page.address, json=json, out=out or sys.stdout)
                 stop.wait(node)
                 control.not_serving()
                 grace = stop.grace or 0.0
@@ -96,17 +104,19 @@ def serve(
         finally:
             control.close()
     finally:
+        page.close()
         node.close()
         made.close()
         audit.close()
 
 
-def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:
+def _ready(node: NodeServer, metrics: str, *, json: bool, out: TextIO) -> None:
     facts = {
         "event": "ready",
         "address": node.address,
         "local_address": node.local_address,
         "control_port": node.control_port,
+        "metrics_address": metrics,
         "devices": [device.id for device in node.devices],
     }
     if json:
@@ -115,13 +125,15 @@ def _ready(node: NodeServer, *, json: bool, out: TextIO) -> None:
         line = f"genie node ready at {node.address}: {', '.join(device.id for device in node.devices)}"
         if node.control_port:
             line += f" (control port {node.control_port})"
+        if metrics:
+            line += f", status at http://{metrics}/"
     print(line, file=out, flush=True)
 
 
 @contextmanager
 def _signals(stop: _Stop) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.ask(_GRACE_SECONDS if number == signal.SIGTERM else 0.0)
+        stop.ask(GRACE_SECONDS if number == signal.SIGTERM else 0.0)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have handlers; the control plane still stops the node

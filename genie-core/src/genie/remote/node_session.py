@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter_ns
 from typing import Protocol, runtime_checkable
 
 import structlog
@@ -29,7 +30,9 @@ from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
+from genie.remote.meters import Meter
 from genie.remote.outlets import FEW
+from genie.remote.traced import join
 from genie.security import Identity
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
 
@@ -98,6 +101,7 @@ class NodeSession:
         self._connection = connection
         self._dialogue = dialogue
         self._session = session
+        self.meter = Meter(name, session.stats)
         self._store = store
         self._limits = limits
         self._capacity = capacity
@@ -119,6 +123,7 @@ class NodeSession:
             Kind.OUTLET: self._outlet,
             Kind.SEND: self._send,
             Kind.RECEIVE: self._receive,
+            Kind.TRACE: self._trace,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -132,16 +137,17 @@ class NodeSession:
         }
 
     def serve(self) -> None:
+        structlog.contextvars.bind_contextvars(session=self.name)
         try:
             while self._one_message():
-                pass
+                self.meter.leave()
         except ConnectionLost as error:
-            log.info("client gone", session=self.name, reason=error.message)
+            log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
-            log.warning("client dismissed", session=self.name, reason=error.message)
+            log.warning("client dismissed", reason=error.message)
             self._dismiss(error)
         except Exception as error:
-            log.exception("session failed", session=self.name)
+            log.exception("session failed")
             self._dismiss(NodeError(f"the node failed: {type(error).__name__}: {error}"))
         finally:
             self._dialogue.close()
@@ -150,30 +156,38 @@ class NodeSession:
             self._shared.clear()
             self._allocation = None
             self._store.release(self.name)
+            self.meter.end()
             try:
                 self._session.close()
             except Exception:
-                log.exception("session not closed in order", session=self.name)
+                log.exception("session not closed in order")
 
     def _one_message(self) -> bool:
         try:
             message = self._connection.receive(self._memory, None)
         except _Refused:
+            self.meter.done(Kind.UPLOAD)
             return True
+        meter = self.meter
+        meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
         if message.buffers:
             self._bulk(records[0], message.buffers[0])
+            meter.done(records[0][0])
             return True
         for kind, body in records:
             if kind == _EXECUTE:
                 self._execute(body)
+                meter.done(kind)
             elif kind in self._work:
                 self._work[kind](body)
+                meter.done(kind)
             elif kind in self._requests:
                 self._answer(seq, kind, body)
             elif kind == _LOOP:
                 self._repeat(seq, body)
+                meter.done(kind)
             else:
                 self._dialogue.hear(kind)  # raises for all but BYE
                 return False
@@ -188,13 +202,16 @@ class NodeSession:
         try:
             self._session.execute(plan, body[used:])
         except GenieError as error:
+            log.info("execution failed", plan=number, reason=error.message)
             # What it needed may be missing because its upload failed: that is the reason to tell.
             self._defer(next(iter(self._failed.values()), error))
 
     def _plan(self, number: int) -> int:
         """Its number in the local session, negative if it was refused."""
         try:
-            return self._plans[number]
+            found = self._plans[number]
+            self.meter.uses(number)
+            return found
         except IndexError:
             raise ProtocolError(f"plan {number} is executed and was never sent") from None
 
@@ -205,11 +222,14 @@ class NodeSession:
             if begin is not None:
                 self._begin_loop(begin)
             for answer in self._loop.run(count):
+                made = perf_counter_ns()
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
+                self.meter.iterated(len(answer), made)
         except ConnectionLost:
             raise
         except (GenieError, MemoryError) as error:
             self._loop.end()  # more of it may be asked for already
+            self.meter.failures += 1
             self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
 
     def _begin_loop(self, begin: loops.Begin) -> None:
@@ -231,6 +251,7 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocation = None
+        self.meter.bulk()
         seq, kind, body = frames.single(header)
         (size,) = sizes
         if kind == Kind.UPLOAD:
@@ -284,10 +305,13 @@ class NodeSession:
             raise ProtocolError(f"plan {number} was sent where {len(self._plans)} was due")
         if number >= _MOST_PLANS:
             raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
+        self.meter.loaded(number)
         try:
             plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
             self._plans.append(self._session.load(plan))
+            log.debug("plan loaded", plan=number, steps=len(plan.graph.steps))
         except GenieError as error:
+            log.info("plan refused", plan=number, reason=error.message)
             self._plans.append(-1)
             self._failed_plans[number] = error
             self._defer(error)
@@ -354,7 +378,7 @@ class NodeSession:
         try:
             self._session.free(handles)
         except GenieError as error:  # what was never made, because a step before it failed, need not be freed
-            log.debug("not freed", session=self.name, reason=error.message)
+            log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
         generator, seed = messages.get_pair(body, "SEED")
@@ -369,6 +393,9 @@ class NodeSession:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
             self._defer(error)
+
+    def _trace(self, body: memoryview) -> None:
+        self.meter.trace = join(body, self.name, self.device.id)
 
     # --- values from and to other nodes -------------------------------------------------------------
 
@@ -437,10 +464,14 @@ class NodeSession:
             answer, payload, data = self._requests[kind](body)
         except (GenieError, MemoryError) as error:
             answer, payload = Kind.ERROR, messages.put_error(error)
+            log.debug("request failed", record=Kind(kind).name, plan=getattr(error, "plan", -1), reason=str(error))
+        made, size = perf_counter_ns(), len(payload)
         if data is None:
             self._connection.send(frames.one(seq, answer, payload))
         else:
+            size += len(data)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
+        self.meter.answered(kind, size, made, answer == Kind.ERROR)
 
     def _tell_deferred(self) -> None:
         if self._deferred is not None:
@@ -506,6 +537,7 @@ class NodeSession:
 
     def abandon(self) -> None:
         """It was never served."""
+        self.meter.end()
         self._channels.close()
         self._session.close()
 

@@ -37,6 +37,7 @@ from genie.remote.content import ContentStore
 from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
+from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
@@ -98,7 +99,8 @@ class NodeServer:
         self._wanted_devices = tuple(devices)
         self._wanted_local = local
         self._limits = limits or Limits()
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
+        self.meters = Meters()
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
         self._inlets = Inlets(self._limits)
         self._devices: tuple[Device, ...] = ()  # as the backend names them
@@ -194,6 +196,12 @@ class NodeServer:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def greeting(self) -> int:
+        """Connections that have not said who they are."""
+        with self._changed:
+            return len(self._greeting)
+
     def content(self) -> ContentStore:
         return self._store
 
@@ -227,11 +235,15 @@ class NodeServer:
             except ConnectionLost:
                 return
             with self._changed:
-                crowded = len(self._greeting) + len(self._sessions) >= 2 * self._max_sessions
-                if self._closed or crowded:
-                    connection.close()
-                    continue
-                self._greeting.add(connection)
+                crowded = len(self._greeting) + len(self._sessions) >= 2 * self.max_sessions
+                turned_away = self._closed or crowded
+                if not turned_away:
+                    self._greeting.add(connection)
+            if turned_away:
+                if crowded:
+                    self.meters.refused("Crowded")
+                connection.close()
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
@@ -241,12 +253,14 @@ class NodeServer:
             session = self._greet(connection, dialogue)
         except GenieError as error:
             log.info("client refused", reason=error.message)
+            self.meters.refused(type(error).__name__)
             if not isinstance(error, ConnectionLost):
                 facts = _stranger(connection).facts
                 self.guard.audit.write("refused", where="data plane", reason=error.message, **facts)
             self._refuse(connection, dialogue, error)
         except Exception as error:
             log.exception("greeting failed")
+            self.meters.refused(NodeError.__name__)
             self._refuse(connection, dialogue, NodeError(f"the node failed: {type(error).__name__}: {error}"))
         finally:
             with self._changed:
@@ -265,6 +279,7 @@ class NodeServer:
     def _forget(self, session: NodeSession) -> None:
         seconds = round(time.time() - session.since, 3)
         self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
+        self.meters.closed(session.meter)
         with self._changed:
             self._sessions.pop(session.name, None)
             self._changed.notify_all()
@@ -301,6 +316,7 @@ class NodeServer:
                 host=host_identity(),
                 local_address=self.local_address,
                 control_port=self.control_port,
+                tickets=self.guard.wants_tickets,
             )
             self._say(connection, dialogue, welcome, ticket, body)
         except BackendError:
@@ -356,13 +372,14 @@ class NodeServer:
                 refusal: GenieError | None = BackendUnavailable(
                     "the node is shutting down and takes no more sessions", where=self.address, hint="use another node"
                 )
-            elif len(self._sessions) >= self._max_sessions:
+            elif len(self._sessions) >= self.max_sessions:
                 refusal = LimitExceeded(
-                    f"the node has its {self._max_sessions} sessions", where=self.address, hint="try again later"
+                    f"the node has its {self.max_sessions} sessions", where=self.address, hint="try again later"
                 )
             else:
                 refusal = None
                 self._sessions[name] = (session, info)
+                self.meters.opened(session.meter, info.client, info.device)
         if refusal is not None:
             local.close()
             raise refusal

@@ -47,12 +47,14 @@ class Inlet(NamedTuple):
 class RemoteSession:
     """One ordered stream of work on one device of a node."""
 
+    conversation_type = Conversation
+
     def __init__(
         self, connection: Connection, dialogue: Dialogue, device: Device, limits: Limits, node: str, timeout: float
     ) -> None:
         self.device = device
         self._lock = threading.Lock()
-        self._conversation = Conversation(connection, dialogue, limits, node, timeout)
+        self._conversation = self.conversation_type(connection, dialogue, limits, node, timeout)
         self._offers = Offers(self._conversation, self._upload)
         self._expected = Expected(self._conversation)
         self._plans: dict[str, int] = {}

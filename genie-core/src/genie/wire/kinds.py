@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from genie.errors import LocalProtocolError, ProtocolError
 
-PROTOCOL: Final = (1, 0)  # major, minor of what the records mean
+PROTOCOL: Final = (1, 1)  # major, minor of what the records mean
 
 
 class Kind(IntEnum):
@@ -32,6 +32,7 @@ class Kind(IntEnum):
     SEND = 24
     RECEIVE = 25
     OUTLET = 26
+    TRACE = 27  # since 1.1
 
     # Answered, in order.
     UPLOAD_BEGIN = 32

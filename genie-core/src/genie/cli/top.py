@@ -1,0 +1,200 @@
+"""``genie top``: what nodes do now."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import attrs
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from genie import config
+from genie.cli.printing import Json, out, print_json
+from genie.errors import ConfigError, GenieError
+
+_FEW = 12  # sessions of a node that are shown, the largest first
+
+
+@attrs.define
+class _Watched:
+    """A node, and what it said the last two times."""
+
+    address: str
+    client: Any = None
+    before: Any = None
+    now: Any = None
+    problem: str = ""
+
+    def look(self, transport: Any, access: Any, timeout: float) -> None:
+        try:
+            if self.client is None:
+                self.client = access.control(transport, self.address, timeout)
+            self.before, self.now = self.now, self.client.view()
+            self.problem = ""
+        except GenieError as error:
+            self.close()
+            self.before = self.now = None
+            self.problem = error.message
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+
+    def told(self) -> dict[str, Any]:
+        """For machines."""
+        from genie.remote.rates import rates
+
+        if self.now is None:
+            return {"address": self.address, "problem": self.problem}
+        seen = rates(self.before, self.now)
+        return {
+            "address": self.address,
+            "problem": "",
+            "rates": msgspec.to_builtins(seen),
+            "view": msgspec.to_builtins(self.now),
+        }
+
+
+def top(
+    nodes: Annotated[list[str] | None, typer.Argument(help="Nodes as host:port. Default: the configured ones.")] = None,
+    interval: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look twice, print, end; status 1 if a node does not answer.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What nodes do now: devices, sessions, memory, rates and latencies. Ctrl-C ends it."""
+    from genie.plugins import registry
+    from genie.remote.access import Access
+
+    settings = config.resolve().settings
+    addresses = tuple(dict.fromkeys(nodes or settings.nodes))
+    if not addresses:
+        raise ConfigError("which nodes?", hint="genie top HOST:PORT …, or set `nodes` (GENIE_NODES)")
+    if as_json and not once:
+        raise ConfigError("--json prints once", hint="add --once")
+    transport = registry.make("transport", "tcp", settings)
+    access = Access.from_settings(settings, transport)
+    watched = [_Watched(address) for address in addresses]
+
+    def look() -> None:
+        for each in watched:
+            each.look(transport, access, settings.connect_timeout)
+
+    try:
+        look()
+        if once:
+            time.sleep(interval)
+            look()
+            if as_json:
+                print_json([each.told() for each in watched])
+            else:
+                out.print(picture(watched))
+            if any(each.problem for each in watched):
+                raise typer.Exit(1)
+            return
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(picture(watched), console=out, auto_refresh=False, screen=out.is_terminal) as live,
+        ):
+            while True:
+                time.sleep(interval)
+                look()
+                live.update(picture(watched), refresh=True)
+    finally:
+        for each in watched:
+            each.close()
+
+
+def picture(watched: Sequence[_Watched]) -> RenderableType:
+    return Group(*(_node(each) for each in watched))
+
+
+def _node(each: _Watched) -> RenderableType:
+    from genie.remote.rates import rates
+
+    if each.now is None:
+        return Panel(Text(each.problem or "not asked yet", style="red"), title=each.address, title_align="left")
+    view, seen = each.now, rates(each.before, each.now)
+    state = Text.assemble(
+        ("draining" if view.draining else "serving", "yellow" if view.draining else "green"),
+        f" · up {_span(view.time - view.started)} · {len(view.sessions)} of {view.max_sessions} sessions, "
+        f"{sum(device.busy for device in view.devices)} busy · {seen.requests:,.0f} requests/s · "
+        f"{seen.executions:,.0f} executions/s · in {_bytes(seen.bytes_in)}/s · out {_bytes(seen.bytes_out)}/s · "
+        f"{seen.failures:,.2g} failures/s · {seen.cpu:.1f} cores · {_bytes(view.process.resident_bytes)} resident",
+    )
+    devices = _table("device", "memory>", "used>", "kept>", "largest session>", "sessions>", "busy>")
+    for device in view.devices:
+        devices.add_row(
+            device.id,
+            _bytes(device.memory_bytes),
+            _bytes(device.used_bytes),
+            _bytes(device.kept_bytes),
+            _bytes(device.largest_bytes),
+            str(device.sessions),
+            str(device.busy),
+        )
+    stages = _table("stage", "p50>", "p99>", "per second>")
+    for stage, its in seen.stages.items():
+        stages.add_row(stage, _seconds(its.p50), _seconds(its.p99), f"{its.count / seen.seconds:,.0f}")
+    parts: list[RenderableType] = [state, devices, stages]
+    if view.sessions:
+        parts.append(_sessions(view))
+    return Panel(Group(*parts), title=f"{each.address} · Genie {view.genie}", title_align="left")
+
+
+def _sessions(view: Any) -> RenderableType:
+    table = _table("session", "client", "device", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>")
+    shown = sorted(view.sessions, key=lambda session: -session.memory_bytes)
+    for session in shown[:_FEW]:
+        table.add_row(
+            session.id,
+            Text(session.client),
+            session.device,
+            _span(view.time - session.since),
+            f"{session.executions:,}",
+            _bytes(session.bytes_in),
+            _bytes(session.bytes_out),
+            _bytes(session.memory_bytes),
+            _bytes(session.peak_memory_bytes),
+            str(session.plans),
+        )
+    if len(shown) > _FEW:
+        table.add_row(f"and {len(shown) - _FEW} more")
+    return table
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head.removesuffix(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
+    return table
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def _seconds(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return f"{number * 1e6:.0f} µs" if number < 1e-3 else f"{number * 1e3:.1f} ms" if number < 1 else f"{number:.1f} s"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,144 @@
+"""A node's numbers for Prometheus. Each node has a registry of its own; nothing is counted in the library's globals.
+
+docs/operations.md lists the metrics with their units; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from genie.remote.observed import NodeView, observe
+from genie.remote.server import NodeServer
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """What ``/metrics`` says of a node."""
+
+    def __init__(self, node: NodeServer) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_OfNode(node))
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _OfNode(Collector):
+    def __init__(self, node: NodeServer) -> None:
+        self._node = node
+
+    def collect(self) -> Iterable[Metric]:
+        view = observe(self._node)
+        yield from _standing(view)
+        yield from _growing(view)
+        yield from _per_tenant(view)
+        yield _latencies(view)
+
+
+def _standing(view: NodeView) -> Iterable[Metric]:
+    yield _gauge("genie_node_info", "1, with what the node is.", {(view.genie,): 1}, ("version",))
+    yield _gauge("genie_node_start_time_seconds", "When the node started, in Unix time.", {(): view.started})
+    yield _gauge("genie_node_draining", "1 while the node takes no new sessions.", {(): view.draining})
+    devices = {(device.id,): device for device in view.devices}
+    of = ("device",)
+    yield _gauge("genie_sessions", "Sessions there are.", {at: its.sessions for at, its in devices.items()}, of)
+    yield _gauge(
+        "genie_sessions_busy", "Sessions with a message being worked on.", {k: d.busy for k, d in devices.items()}, of
+    )
+    yield _gauge("genie_sessions_limit", "Sessions the node takes at most.", {(): view.max_sessions})
+    yield _gauge("genie_connections_greeting", "Connections that have not said who they are.", {(): view.greeting})
+    yield _gauge(
+        "genie_device_memory_bytes", "A device's memory.", {at: its.memory_bytes for at, its in devices.items()}, of
+    )
+    yield _gauge(
+        "genie_memory_used_bytes",
+        "Memory of sessions: of their values, or kept free for their next ones.",
+        {
+            (at, kind): number
+            for (at,), its in devices.items()
+            for kind, number in (("values", its.used_bytes), ("kept", its.kept_bytes))
+        },
+        ("device", "kind"),
+    )
+    yield _gauge(
+        "genie_session_memory_peak_bytes",
+        "The most memory one session ever had.",
+        {at: its.largest_bytes for at, its in devices.items()},
+        of,
+    )
+    yield _gauge("genie_content_bytes", "Uploaded contents kept.", {(): view.content.get("content_bytes", 0)})
+    yield _gauge("genie_content_entries", "Uploaded contents kept.", {(): view.content.get("content_entries", 0)})
+
+
+def _growing(view: NodeView) -> Iterable[Metric]:
+    yield _counter("genie_requests", "Records dealt with.", {(k,): n for k, n in view.requests.items()}, ("kind",))
+    yield _counter("genie_refused", "Clients refused.", {(k,): n for k, n in view.refused.items()}, ("reason",))
+    plain = (
+        ("genie_received_bytes", "Bytes of messages from clients.", view.bytes_in),
+        ("genie_sent_bytes", "Bytes of messages to clients.", view.bytes_out),
+        ("genie_failures", "Requests answered by an error.", view.failures),
+        ("genie_plan_cache_hits", "Executions of plans used before.", view.plan_hits),
+        ("genie_plan_cache_misses", "Plans received and prepared.", view.plan_misses),
+        ("genie_loop_portions", "Portions of iterations that loops were asked for.", view.loops),
+        ("genie_loop_iterations", "Iterations loops ran.", view.iterations),
+        ("genie_steps", "Operators executed.", view.steps),
+        ("genie_failed_steps", "Operators that failed.", view.failed_steps),
+        ("genie_batched_executions", "Executions that ran in lockstep with other sessions'.", view.batched_executions),
+        ("genie_batched_members", "Sessions in those, added up.", view.batched_members),
+        ("genie_content_hits", "Uploads whose content was here already.", view.content.get("content_hits", 0)),
+    )
+    for name, text, number in plain:
+        yield _counter(name, text, {(): number})
+
+
+def _per_tenant(view: NodeView) -> Iterable[Metric]:
+    its = {(tenant.tenant,): tenant for tenant in view.tenants}
+    of = ("tenant",)
+    yield _gauge("genie_tenant_sessions", "Sessions there are.", {at: t.sessions for at, t in its.items()}, of)
+    yield _gauge(
+        "genie_tenant_memory_bytes", "Memory of their values.", {at: t.memory_bytes for at, t in its.items()}, of
+    )
+    yield _counter("genie_tenant_sessions_opened", "Sessions ever.", {at: t.opened for at, t in its.items()}, of)
+    yield _counter("genie_tenant_requests", "Records dealt with.", {at: t.requests for at, t in its.items()}, of)
+    yield _counter(
+        "genie_tenant_failures", "Requests answered by an error.", {at: t.failures for at, t in its.items()}, of
+    )
+    yield _counter(
+        "genie_tenant_received_bytes", "Bytes of messages from it.", {at: t.bytes_in for at, t in its.items()}, of
+    )
+    yield _counter(
+        "genie_tenant_sent_bytes", "Bytes of messages to it.", {at: t.bytes_out for at, t in its.items()}, of
+    )
+
+
+def _latencies(view: NodeView) -> Metric:
+    family = HistogramMetricFamily("genie_stage_seconds", "What stages of requests took.", labels=("stage",))
+    for stage, latency in view.latencies.items():
+        buckets = [(repr(bound), float(count)) for bound, count in zip(view.bounds, latency.buckets, strict=True)]
+        family.add_metric((stage,), [*buckets, ("+Inf", float(latency.count))], latency.seconds)
+    return family
+
+
+_Values = Mapping[tuple[str, ...], float]
+
+
+def _gauge(name: str, text: str, values: _Values, labels: tuple[str, ...] = ()) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for at, number in values.items():
+        family.add_metric(at, float(number))
+    return family
+
+
+def _counter(name: str, text: str, values: _Values, labels: tuple[str, ...] = ()) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for at, number in values.items():
+        family.add_metric(at, float(number))
+    return family

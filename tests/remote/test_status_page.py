@@ -1,0 +1,139 @@
+"""Metrics and status over HTTP: right, for one node alone, and unmoved by clients that are slow, many or rude."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+from remote.peers import Node
+
+from genie.errors import ConfigError
+from genie.remote import status_page
+from genie.remote.observed import NodeView, observe
+from genie.remote.status_page import StatusPage
+from genie.testing import single
+from genie.testing.plans import spec
+
+ADD = single("aten::add.Tensor", [spec(2)] * 2, spec(2))
+
+
+@pytest.fixture
+def page(node: Node) -> Iterator[StatusPage]:
+    page = StatusPage(node.server)
+    page.start("127.0.0.1", 0)
+    yield page
+    page.close()
+
+
+def get(page: StatusPage, path: str) -> tuple[int, str, bytes]:
+    try:
+        with urllib.request.urlopen(f"http://{page.address}{path}", timeout=10) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read()
+
+
+def samples(page: StatusPage) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    status, kind, body = get(page, "/metrics")
+    assert status == 200
+    assert kind.startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_what_was_done(node: Node, page: StatusPage) -> None:
+    caller = node.client()
+    caller.get(caller.run(ADD, [caller.put([1, 2]), caller.put([3, 4])]))
+    found = samples(page)
+    assert found["genie_requests_total", (("kind", "EXECUTE"),)] == 1
+    assert found["genie_stage_seconds_count", (("stage", "execute"),)] == 1
+    assert found["genie_stage_seconds_bucket", (("le", "+Inf"), ("stage", "execute"))] == 1
+    assert found["genie_sessions", (("device", "null:0"),)] == 1
+    assert found["genie_memory_used_bytes", (("device", "null:0"), ("kind", "values"))] > 0
+    assert found["process_cpu_seconds_total", ()] > 0
+    # Buckets only grow, from le to le.
+    stages = {}
+    for (name, labels), value in found.items():
+        if name == "genie_stage_seconds_bucket":
+            of = dict(labels)
+            stages.setdefault(of["stage"], []).append((float(of["le"]), value))
+    for buckets in stages.values():
+        values = [value for _, value in sorted(buckets)]
+        assert values == sorted(values)
+
+
+def test_nothing_is_registered_with_the_process(node: Node, page: StatusPage) -> None:
+    samples(page)
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("genie")]
+
+
+def test_the_status_is_the_view(node: Node, page: StatusPage) -> None:
+    status, kind, body = get(page, "/status.json")
+    assert (status, kind) == (200, "application/json")
+    told = json.loads(body)
+    assert told["address"] == node.server.address
+    assert set(told) == set(NodeView.__struct_fields__)
+    assert told["max_sessions"] == observe(node.server).max_sessions
+
+
+def test_health_ends_with_draining(node: Node, page: StatusPage) -> None:
+    assert get(page, "/healthz")[::2] == (200, b"ok\n")
+    assert node.server.drain(1.0)
+    assert get(page, "/healthz")[::2] == (503, b"draining\n")
+
+
+def test_there_is_nothing_else(page: StatusPage) -> None:
+    for path in ("/etc/passwd", "/../status.json", "/metrics/"):
+        assert get(page, path)[0] == 404
+    request = urllib.request.Request(f"http://{page.address}/", data=b"x", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 501
+
+
+def test_a_port_that_is_taken(page: StatusPage, node: Node) -> None:
+    with pytest.raises(ConfigError, match="cannot serve metrics") as caught:
+        StatusPage(node.server).start("127.0.0.1", int(page.address.rpartition(":")[2]))
+    assert caught.value.hint
+
+
+def _raw(page: StatusPage) -> socket.socket:
+    host, _, port = page.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_slow_and_long_requests_are_cut_off(page: StatusPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_page, "_SECONDS", 0.3)
+    with _raw(page) as slow:
+        slow.sendall(b"GET / HTTP/1.0\r\n")  # and no end
+        assert slow.recv(100) == b""
+    with _raw(page) as long:
+        long.sendall(b"GET / HTTP/1.0\r\nX: " + b"y" * (16 << 10))
+        with contextlib.suppress(ConnectionResetError):
+            assert long.recv(100) == b""
+    with _raw(page) as rude:
+        rude.sendall(b"\x00\xff\r\n\r\n")
+        assert b"400" in rude.recv(1000)
+    assert get(page, "/healthz")[0] == 200
+
+
+def test_idle_clients_do_not_pile_up(page: StatusPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_page, "_SECONDS", 0.5)
+    before = threading.active_count()
+    idle = [_raw(page) for _ in range(40)]
+    assert [each.recv(1) for each in idle] == [b""] * 40  # those beyond the room at once, the others in time
+    for each in idle:
+        each.close()
+    assert threading.active_count() <= before + 8
+    assert get(page, "/healthz")[0] == 200
