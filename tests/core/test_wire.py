@@ -412,6 +412,7 @@ def test_kinds_do_not_change() -> None:
         "WELCOME": 2,
         "ERROR": 3,
         "BYE": 4,
+        "WAIT": 5,
         "LOAD_PLAN": 16,
         "EXECUTE": 17,
         "UPLOAD": 18,
@@ -423,6 +424,7 @@ def test_kinds_do_not_change() -> None:
         "SEND": 24,
         "RECEIVE": 25,
         "OUTLET": 26,
+        "HEARD": 27,
         "UPLOAD_BEGIN": 32,
         "FETCH": 33,
         "DESCRIBE": 34,
@@ -432,6 +434,7 @@ def test_kinds_do_not_change() -> None:
         "INLET": 38,
         "PROFILE": 40,
         "LOOP": 41,
+        "MARK": 42,
         "HELD": 48,
         "VALUE": 49,
         "SPEC": 50,
@@ -441,5 +444,6 @@ def test_kinds_do_not_change() -> None:
         "INLET_OPEN": 54,
         "PROFILED": 56,
         "LOOPED": 57,
+        "MARKED": 58,
     }
     assert struct.calcsize("<2sBBIIHH") == frames.PREFIX.size == 16

@@ -185,22 +185,23 @@ class TcpTransport:
     def connect(self, address: str, timeout: float) -> TcpConnection:
         deadline = time.monotonic() + timeout
         reason = "it has no address"
+        cause: OSError | None = None
         for family, at in resolve(address):
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 sock.connect(at)
                 return self.wrap(sock, address)
-            except TimeoutError:
-                reason = f"no answer within {timeout:g} s"
+            except TimeoutError as error:
+                reason, cause = f"no answer within {timeout:g} s", error
             except OSError as error:
-                reason = error.strerror or str(error)
+                reason, cause = error.strerror or str(error), error
             sock.close()
         raise BackendUnavailable(
             f"no node answers at {address}: {reason}",
             where=address,
             hint=f"start one there with `genie serve`, or correct the address ({address})",
-        )
+        ) from cause
 
     def listen(self, address: str) -> TcpListener:
         """Port 0 picks a free one; the listener's ``address`` says which."""

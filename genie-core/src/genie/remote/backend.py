@@ -12,8 +12,9 @@ import genie
 from genie.config import Settings
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
-from genie.interfaces import Transport
+from genie.interfaces import Connection, Transport
 from genie.remote.greeting import Met, farewell, meet, quicker
+from genie.remote.rejoining import Reunion, Rejoining
 from genie.remote.session import RemoteSession
 
 
@@ -31,6 +32,8 @@ class RemoteBackend:
         timeout: float = 60.0,
         connect_timeout: float = 10.0,
         shortcut: bool = True,
+        resumes: bool = True,
+        heartbeat: float = 10.0,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -39,6 +42,8 @@ class RemoteBackend:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._shortcut = shortcut
+        self._resumes = resumes
+        self._heartbeat = heartbeat
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -54,6 +59,8 @@ class RemoteBackend:
             timeout=settings.timeout,
             connect_timeout=settings.connect_timeout,
             shortcut=settings.unix_sockets,
+            resumes=settings.lease_seconds > 0,
+            heartbeat=settings.heartbeat_seconds,
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -100,8 +107,9 @@ class RemoteBackend:
         if device.address is None:
             raise ConfigError(f"device {device.id!r} has no address", hint="it belongs to another backend")
         met = self._meet(device.address, device.index)
+        connection = self._lasting(met, device.address)
         session = RemoteSession(
-            met.connection, met.dialogue, device, met.welcome.limits, device.address, timeout=self._timeout
+            connection, met.dialogue, device, met.welcome.limits, device.address, timeout=self._timeout
         )
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
@@ -113,8 +121,30 @@ class RemoteBackend:
         if local:
             # Gone (another mount namespace, a cleaned /tmp): the long way still works.
             with contextlib.suppress(BackendUnavailable, ConnectionLost, DeadlineExceeded):
-                return meet(self._transport, local, index, self._connect_timeout, genie=genie.__version__)
-        return meet(self._transport, node, index, self._connect_timeout, genie=genie.__version__)
+                return self._open(local, index)
+        return self._open(node, index)
+
+    def _open(self, address: str, index: int) -> Met:
+        return meet(
+            self._transport, address, index, self._connect_timeout, genie=genie.__version__, resumes=self._resumes
+        )
+
+    def _lasting(self, met: Met, node: str) -> Connection:
+        """The connection, or one that is made anew when it breaks, if the node keeps sessions so long."""
+        welcome = met.welcome
+        if not (self._resumes and welcome.lease > 0 and welcome.key):
+            return met.connection
+        ways = (str(getattr(met.connection, "peer", node)), node)
+        reunion = Reunion(
+            transport=self._transport,
+            addresses=tuple(dict.fromkeys(ways)),
+            session=welcome.session,
+            key=welcome.key,
+            lease=welcome.lease,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+        )
+        return Rejoining(met.connection, reunion)
 
     def close(self) -> None:
         with self._lock:

@@ -18,7 +18,10 @@ from genie.errors import (
 from genie.interfaces import Connection, Transport
 from genie.remote.identity import client_name, host_identity
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
-from genie.wire.messages import Hello, Welcome
+from genie.wire.messages import Back, Hello, Welcome
+
+
+_PATIENCE_SECONDS = 600.0  # a session may compute for long
 
 
 class Met(NamedTuple):
@@ -42,8 +45,19 @@ def farewell(met: Met) -> None:
     met.connection.close()
 
 
-def meet(transport: Transport, address: str, device: int, timeout: float, *, genie: str = "", channel: str = "") -> Met:
-    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, or connects a channel.
+def meet(
+    transport: Transport,
+    address: str,
+    device: int,
+    timeout: float,
+    *,
+    genie: str = "",
+    channel: str = "",
+    resumes: bool = False,
+    back: Back | None = None,
+) -> Met:
+    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, connects a channel, or comes
+    ``back``. A node that says it is busy is waited for as long as it says so, within ten minutes.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
@@ -56,6 +70,8 @@ def meet(transport: Transport, address: str, device: int, timeout: float, *, gen
         host=host_identity(),
         client=client_name(),
         channel=channel,
+        resumes=resumes,
+        back=back,
     )
     deadline = time.monotonic() + timeout
     connection = transport.connect(address, timeout)
@@ -63,11 +79,17 @@ def meet(transport: Transport, address: str, device: int, timeout: float, *, gen
     try:
         dialogue.say(Kind.HELLO)
         connection.send(frames.one(dialogue.next_seq(), Kind.HELLO, messages.put_struct(hello)))
-        message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
-        _, kind, body = frames.single(message.header)
-        dialogue.hear(kind)
+        kind = int(Kind.WAIT)
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while kind == Kind.WAIT and time.monotonic() < patience:
+            message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
+            _, kind, body = frames.single(message.header)
+            dialogue.hear(kind)
+            deadline = time.monotonic() + timeout
         if kind == Kind.ERROR:
             raise messages.get_error(body, address)
+        if kind == Kind.WAIT:
+            raise DeadlineExceeded(f"the session was busy for {_PATIENCE_SECONDS:g} s", where=address)
         welcome = messages.get_welcome(body)
         if welcome.major != PROTOCOL[0]:
             raise VersionMismatch(

@@ -67,7 +67,14 @@ def serve(
     carrier: Transport = registry.make("transport", transport, settings)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets)
+    node = NodeServer(
+        made,
+        carrier,
+        address,
+        devices=devices,
+        local=unix or settings.unix_sockets,
+        lease_seconds=settings.lease_seconds,
+    )
     try:
         node.start()
         control = ControlPlane(node, stop.ask)

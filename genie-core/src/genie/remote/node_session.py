@@ -27,6 +27,7 @@ from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
 from genie.remote.channels import FEW, Channels
 from genie.remote.content import ContentStore
+from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
@@ -91,6 +92,8 @@ class NodeSession:
         self.name = name
         self.device: Device = session.device
         self.since = time.time()
+        self.lasting = connection if isinstance(connection, Lasting) else None
+        self.reason = ""  # why it ended, if not as the client wished
         self._connection = connection
         self._dialogue = dialogue
         self._session = session
@@ -115,6 +118,7 @@ class NodeSession:
             Kind.OUTLET: self._outlet,
             Kind.SEND: self._send,
             Kind.RECEIVE: self._receive,
+            Kind.HEARD: self._heard,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -125,7 +129,11 @@ class NodeSession:
             Kind.STATS: self._stats,
             Kind.INLET: self._inlet,
             Kind.PROFILE: self._profile,
+            Kind.MARK: self._mark,
         }
+        self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
+        if self.lasting is not None:
+            self.lasting.make_again = self._make_again
 
     def serve(self) -> None:
         try:
@@ -414,15 +422,34 @@ class NodeSession:
     # --- requests -----------------------------------------------------------------------------------
 
     def _answer(self, seq: int, kind: int, body: memoryview) -> None:
-        data: memoryview | None = None
+        header, data = self._made(seq, kind, body)
+        if data is None:
+            self._connection.send(header)
+        else:
+            self._look_again = (seq, kind, body)
+            self._connection.send(header, (data,))
+
+    def _made(self, seq: int, kind: int, body: memoryview) -> tuple[bytes, memoryview | None]:
         try:
             answer, payload, data = self._requests[kind](body)
         except (GenieError, MemoryError) as error:
-            answer, payload = Kind.ERROR, messages.put_error(error)
-        if data is None:
-            self._connection.send(frames.one(seq, answer, payload))
-        else:
-            self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
+            return frames.one(seq, Kind.ERROR, messages.put_error(error)), None
+        return frames.one(seq, answer, payload, None if data is None else len(data)), data
+
+    def _make_again(self) -> tuple[bytes, Sequence[Buffer]]:
+        """The answer to the last question once more: nothing was done since that could change it."""
+        assert self._look_again is not None
+        header, data = self._made(*self._look_again)
+        return header, () if data is None else (data,)
+
+    def _heard(self, body: memoryview) -> None:
+        count = messages.get_number(body, "HEARD")
+        if self.lasting is not None:
+            self.lasting.acknowledge(count)
+
+    def _mark(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        told = 0 if self.lasting is None else self.lasting.told + 1
+        return Kind.MARKED, messages.HANDLE.pack(told), None
 
     def _tell_deferred(self) -> None:
         if self._deferred is not None:
@@ -492,5 +519,6 @@ class NodeSession:
         self._session.close()
 
     def _dismiss(self, error: GenieError) -> None:
+        self.reason = error.message
         with contextlib.suppress(GenieError, OSError):
             self._connection.send(frames.one(max(self._dialogue.seq, 0), Kind.BYE, messages.put_error(error)))

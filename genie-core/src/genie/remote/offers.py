@@ -9,7 +9,7 @@ import blake3
 
 from genie.errors import DeadlineExceeded, NodeError, ProtocolError
 from genie.graph import TensorSpec
-from genie.remote.conversation import Conversation
+from genie.remote.conversation import Conversation, Stream
 from genie.wire import Kind, messages
 
 CHUNK = 4 << 20
@@ -65,6 +65,7 @@ class Offers:
         offer = _Offer(seq, digest, handle, spec, data)
         self.offered += 1
         if ahead:
+            self._conversation.streams[seq] = Stream()  # other answers may be waited for before this one
             self._open += [offer]
         else:
             self._finish(offer)
@@ -78,16 +79,18 @@ class Offers:
             self._verify()
 
     def _settle_first(self) -> None:
-        offer = self._open[0]
+        offer, streams = self._open[0], self._conversation.streams
         if self._astray:
             # Later answers are not waited for: each value is sent as it is.
             self._upload(offer.handle, offer.spec, offer.data)
             self._open = self._open[1:]
             self._astray = bool(self._open)
+            streams.pop(offer.seq, None)
             return
         try:
             self._finish(offer)
             self._open = self._open[1:]
+            streams.pop(offer.seq, None)
         except DeadlineExceeded:
             raise
         except BaseException:

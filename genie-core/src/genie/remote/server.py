@@ -29,15 +29,18 @@ from genie.errors import (
     LimitExceeded,
     NodeError,
     ProtocolError,
+    SessionClosed,
     VersionMismatch,
 )
 from genie.interfaces import Backend, Connection, Listener, Transport
 from genie.remote.channels import Channels, Inlet, Inlets
 from genie.remote.content import ContentStore
+from genie.remote.departed import Departed, may_come_back
 from genie.remote.identity import host_identity
+from genie.remote.lasting import Lasting
 from genie.remote.node_session import NodeSession
-from genie.wire import PROTOCOL, Dialogue, Kind, Limits, frames, messages
-from genie.wire.messages import Hello, Welcome
+from genie.wire import PROTOCOL, RESUMING, Dialogue, Kind, Limits, frames, messages
+from genie.wire.messages import Back, Hello, Welcome
 
 log = structlog.get_logger("genie.node")
 
@@ -65,7 +68,8 @@ class NodeServer:
     """Serves ``backend``'s devices over ``transport`` at ``address``.
 
     With ``local`` it also listens on a Unix socket, where the transport can, in a directory only this user enters;
-    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents.
+    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents. A session whose
+    connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once.
 
     >>> with NodeServer(backend, transport, "127.0.0.1:0") as node:  # doctest: +SKIP
     ...     print(node.address)
@@ -83,6 +87,7 @@ class NodeServer:
         max_sessions: int = 64,
         content_bytes: int | None = None,
         partial_seconds: float = 600.0,
+        lease_seconds: float = 30.0,
     ) -> None:
         self._backend = backend
         self._transport = transport
@@ -91,6 +96,7 @@ class NodeServer:
         self._wanted_local = local
         self._limits = limits or Limits()
         self._max_sessions = max_sessions
+        self._lease = lease_seconds
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
         self._inlets = Inlets(self._limits)
         self._devices: tuple[Device, ...] = ()  # as the backend names them
@@ -99,6 +105,7 @@ class NodeServer:
         self._threads: list[threading.Thread] = []
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
+        self._departed = Departed()
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -221,7 +228,7 @@ class NodeServer:
             threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        session: NodeSession | Inlet | None = None
+        session: NodeSession | Inlet | Back | None = None
         dialogue = Dialogue(client=False)
         try:
             session = self._greet(connection, dialogue)
@@ -237,6 +244,8 @@ class NodeServer:
         if session is None:
             connection.close()
             return
+        if isinstance(session, Back):  # another thread has the connection
+            return
         if isinstance(session, Inlet):
             session.pump(connection)
             return
@@ -245,9 +254,10 @@ class NodeServer:
         finally:
             with self._changed:
                 self._sessions.pop(session.name, None)
+                self._departed.add(session)
                 self._changed.notify_all()
 
-    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | None:
+    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | Back | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)
         seq, kind, body = frames.single(message.header)
         dialogue.numbered(seq)
@@ -262,6 +272,8 @@ class NodeServer:
                 where=self.address,
                 hint="install the same version of Genie on both sides",
             )
+        if hello.back is not None:
+            return self._welcome_back(connection, dialogue, hello.back)
         inlet = self._inlets.claim(hello.channel) if hello.channel else None
         session = None if hello.device < 0 or inlet is not None else self._open(connection, dialogue, hello)
         try:
@@ -275,6 +287,8 @@ class NodeServer:
                 host=host_identity(),
                 local_address=self.local_address,
                 control_port=self.control_port,
+                lease=0.0 if session is None or session.lasting is None else session.lasting.lease,
+                key="" if session is None or session.lasting is None else session.lasting.key,
             )
             dialogue.say(Kind.WELCOME)
             connection.send(frames.one(dialogue.seq, Kind.WELCOME, messages.put_struct(welcome)))
@@ -289,6 +303,24 @@ class NodeServer:
             raise
         return session or inlet
 
+    def _welcome_back(self, connection: Connection, dialogue: Dialogue, back: Back) -> Back | None:
+        """Hand the connection over to its session, or say how that is. Also while the node drains."""
+        with self._changed:
+            session, _ = self._sessions.get(back.session, (None, None))
+            if session is None or not may_come_back(session, back.key):
+                raise SessionClosed(self._departed.reason(back, self._nonce), where=self.address)
+        lasting = session.lasting
+        assert lasting is not None
+        if back.probe:
+            welcome = Welcome(
+                major=PROTOCOL[0], minor=PROTOCOL[1], session=back.session, standing=lasting.standing()
+            )
+            dialogue.say(Kind.WELCOME)
+            connection.send(frames.one(dialogue.seq, Kind.WELCOME, messages.put_struct(welcome)))
+            return None
+        lasting.hand_over(connection, back)
+        return back
+
     def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello) -> NodeSession:
         if hello.device >= len(self._devices):
             raise NodeError(
@@ -301,6 +333,8 @@ class NodeServer:
         local = self._backend.connect(device)
         channels = Channels(self._inlets, self._transport)
         capacity = device.memory_bytes
+        if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
+            connection = Lasting(connection, dialogue, name, self._lease)
         session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels)
         info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time())
         with self._changed:

@@ -8,7 +8,8 @@ from typing import Final, TypeAlias
 
 from genie.errors import LocalProtocolError, ProtocolError
 
-PROTOCOL: Final = (1, 0)  # major, minor of what the records mean
+PROTOCOL: Final = (1, 1)  # major, minor of what the records mean
+RESUMING: Final = 1  # the minor since which a session outlives its connection
 
 
 class Kind(IntEnum):
@@ -18,6 +19,7 @@ class Kind(IntEnum):
     WELCOME = 2
     ERROR = 3
     BYE = 4
+    WAIT = 5  # to who comes back: the session is still at work, and will answer
 
     # Never answered; what goes wrong is told by the answer to a later request.
     LOAD_PLAN = 16
@@ -31,6 +33,7 @@ class Kind(IntEnum):
     SEND = 24
     RECEIVE = 25
     OUTLET = 26
+    HEARD = 27
 
     # Answered, in order.
     UPLOAD_BEGIN = 32
@@ -42,6 +45,7 @@ class Kind(IntEnum):
     INLET = 38
     PROFILE = 40
     LOOP = 41  # by several answers
+    MARK = 42
 
     # Answers.
     HELD = 48
@@ -53,6 +57,7 @@ class Kind(IntEnum):
     INLET_OPEN = 54
     PROFILED = 56
     LOOPED = 57
+    MARKED = 58
 
 
 WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)
@@ -90,6 +95,7 @@ _CLIENT_SAYS: Final = _rules(
 _NODE_SAYS: Final = _rules(
     (State.NEW, [Kind.ERROR], State.CLOSED),
     (State.GREETED, [Kind.WELCOME], State.OPEN),
+    (State.GREETED, [Kind.WAIT], State.GREETED),
     (State.GREETED, [Kind.ERROR], State.CLOSED),
     (State.OPEN, ANSWERS, State.OPEN),
     (State.OPEN, [Kind.BYE], State.CLOSED),

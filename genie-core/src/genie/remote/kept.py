@@ -1,0 +1,90 @@
+"""What one side has said and the other may not have: kept until it is acknowledged, to be said again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from genie.wire import Buffer
+
+KEPT_DATA = 1 << 16  # of one answer, that a node keeps: larger values it makes again
+
+
+class Said(NamedTuple):
+    """A message: its header, and its buffer if it has one. ``lost``: the buffer's memory is somebody else's again."""
+
+    header: bytes
+    data: memoryview | None = None
+    lost: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + (0 if self.data is None else len(self.data))
+
+
+class Kept:
+    """Messages in order, numbered without gaps; the next one is ``next``.
+
+    Data is kept by reference. Until :meth:`own` or :meth:`give_back` says otherwise, memory that can change is
+    somebody's who must not change it.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+        self.bytes = 0
+        self.borrowed = 0  # bytes of memory that can change
+        self._messages: deque[Said] = deque()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def first(self) -> int:
+        """The oldest one's number. Not counted apart, so that an interrupt cannot come between two counts."""
+        return self.next - len(self._messages)
+
+    def add(self, header: Buffer, data: memoryview | None = None) -> None:
+        if data is not None:
+            if not isinstance(data.obj, bytes):
+                self.borrowed += len(data)
+            self.bytes += len(data)
+        self.bytes += len(header)
+        self._messages.append(Said(bytes(header), data))
+        self.next += 1
+
+    def lose(self) -> None:
+        """The message added last had data that is not kept."""
+        self._messages[-1] = self._messages[-1]._replace(lost=True)
+
+    def acknowledge(self, number: int) -> None:
+        """The other side has all up to this one."""
+        messages = self._messages
+        while messages and self.next - len(messages) <= number:
+            said = messages.popleft()
+            self.bytes -= said.size
+            if self.borrowed and said.data is not None and not isinstance(said.data.obj, bytes):
+                self.borrowed -= len(said.data)
+        if not messages:
+            self.bytes = self.borrowed = 0
+
+    def since(self, number: int) -> list[Said]:
+        """Those after this one."""
+        skip = max(number + 1 - self.first, 0)
+        return list(self._messages)[skip:]
+
+    def own(self) -> None:
+        """Copy what is in memory of others."""
+        self._replace(lambda said: said._replace(data=memoryview(bytes(said.data or b""))))
+
+    def give_back(self) -> None:
+        """Keep nothing that is in memory of others: it can't be said again."""
+        self._replace(lambda said: said._replace(data=None, lost=True))
+
+    def _replace(self, made: Callable[[Said], Said]) -> None:
+        if self.borrowed:
+            for index, said in enumerate(self._messages):
+                if said.data is not None and not isinstance(said.data.obj, bytes):
+                    self._messages[index] = made(said)
+            self.bytes = sum(said.size for said in self._messages)
+            self.borrowed = 0

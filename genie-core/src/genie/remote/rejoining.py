@@ -1,0 +1,302 @@
+"""The client's end of a link that is made anew when it breaks, as long as the node keeps the session.
+
+What was sent is kept until the node has it, and what the node sent is counted; whoever comes back says what arrived
+here, is told what arrived there, and both send the rest again. So each message is taken once, in order, whatever
+became of the connections. There is no thread: a broken link is noticed when it is used.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import attrs
+import structlog
+
+import genie
+from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, SessionClosed
+from genie.interfaces import Connection, Message, Transport
+from genie.remote.greeting import Met, meet
+from genie.remote.kept import KEPT_DATA, Kept, Said
+from genie.wire import Allocate, Buffer, Kind, frames
+from genie.wire.messages import Back, Standing
+
+log = structlog.get_logger("genie.client")
+
+_WINDOW_BYTES = 32 << 20
+_WINDOW_MESSAGES = 1 << 16
+_UNTOLD = 64  # answers that arrived, before the node is told
+_UNTOLD_BYTES = 1 << 15
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+# Where nobody listens the node has ended, or what stands between is being restarted.
+_REFUSED_SECONDS = 2.0
+
+_SEQ = struct.Struct("<I")
+_SEQ_AT = 4
+
+
+@attrs.frozen(kw_only=True)
+class Reunion:
+    """How to come back to a session: the ways to its node, by preference, and the proof. Seconds."""
+
+    transport: Transport
+    addresses: Sequence[str]
+    session: str
+    key: str = attrs.field(repr=False)
+    lease: float
+    heartbeat: float
+    connect_timeout: float
+
+
+class Rejoining:
+    """A :class:`genie.interfaces.Connection`, of an open session. What it raises is final.
+
+    ``due`` says that there is something to tell the node, or to ask it, before more is sent: see
+    ``Conversation``.
+    """
+
+    def __init__(self, connection: Connection, reunion: Reunion) -> None:
+        self.reunion = reunion
+        self.kept = Kept(1)  # HELLO was the message 0
+        self.heard = 0
+        self.told = 0  # of what was heard
+        self.rejoined = 0
+        self.due = False
+        self.patient = True  # else one attempt to come back is enough
+        self.doubt = False  # an interrupt may have swallowed a message that was not counted
+        self._connection = connection
+        self._early: deque[Message] = deque()  # received already, and counted
+        self.heard_bytes = 0  # since the node was told
+        self._suspect = False  # a message may have been given up midway
+        self._stuck = -1  # what the node had taken last when it was idle, though more was sent
+
+    @property
+    def peer(self) -> str:
+        return str(getattr(self._connection, "peer", self.reunion.addresses[0]))
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+        data = memoryview(buffers[0]) if buffers else None
+        try:
+            self._connection.send(header, buffers)
+        except (ConnectionLost, DeadlineExceeded) as error:
+            if self._last_words():
+                raise
+            self._rejoin(error, Said(bytes(header), data))
+        kept = self.kept
+        kept.add(header, data)
+        if kept.bytes > _WINDOW_BYTES // 2 or len(kept) > _WINDOW_MESSAGES // 2:
+            self.due = True
+
+    @property
+    def heavy(self) -> bool:
+        return self.kept.bytes > _WINDOW_BYTES // 2 or len(self.kept) > _WINDOW_MESSAGES // 2
+
+    @property
+    def full(self) -> bool:
+        return self.kept.bytes > _WINDOW_BYTES or len(self.kept) > _WINDOW_MESSAGES
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
+        """As a connection's; silence is looked into now and then, and is not taken for the node's death."""
+        beat = self.reunion.heartbeat
+        waited = 0.0
+        while True:
+            if self._suspect:
+                self._look(DeadlineExceeded("the link was silent", where=self.peer))
+            if self._early:
+                return self._early.popleft()
+            wait = beat if timeout is None else min(beat, max(timeout - waited, 0.001))
+            try:
+                message = self._connection.receive(allocate, wait)
+                self.heard += 1
+                break
+            except DeadlineExceeded as error:
+                self._suspect = True
+                waited += wait
+                if not self._look(error):
+                    if timeout is not None and waited >= timeout:
+                        raise
+                    continue
+            except ConnectionLost as error:
+                self._rejoin(error)
+            except Exception:  # refused by ``allocate``: it came, and is of no use
+                self.heard += 1
+                raise
+            except BaseException:
+                self.doubt = self.due = True
+                raise
+            waited = 0.0
+        self._note(message)
+        return message
+
+    def _note(self, message: Message) -> None:
+        kept = self.kept
+        last = kept.next - 1
+        (seq,) = _SEQ.unpack_from(message.header, _SEQ_AT)
+        behind = (last - seq) & frames.SEQ_MASK
+        if behind < len(kept):
+            kept.acknowledge(last - behind)
+        self.heard_bytes += len(message.header)
+        if message.buffers:
+            self.heard_bytes += min(len(message.buffers[0]), KEPT_DATA)
+        if self.heard - self.told >= _UNTOLD or self.heard_bytes >= _UNTOLD_BYTES:
+            self.due = True
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # --- a link that is silent, or broken ---------------------------------------------------------
+
+    def _look(self, error: GenieError) -> bool:
+        """Ask the node, on a connection of its own, whether the link is what is silent; if so make it anew. Whether it
+        was."""
+        lost = self._lost()
+        if lost:
+            self._rejoin(error)
+        self._suspect = False
+        return lost
+
+    def _lost(self) -> bool:
+        """Whether something was said that did not arrive. A node at work is only slow."""
+        try:
+            met = self._meet(probe=True)
+            met.connection.close()
+        except GenieError:  # whether that is for good will be seen
+            return True
+        standing = _standing(met)
+        if standing.told > self.heard:
+            return True
+        # What was sent may be on its way still: it is lost when it is the next time, too.
+        idle = not standing.busy and standing.taken != (self.kept.next - 1) & frames.SEQ_MASK
+        stuck, self._stuck = self._stuck, standing.taken if idle else -1
+        return idle and stuck == standing.taken
+
+    def _meet(self, *, probe: bool = False, sent: int | None = None, attempt: int = 0) -> Met:
+        reunion = self.reunion
+        back = Back(
+            session=reunion.session,
+            key=reunion.key,
+            heard=self.heard,
+            sent=(self.kept.next - 1 if sent is None else sent) & frames.SEQ_MASK,
+            probe=probe,
+        )
+        address = reunion.addresses[attempt % len(reunion.addresses)]
+        return meet(reunion.transport, address, -1, reunion.connect_timeout, genie=genie.__version__, back=back)
+
+    def _rejoin(self, broken: GenieError, pending: Said | None = None) -> None:
+        """Come back to the session; ``pending`` is a message that was being sent. Raises :class:`ConnectionLost` when
+        the session is over, or cannot be reached as long as the node keeps it."""
+        self._connection.close()
+        where = self.reunion.addresses[0]
+        if self.doubt:
+            raise ConnectionLost(f"{broken.message}, after an answer was interrupted", where=where)
+        log.info("coming back", session=self.reunion.session, reason=broken.message)
+        end = time.monotonic() + self.reunion.lease
+        refused_end = end
+        for attempt, pause in enumerate(_pauses()):
+            try:
+                self._once(attempt, pending)
+                log.info("came back", session=self.reunion.session, attempts=attempt + 1)
+                return
+            except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as failure:
+                reason: GenieError = failure
+            except SessionClosed as over:
+                raise ConnectionLost(f"{broken.message}, and {over.message}", where=where) from over
+            except GenieError as refused:
+                told = f"{broken.message}, and the node did not take this client back: {refused.message}"
+                raise ConnectionLost(told, where=where) from refused
+            now = time.monotonic()
+            refused_end = min(refused_end, now + _REFUSED_SECONDS) if _refused(reason) else end
+            if now + pause >= min(end, refused_end) or not self.patient:
+                break
+            time.sleep(pause)
+        if refused_end < end:
+            raise ConnectionLost(f"{broken.message}, and nobody listens there any more", where=where) from reason
+        raise ConnectionLost(
+            f"{broken.message}, and the node was not reached again within the session's lease of "
+            f"{self.reunion.lease:g} s ({reason.message})",
+            where=where,
+        ) from reason
+
+    def _once(self, attempt: int, pending: Said | None) -> None:
+        kept = self.kept
+        last = kept.next if pending is not None else kept.next - 1
+        met = self._meet(sent=last, attempt=attempt)
+        connection = met.connection
+        try:
+            standing = _standing(met)
+            behind = (last - standing.taken) & frames.SEQ_MASK
+            if behind > last - kept.first + 1:
+                raise ProtocolError(f"the node says it has message {standing.taken} last, of {last}")
+            missing = kept.since(last - behind)
+            if pending is not None and behind:
+                missing.append(pending)
+            heard, early = self.heard, list(self._early)
+            if missing:  # else the node's messages are received when they are looked for
+                for _ in range(standing.again):
+                    heard += 1
+                    early.append(connection.receive(_few, self.reunion.connect_timeout))
+            for said in missing:
+                if said.lost:
+                    raise SessionClosed("what an interrupted upload had sent is not there any more to send again")
+                connection.send(said.header, () if said.data is None else (said.data,))
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._early, self.heard = connection, deque(early), heard
+        self._suspect, self._stuck = False, -1
+        self.rejoined += 1
+
+    def _last_words(self) -> bool:
+        """Whether the node said why it hung up: that comes next."""
+        while True:
+            try:
+                message = self._connection.receive(_none, 0.2)
+                if frames.single(message.header)[1] == Kind.BYE:
+                    self._early.append(message)
+                    return True
+            except _Unwanted:
+                continue
+            except GenieError:
+                return False
+
+
+class _Unwanted(Exception):
+    """Data of an answer; it will be said again."""
+
+
+def _none(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    raise _Unwanted
+
+
+def _few(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    (size,) = sizes
+    if size > KEPT_DATA:
+        raise ProtocolError(f"{size} bytes of data are said again; a node keeps {KEPT_DATA}")
+    return (memoryview(bytearray(size)),)
+
+
+def _standing(met: Met) -> Standing:
+    standing = met.welcome.standing
+    if standing is None:
+        raise ProtocolError("the node does not say how things are with the session")
+    return standing
+
+
+def _refused(error: GenieError) -> bool:
+    return isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between attempts: at first short, then longer, and never the same for many clients of one node."""
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(2 * pause, _LONGEST_PAUSE)
