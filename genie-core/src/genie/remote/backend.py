@@ -14,7 +14,7 @@ from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import Met, farewell, meet, quicker
-from genie.remote.rejoining import Reunion, Rejoining
+from genie.remote.rejoining import Rejoining, Reunion
 from genie.remote.session import RemoteSession
 
 

@@ -20,7 +20,6 @@ from genie.remote.identity import client_name, host_identity
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
 from genie.wire.messages import Back, Hello, Welcome
 
-
 _PATIENCE_SECONDS = 600.0  # a session may compute for long
 
 

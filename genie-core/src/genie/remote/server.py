@@ -312,9 +312,7 @@ class NodeServer:
         lasting = session.lasting
         assert lasting is not None
         if back.probe:
-            welcome = Welcome(
-                major=PROTOCOL[0], minor=PROTOCOL[1], session=back.session, standing=lasting.standing()
-            )
+            welcome = Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], session=back.session, standing=lasting.standing())
             dialogue.say(Kind.WELCOME)
             connection.send(frames.one(dialogue.seq, Kind.WELCOME, messages.put_struct(welcome)))
             return None
