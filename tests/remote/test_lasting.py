@@ -177,21 +177,24 @@ def test_weights_sent_over_a_bad_link(lasting: Node, through: Through, seed: int
 
 
 def test_what_is_kept_is_bounded(lasting: Node, through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejoining, "_WINDOW_BYTES", 4_000)
+    monkeypatch.setattr(rejoining, "_WINDOW_BYTES", 10_000)
+    monkeypatch.setattr(rejoining, "_TIDY_BYTES", 500)
     proxy, caller = through()
     total, one = caller.put([0, 0]), caller.put([1, 2])
     kept = caller.session._conversation._lasting.kept  # type: ignore[attr-defined]
     for step in range(1, 1_000):
         caller.session.free([caller.run(_ADD, [total, one])])
-        assert kept.bytes < 5_000
+        assert kept.bytes < 12_000
         if step % 300 == 0:
             proxy.cut()
     assert caller.get(total) == [999, 1998]
+    caller.session.synchronize()
+    assert caller.session._conversation._lasting.tidy() == 0  # type: ignore[attr-defined]
     assert len(kept) == 0
 
 
 def test_a_node_keeps_only_so_much(lasting: Node, through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_end, "_MOST_MESSAGES", 4)
+    monkeypatch.setattr(node_end, "_MOST_BYTES", 500)
     proxy, caller = through()
     caller.session.synchronize()
     proxy.swallow(answers_only=True)

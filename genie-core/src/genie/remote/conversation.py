@@ -141,7 +141,7 @@ class Conversation:
         self._outbox = []
         self._outbox_bytes = 0
         if lasting is not None:
-            lasting.told, lasting.heard_bytes, lasting.due = heard, 0, lasting.doubt
+            lasting.told, lasting.due = heard, lasting.doubt
         return seq
 
     def _lighten(self, lasting: Rejoining) -> None:
@@ -175,12 +175,14 @@ class Conversation:
         lasting = self._lasting
         if lasting is None or not lasting.kept.borrowed:
             return
+        lasting.tidy()
         if interrupted:
             lasting.kept.give_back()
         elif lasting.kept.borrowed > _MOST_COPIED and self.ended is None:
             with contextlib.suppress(DeadlineExceeded):  # a node at work for long: copied after all
                 self._send_mark()
                 self._await_mark()
+                lasting.tidy()
         lasting.kept.own()
 
     def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
-from genie.wire import Buffer
-
 KEPT_DATA = 1 << 16  # of one answer, that a node keeps: larger values it makes again
+
+
+_OVERHEAD = 128  # bytes that keeping a message takes besides its own
 
 
 class Said(NamedTuple):
@@ -20,13 +22,13 @@ class Said(NamedTuple):
 
     @property
     def size(self) -> int:
-        return len(self.header) + (0 if self.data is None else len(self.data))
+        return _OVERHEAD + len(self.header) + (0 if self.data is None else len(self.data))
 
 
 class Kept:
     """Messages in order, numbered without gaps; the next one is ``next``.
 
-    Data is kept by reference. Until :meth:`own` or :meth:`give_back` says otherwise, memory that can change is
+    ``bytes`` is the memory that all of them take. Data is kept by reference. Until :meth:`own` or :meth:`give_back` says otherwise, memory that can change is
     somebody's who must not change it.
     """
 
@@ -34,7 +36,7 @@ class Kept:
         self.next = first
         self.bytes = 0
         self.borrowed = 0  # bytes of memory that can change
-        self._messages: deque[Said] = deque()
+        self._messages: deque[Said | bytes] = deque()  # most are a header alone
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -44,24 +46,29 @@ class Kept:
         """The oldest one's number. Not counted apart, so that an interrupt cannot come between two counts."""
         return self.next - len(self._messages)
 
-    def add(self, header: Buffer, data: memoryview | None = None) -> None:
-        if data is not None:
+    def add(self, header: bytes, data: memoryview | None = None) -> None:
+        if data is None:
+            self._messages.append(header)
+        else:
             if not isinstance(data.obj, bytes):
                 self.borrowed += len(data)
             self.bytes += len(data)
-        self.bytes += len(header)
-        self._messages.append(Said(bytes(header), data))
+            self._messages.append(Said(header, data))
+        self.bytes += _OVERHEAD + len(header)
         self.next += 1
 
     def lose(self) -> None:
         """The message added last had data that is not kept."""
-        self._messages[-1] = self._messages[-1]._replace(lost=True)
+        self._messages[-1] = _said(self._messages[-1])._replace(lost=True)
 
     def acknowledge(self, number: int) -> None:
         """The other side has all up to this one."""
         messages = self._messages
         while messages and self.next - len(messages) <= number:
             said = messages.popleft()
+            if isinstance(said, bytes):
+                self.bytes -= _OVERHEAD + len(said)
+                continue
             self.bytes -= said.size
             if self.borrowed and said.data is not None and not isinstance(said.data.obj, bytes):
                 self.borrowed -= len(said.data)
@@ -71,7 +78,7 @@ class Kept:
     def since(self, number: int) -> list[Said]:
         """Those after this one."""
         skip = max(number + 1 - self.first, 0)
-        return list(self._messages)[skip:]
+        return [_said(each) for each in islice(self._messages, skip, None)]
 
     def own(self) -> None:
         """Copy what is in memory of others."""
@@ -83,8 +90,13 @@ class Kept:
 
     def _replace(self, made: Callable[[Said], Said]) -> None:
         if self.borrowed:
-            for index, said in enumerate(self._messages):
+            for index, each in enumerate(self._messages):
+                said = _said(each)
                 if said.data is not None and not isinstance(said.data.obj, bytes):
                     self._messages[index] = made(said)
-            self.bytes = sum(said.size for said in self._messages)
+            self.bytes = sum(_said(each).size for each in self._messages)
             self.borrowed = 0
+
+
+def _said(kept: Said | bytes) -> Said:
+    return Said(kept) if isinstance(kept, bytes) else kept

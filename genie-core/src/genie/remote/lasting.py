@@ -22,7 +22,6 @@ from genie.wire.messages import Back, Standing, Welcome
 log = structlog.get_logger("genie.node")
 
 _MOST_BYTES = 4 << 20
-_MOST_MESSAGES = 1 << 14
 _WAIT_SECONDS = 2.0  # between signs of life to a client that waits for its busy session
 
 
@@ -55,6 +54,7 @@ class Lasting:
         self._over = False
         self._busy = True  # until it waits for a message
         self._allocate: Allocate = _nothing
+        self._bulk: Allocate = self._room
 
     # --- for the session's thread -------------------------------------------------------------------
 
@@ -63,7 +63,16 @@ class Lasting:
         over."""
         if self._over:
             raise ConnectionLost(self.reason or "the session is over")
-        self._keep(header, buffers)
+        kept = self._kept
+        if not buffers:
+            kept.add(bytes(header))
+        elif len(buffers[0]) <= KEPT_DATA:
+            kept.add(bytes(header), memoryview(bytes(buffers[0])))
+        else:
+            kept.add(bytes(header))
+            kept.lose()
+        while kept.bytes > _MOST_BYTES:
+            kept.acknowledge(kept.first)  # who comes back for it will be told that it is gone
         if not self._broken:
             try:
                 self._connection.send(header, buffers)
@@ -79,7 +88,7 @@ class Lasting:
                 self._await_client()
             self._busy = False
             try:
-                return self._connection.receive(self._room, timeout)
+                return self._connection.receive(self._bulk, timeout)
             except (ConnectionLost, DeadlineExceeded) as error:  # a deadline: silent within a message
                 self._break(error)
             finally:
@@ -99,18 +108,6 @@ class Lasting:
     def told(self) -> int:
         """How many messages the client was sent, or will be when it comes back."""
         return self._kept.next - 1
-
-    def _keep(self, header: Buffer, buffers: Sequence[Buffer]) -> None:
-        data = memoryview(buffers[0]).cast("B") if buffers else None
-        if data is None:
-            self._kept.add(header)
-        elif len(data) <= KEPT_DATA:
-            self._kept.add(header, memoryview(bytes(data)))
-        else:
-            self._kept.add(header)
-            self._kept.lose()
-        while self._kept.bytes > _MOST_BYTES or len(self._kept) > _MOST_MESSAGES:
-            self._kept.acknowledge(self._kept.first)  # who comes back for it will be told that it is gone
 
     def _break(self, error: BackendError) -> None:
         self._broken = True

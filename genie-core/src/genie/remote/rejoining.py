@@ -27,9 +27,8 @@ from genie.wire.messages import Back, Standing
 log = structlog.get_logger("genie.client")
 
 _WINDOW_BYTES = 32 << 20
-_WINDOW_MESSAGES = 1 << 16
-_UNTOLD = 64  # answers that arrived, before the node is told
-_UNTOLD_BYTES = 1 << 15
+_TIDY_BYTES = 1 << 16  # between two looks at what need not be kept any more
+_UNTOLD = 32  # answers that arrived, before the node is told
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 # Where nobody listens the node has ended, or what stands between is being restarted.
@@ -69,8 +68,10 @@ class Rejoining:
         self.patient = True  # else one attempt to come back is enough
         self.doubt = False  # an interrupt may have swallowed a message that was not counted
         self._connection = connection
+        self._beat = reunion.heartbeat
         self._early: deque[Message] = deque()  # received already, and counted
-        self.heard_bytes = 0  # since the node was told
+        self._answered: bytes | None = None  # the latest one's header: all messages up to its question arrived
+        self._look_at = _TIDY_BYTES
         self._suspect = False  # a message may have been given up midway
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
 
@@ -89,30 +90,44 @@ class Rejoining:
                 raise
             self._rejoin(error, Said(bytes(header), data))
         kept = self.kept
-        kept.add(header, data)
-        if kept.bytes > _WINDOW_BYTES // 2 or len(kept) > _WINDOW_MESSAGES // 2:
+        kept.add(bytes(header), data)
+        if kept.bytes > self._look_at and self.tidy() > _WINDOW_BYTES // 2:
             self.due = True
 
     @property
     def heavy(self) -> bool:
-        return self.kept.bytes > _WINDOW_BYTES // 2 or len(self.kept) > _WINDOW_MESSAGES // 2
+        """The node should be asked what it has."""
+        return self.tidy() > _WINDOW_BYTES // 2
 
     @property
     def full(self) -> bool:
-        return self.kept.bytes > _WINDOW_BYTES or len(self.kept) > _WINDOW_MESSAGES
+        """No more should be sent before it has said so."""
+        return self.tidy() > _WINDOW_BYTES
+
+    def tidy(self) -> int:
+        """Keep only what the node may not have. How many bytes that is."""
+        kept = self.kept
+        if self._answered is not None:
+            (seq,) = _SEQ.unpack_from(self._answered, _SEQ_AT)
+            behind = (kept.next - 1 - seq) & frames.SEQ_MASK
+            if behind < len(kept):
+                kept.acknowledge(kept.next - 1 - behind)
+            self._answered = None
+        self._look_at = kept.bytes + _TIDY_BYTES
+        return kept.bytes
 
     # --- in ---------------------------------------------------------------------------------------
 
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
         """As a connection's; silence is looked into now and then, and is not taken for the node's death."""
-        beat = self.reunion.heartbeat
+        beat = self._beat
         waited = 0.0
         while True:
             if self._suspect:
                 self._look(DeadlineExceeded("the link was silent", where=self.peer))
             if self._early:
                 return self._early.popleft()
-            wait = beat if timeout is None else min(beat, max(timeout - waited, 0.001))
+            wait = beat if timeout is None or timeout - waited > beat else max(timeout - waited, 0.001)
             try:
                 message = self._connection.receive(allocate, wait)
                 self.heard += 1
@@ -133,21 +148,10 @@ class Rejoining:
                 self.doubt = self.due = True
                 raise
             waited = 0.0
-        self._note(message)
-        return message
-
-    def _note(self, message: Message) -> None:
-        kept = self.kept
-        last = kept.next - 1
-        (seq,) = _SEQ.unpack_from(message.header, _SEQ_AT)
-        behind = (last - seq) & frames.SEQ_MASK
-        if behind < len(kept):
-            kept.acknowledge(last - behind)
-        self.heard_bytes += len(message.header)
-        if message.buffers:
-            self.heard_bytes += min(len(message.buffers[0]), KEPT_DATA)
-        if self.heard - self.told >= _UNTOLD or self.heard_bytes >= _UNTOLD_BYTES:
+        self._answered = message.header
+        if self.heard - self.told >= _UNTOLD:
             self.due = True
+        return message
 
     def close(self) -> None:
         self._connection.close()
