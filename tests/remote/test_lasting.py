@@ -107,7 +107,7 @@ def _program(caller: Caller, seed: int, steps: int) -> Iterator[object]:
             caller.run(_ADD, [total, one])
             yield caller.get(made)
         elif what < 0.8:
-            size = choose.choice([100, 20_000, 60_000])
+            size = choose.choice([100, 5_000, 20_000])
             large = caller.put([float(step)] * size, shared=choose.random() < 0.5)
         elif what < 0.9 and large is not None:
             yield caller.get(large)
@@ -247,8 +247,19 @@ def test_nobody_there_for_as_long_as_the_lease(make_node: Callable[..., Node], t
         caller.session.synchronize()
 
 
+def test_a_link_that_lets_nothing_through(make_node: Callable[..., Node], through: Through) -> None:
+    """Connections come about, and break before a message is whole: that is no reason to try for ever."""
+    node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.5)
+    proxy, caller = through(node, budget=chain([None, None], repeat(5_000)))
+    caller.session.synchronize()
+    proxy.cut()
+    with pytest.raises(ConnectionLost, match="within the session's lease"):
+        caller.put([1.0] * 100_000)
+        caller.session.synchronize()
+
+
 def test_a_node_that_was_started_anew(lasting: Node, through: Through, make_node: Callable[..., Node]) -> None:
-    proxy, caller = through()
+    _, caller = through()
     address = lasting.server.address
     lasting.server.close()
     make_node(transport=TcpTransport(stall_timeout=10), address=address, local=False)

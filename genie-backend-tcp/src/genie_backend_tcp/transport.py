@@ -83,9 +83,12 @@ class TcpConnection:
                 message = assembler.pull(allocate)
             return message
         except BaseException as error:
-            assembler.abandon()  # whoever waits next starts with a message's beginning
+            midway = assembler.abandon()  # whoever waits next starts with a message's beginning
             if isinstance(error, OSError) and not isinstance(error, GenieError):
-                raise self._translated(error, "sent", self._receive_timeout) from error
+                told = self._translated(error, "sent", self._receive_timeout)
+                if isinstance(told, DeadlineExceeded):
+                    told.midway = midway
+                raise told from error
             raise
 
     def _read(self, space: memoryview) -> int:
@@ -185,23 +188,26 @@ class TcpTransport:
     def connect(self, address: str, timeout: float) -> TcpConnection:
         deadline = time.monotonic() + timeout
         reason = "it has no address"
-        cause: OSError | None = None
+        refused = False
         for family, at in resolve(address):
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 sock.connect(at)
                 return self.wrap(sock, address)
-            except TimeoutError as error:
-                reason, cause = f"no answer within {timeout:g} s", error
+            except TimeoutError:
+                reason = f"no answer within {timeout:g} s"
             except OSError as error:
-                reason, cause = error.strerror or str(error), error
+                reason = error.strerror or str(error)
+                refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
             sock.close()
-        raise BackendUnavailable(
+        nobody = BackendUnavailable(
             f"no node answers at {address}: {reason}",
             where=address,
             hint=f"start one there with `genie serve`, or correct the address ({address})",
-        ) from cause
+        )
+        nobody.refused = refused
+        raise nobody
 
     def listen(self, address: str) -> TcpListener:
         """Port 0 picks a free one; the listener's ``address`` says which."""

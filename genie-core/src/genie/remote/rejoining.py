@@ -31,6 +31,7 @@ _TIDY_BYTES = 1 << 16  # between two looks at what need not be kept any more
 _UNTOLD = 32  # answers that arrived, before the node is told
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
+_SHORTEST_ATTEMPT = 1.0
 # Where nobody listens the node has ended, or what stands between is being restarted.
 _REFUSED_SECONDS = 2.0
 
@@ -72,7 +73,10 @@ class Rejoining:
         self._early: deque[Message] = deque()  # received already, and counted
         self._answered: bytes | None = None  # the latest one's header: all messages up to its question arrived
         self._look_at = _TIDY_BYTES
-        self._suspect = False  # a message may have been given up midway
+        self._taken = 0  # what the node had last when this side came back
+        self._got_through = (-1, -1)  # what had been heard and taken when the link broke
+        self._trouble = 0.0  # since when nothing gets through
+        self._pauses = _pauses()
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
 
     @property
@@ -123,8 +127,6 @@ class Rejoining:
         beat = self._beat
         waited = 0.0
         while True:
-            if self._suspect:
-                self._look(DeadlineExceeded("the link was silent", where=self.peer))
             if self._early:
                 return self._early.popleft()
             wait = beat if timeout is None or timeout - waited > beat else max(timeout - waited, 0.001)
@@ -133,12 +135,12 @@ class Rejoining:
                 self.heard += 1
                 break
             except DeadlineExceeded as error:
-                self._suspect = True
                 waited += wait
-                if not self._look(error):
+                if not (error.midway or (wait >= beat and self._lost())):
                     if timeout is not None and waited >= timeout:
                         raise
                     continue
+                self._rejoin(error)
             except ConnectionLost as error:
                 self._rejoin(error)
             except Exception:  # refused by ``allocate``: it came, and is of no use
@@ -158,21 +160,15 @@ class Rejoining:
 
     # --- a link that is silent, or broken ---------------------------------------------------------
 
-    def _look(self, error: GenieError) -> bool:
-        """Ask the node, on a connection of its own, whether the link is what is silent; if so make it anew. Whether it
-        was."""
-        lost = self._lost()
-        if lost:
-            self._rejoin(error)
-        self._suspect = False
-        return lost
-
     def _lost(self) -> bool:
-        """Whether something was said that did not arrive. A node at work is only slow."""
+        """Ask the node, on a connection of its own, whether something was said that did not arrive. A node at work is
+        only slow; one that does not answer here, either, may be: of a dead host the link itself will tell."""
         try:
-            met = self._meet(probe=True)
+            met = self._meet(self._beat, probe=True)
             met.connection.close()
-        except GenieError:  # whether that is for good will be seen
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded):
+            return False
+        except GenieError:  # the session is over, as will be told to who comes back
             return True
         standing = _standing(met)
         if standing.told > self.heard:
@@ -182,7 +178,7 @@ class Rejoining:
         stuck, self._stuck = self._stuck, standing.taken if idle else -1
         return idle and stuck == standing.taken
 
-    def _meet(self, *, probe: bool = False, sent: int | None = None, attempt: int = 0) -> Met:
+    def _meet(self, timeout: float, *, probe: bool = False, sent: int | None = None, attempt: int = 0) -> Met:
         reunion = self.reunion
         back = Back(
             session=reunion.session,
@@ -192,7 +188,8 @@ class Rejoining:
             probe=probe,
         )
         address = reunion.addresses[attempt % len(reunion.addresses)]
-        return meet(reunion.transport, address, -1, reunion.connect_timeout, genie=genie.__version__, back=back)
+        timeout = min(timeout, reunion.connect_timeout)
+        return meet(reunion.transport, address, -1, timeout, genie=genie.__version__, back=back)
 
     def _rejoin(self, broken: GenieError, pending: Said | None = None) -> None:
         """Come back to the session; ``pending`` is a message that was being sent. Raises :class:`ConnectionLost` when
@@ -202,22 +199,31 @@ class Rejoining:
         if self.doubt:
             raise ConnectionLost(f"{broken.message}, after an answer was interrupted", where=where)
         log.info("coming back", session=self.reunion.session, reason=broken.message)
-        end = time.monotonic() + self.reunion.lease
-        refused_end = end
-        for attempt, pause in enumerate(_pauses()):
+        reason = broken
+        now = time.monotonic()
+        got_through = (self.heard, self._taken)
+        if got_through != self._got_through:
+            self._got_through, self._trouble, self._pauses = got_through, now, _pauses()
+        else:  # a link that breaks again and again before anything has got through is no link
+            time.sleep(next(self._pauses))
+        end = refused_end = self._trouble + self.reunion.lease
+        attempt = -1
+        while now < end:
+            attempt += 1
             try:
-                self._once(attempt, pending)
+                self._once(attempt, pending, max(end - now, _SHORTEST_ATTEMPT))
                 log.info("came back", session=self.reunion.session, attempts=attempt + 1)
                 return
             except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as failure:
-                reason: GenieError = failure
+                reason = failure
             except SessionClosed as over:
                 raise ConnectionLost(f"{broken.message}, and {over.message}", where=where) from over
-            except GenieError as refused:
-                told = f"{broken.message}, and the node did not take this client back: {refused.message}"
-                raise ConnectionLost(told, where=where) from refused
-            now = time.monotonic()
-            refused_end = min(refused_end, now + _REFUSED_SECONDS) if _refused(reason) else end
+            except GenieError as unwanted:
+                told = f"{broken.message}, and the node did not take this client back: {unwanted.message}"
+                raise ConnectionLost(told, where=where) from unwanted
+            now, pause = time.monotonic(), next(self._pauses)
+            refused = isinstance(reason, BackendUnavailable) and reason.refused
+            refused_end = min(refused_end, now + _REFUSED_SECONDS) if refused else end
             if now + pause >= min(end, refused_end) or not self.patient:
                 break
             time.sleep(pause)
@@ -229,10 +235,10 @@ class Rejoining:
             where=where,
         ) from reason
 
-    def _once(self, attempt: int, pending: Said | None) -> None:
+    def _once(self, attempt: int, pending: Said | None, timeout: float) -> None:
         kept = self.kept
         last = kept.next if pending is not None else kept.next - 1
-        met = self._meet(sent=last, attempt=attempt)
+        met = self._meet(timeout, sent=last, attempt=attempt)
         connection = met.connection
         try:
             standing = _standing(met)
@@ -255,7 +261,7 @@ class Rejoining:
             connection.close()
             raise
         self._connection, self._early, self.heard = connection, deque(early), heard
-        self._suspect, self._stuck = False, -1
+        self._taken, self._stuck = standing.taken, -1
         self.rejoined += 1
 
     def _last_words(self) -> bool:
@@ -292,10 +298,6 @@ def _standing(met: Met) -> Standing:
     if standing is None:
         raise ProtocolError("the node does not say how things are with the session")
     return standing
-
-
-def _refused(error: GenieError) -> bool:
-    return isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
 
 
 def _pauses() -> Iterator[float]:

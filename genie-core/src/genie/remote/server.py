@@ -68,8 +68,8 @@ class NodeServer:
     """Serves ``backend``'s devices over ``transport`` at ``address``.
 
     With ``local`` it also listens on a Unix socket, where the transport can, in a directory only this user enters;
-    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents. A session whose
-    connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once.
+    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents. A session
+    whose connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once.
 
     >>> with NodeServer(backend, transport, "127.0.0.1:0") as node:  # doctest: +SKIP
     ...     print(node.address)
