@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
+from types import FrameType
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from remote.peers import Node, hear
 from remote.proxy import Proxy
 from remote.test_loop import begin, numbers
 
+from genie.bindings import Prediction, parameters
 from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, SessionClosed
 from genie.interfaces import Connection
 from genie.remote import RemoteBackend, RemoteSession, rejoining
@@ -119,8 +122,9 @@ def _program(caller: Caller, seed: int, steps: int) -> Iterator[object]:
 
 
 @pytest.mark.parametrize("seed", range(_SEEDS))
-def test_random_cuts(lasting: Node, through: Through, seed: int) -> None:
-    """The same as without a link, to the bit; each execution once."""
+def test_random_cuts(lasting: Node, through: Through, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as over a good link, to the bit; each execution once."""
+    monkeypatch.setattr(rejoining, "_LONGEST_PAUSE", 0.1)
     plain = lasting.client()
     expected = list(_program(plain, seed, 60))
     executions = plain.session.stats()["executions"]
@@ -442,3 +446,63 @@ def test_waiting_still_ends_at_its_deadline(lasting: Node, through: Through, mon
         caller.get(made)
     slow.go_on.set()
     assert caller.get(made) == [-1, -2]
+
+
+# --- interrupts -----------------------------------------------------------------------------------
+
+
+def _interrupted(at: int, work: Callable[[], object]) -> bool:
+    """Do ``work`` with a KeyboardInterrupt at the ``at``-th moment within our code. Whether it came to that."""
+    left = at
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and f"{os.sep}genie" in frame.f_code.co_filename:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(before)
+    return False
+
+
+def test_interrupted_while_the_link_is_made_anew(lasting: Node, through: Through) -> None:
+    """Afterwards what was done was done once, or the session is over and says why."""
+    proxy, caller = through()
+    total, one = caller.put([0, 0]), caller.put([1, 2])
+    add = caller.load(_ADD)
+    prediction = Prediction(2, parameters(_ADD))
+    at, done = 0, 0
+
+    def step() -> None:
+        binding = prediction.encode([caller.handles(), total, one, *parameters(_ADD)], anew=True)
+        caller.session.execute(add, binding, more=True)
+        caller.get(total)
+
+    caller.get(total)
+    proxy.cut()
+    while _interrupted(at, step):
+        at += 1 + at // 12
+        try:
+            proxy.cut()
+            (now, _) = caller.get(total)
+            assert now in (done, done + 1), f"after an interrupt at moment {at}"
+            done = int(now)
+            assert caller.get(total) == [done, 2 * done]
+            assert lasting.local.sessions[-1].stats()["executions"] == done
+        except ConnectionLost as error:
+            assert "interrupted" in str(error), f"after an interrupt at moment {at}"
+            proxy, caller = through()
+            total, one, done = caller.put([0, 0]), caller.put([1, 2]), 0
+            add = caller.load(_ADD)
+            caller.get(total)
+        proxy.cut()
+    assert at > 60

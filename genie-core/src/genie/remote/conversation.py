@@ -147,7 +147,7 @@ class Conversation:
     def _lighten(self, lasting: Rejoining) -> None:
         """Have the node say what it has, before too much is kept for the case that the link breaks; wait for it when
         too much is."""
-        if self._mark < 0:
+        if self._mark < 0 or lasting.doubt or not lasting.keeps(self._mark):  # its answer may have been swallowed
             self._send_mark()
         if lasting.full:
             self._await_mark()

@@ -28,8 +28,8 @@ class Said(NamedTuple):
 class Kept:
     """Messages in order, numbered without gaps; the next one is ``next``.
 
-    ``bytes`` is the memory that all of them take. Data is kept by reference. Until :meth:`own` or :meth:`give_back` says otherwise, memory that can change is
-    somebody's who must not change it.
+    ``bytes`` is the memory that all of them take. Data is kept by reference. Until :meth:`own` or :meth:`give_back`
+    says otherwise, memory that can change is somebody's who must not change it.
     """
 
     def __init__(self, first: int) -> None:

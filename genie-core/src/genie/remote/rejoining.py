@@ -108,14 +108,17 @@ class Rejoining:
         """No more should be sent before it has said so."""
         return self.tidy() > _WINDOW_BYTES
 
+    def keeps(self, seq: int) -> bool:
+        """Whether the node may not have the message of this number yet."""
+        return (self.kept.next - 1 - seq) & frames.SEQ_MASK < len(self.kept)
+
     def tidy(self) -> int:
         """Keep only what the node may not have. How many bytes that is."""
         kept = self.kept
         if self._answered is not None:
             (seq,) = _SEQ.unpack_from(self._answered, _SEQ_AT)
-            behind = (kept.next - 1 - seq) & frames.SEQ_MASK
-            if behind < len(kept):
-                kept.acknowledge(kept.next - 1 - behind)
+            if self.keeps(seq):
+                kept.acknowledge(kept.next - 1 - ((kept.next - 1 - seq) & frames.SEQ_MASK))
             self._answered = None
         self._look_at = kept.bytes + _TIDY_BYTES
         return kept.bytes
