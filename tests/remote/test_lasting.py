@@ -18,7 +18,7 @@ from remote.proxy import Proxy
 from remote.test_loop import begin, numbers
 
 from genie.bindings import Prediction, parameters
-from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, SessionClosed
+from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, RemoteOpError, SessionClosed
 from genie.interfaces import Connection
 from genie.remote import RemoteBackend, RemoteSession, rejoining
 from genie.remote import lasting as node_end
@@ -251,6 +251,21 @@ def test_nobody_there_for_as_long_as_the_lease(make_node: Callable[..., Node], t
         caller.session.synchronize()
 
 
+def test_links_that_break_long_after_one_another(make_node: Callable[..., Node], through: Through) -> None:
+    """Each time is the first, though nothing was said in between."""
+    node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.1)
+    proxy, caller = through(node)
+    value = caller.put([1])
+    assert caller.get(value) == [1]
+    line = caller.session._conversation._lasting  # type: ignore[attr-defined]
+    for _ in range(3):
+        line._rejoin(ConnectionLost("cut"))
+        threading.Event().wait(0.15)
+    assert line.rejoined == 3
+    assert caller.get(value) == [1]
+    proxy.close()
+
+
 def test_a_link_that_lets_nothing_through(make_node: Callable[..., Node], through: Through) -> None:
     """Connections come about, and break before a message is whole: that is no reason to try for ever."""
     node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.5)
@@ -279,6 +294,28 @@ def test_a_node_that_keeps_no_sessions(make_node: Callable[..., Node], through: 
     node.wait_for_sessions(0)
     with pytest.raises(ConnectionLost):
         caller.session.synchronize()
+
+
+def test_a_channel_between_nodes_is_not_made_anew(
+    lasting: Node, through: Through, make_node: Callable[..., Node]
+) -> None:
+    """What it should have brought is an error; both sessions go on."""
+    sender = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False).client()
+    proxy, receiver = through()
+    assert isinstance(sender.session, RemoteSession)
+    assert isinstance(receiver.session, RemoteSession)
+    inlet = receiver.session.inlet("the sender")  # which connects by the address that the client uses
+    outlet = sender.session.outlet(inlet)
+    value, kept = sender.put([1, 2]), receiver.put([5])
+    sender.session.send(outlet, value)
+    receiver.session.receive(inlet, 0, first := receiver.handles())
+    assert receiver.get(first) == [1, 2]
+    proxy.cut()
+    receiver.session.receive(inlet, 1, second := receiver.handles())
+    with pytest.raises(RemoteOpError, match="the sender stopped sending"):
+        receiver.get(second)
+    assert receiver.get(kept) == [5]
+    assert sender.get(value) == [1, 2]
 
 
 # --- who may come back ----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ log = structlog.get_logger("genie.client")
 _WINDOW_BYTES = 32 << 20
 _TIDY_BYTES = 1 << 16  # between two looks at what need not be kept any more
 _UNTOLD = 32  # answers that arrived, before the node is told
+_MOST_AGAIN = 1 << 15
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _SHORTEST_ATTEMPT = 1.0
@@ -75,6 +76,8 @@ class Rejoining:
         self._look_at = _TIDY_BYTES
         self._taken = 0  # what the node had last when this side came back
         self._got_through = (-1, -1)  # what had been heard and taken when the link broke
+        self._came_back = 0.0  # when it did last
+        self._over: ConnectionLost | None = None
         self._trouble = 0.0  # since when nothing gets through
         self._pauses = _pauses()
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
@@ -197,6 +200,15 @@ class Rejoining:
     def _rejoin(self, broken: GenieError, pending: Said | None = None) -> None:
         """Come back to the session; ``pending`` is a message that was being sent. Raises :class:`ConnectionLost` when
         the session is over, or cannot be reached as long as the node keeps it."""
+        if self._over is not None:
+            raise self._over
+        try:
+            self._come_back(broken, pending)
+        except ConnectionLost as error:
+            self._over = error
+            raise
+
+    def _come_back(self, broken: GenieError, pending: Said | None) -> None:
         self._connection.close()
         where = self.reunion.addresses[0]
         if self.doubt:
@@ -205,7 +217,7 @@ class Rejoining:
         reason = broken
         now = time.monotonic()
         got_through = (self.heard, self._taken)
-        if got_through != self._got_through:
+        if got_through != self._got_through or now - self._came_back > self.reunion.lease:
             self._got_through, self._trouble, self._pauses = got_through, now, _pauses()
         else:  # a link that breaks again and again before anything has got through is no link
             time.sleep(next(self._pauses))
@@ -253,6 +265,8 @@ class Rejoining:
                 missing.append(pending)
             heard, early = self.heard, list(self._early)
             if missing:  # else the node's messages are received when they are looked for
+                if standing.again > _MOST_AGAIN:
+                    raise ProtocolError(f"the node wants to say {standing.again} messages again")
                 for _ in range(standing.again):
                     heard += 1
                     early.append(connection.receive(_few, self.reunion.connect_timeout))
@@ -263,8 +277,9 @@ class Rejoining:
         except BaseException:
             connection.close()
             raise
+        now = time.monotonic()
         self._connection, self._early, self.heard = connection, deque(early), heard
-        self._taken, self._stuck = standing.taken, -1
+        self._taken, self._stuck, self._came_back = standing.taken, -1, now
         self.rejoined += 1
 
     def _last_words(self) -> bool:
