@@ -131,8 +131,8 @@ def test_random_cuts(lasting: Node, through: Through, seed: int, monkeypatch: py
     plain.session.close()
     lasting.wait_for_sessions(0)
     choose = random.Random(1000 + seed)
-    # The first connection asks for the devices; a client that is always cut early would never come back.
-    budget = chain([None], (int(10 ** choose.uniform(2, 6)) for _ in repeat(None)))
+    # The first connection asks for the devices; the second opens the session, which only then can be resumed.
+    budget = chain([None, choose.randrange(1_000, 3_000)], (int(10 ** choose.uniform(2, 6)) for _ in repeat(None)))
     proxy, caller = through(seed=seed, budget=budget)
     assert list(_program(caller, seed, 60)) == expected
     assert proxy.cuts > 0
