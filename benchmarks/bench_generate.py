@@ -114,11 +114,15 @@ class Ways:
         self.results.append(genie.generate(self.native, self.ids, devices=where, offload=offload, **self.options))
 
     def spent(self, device: int) -> dict[str, float]:
-        """What one call by the loop sends and receives."""
-        before = genie.get_stats()
-        self.remotely(device, True)
-        after = genie.get_stats()
-        return {name: after[name] - before[name] for name in ("bytes_sent", "bytes_received", "round_trips")}
+        """What one call by the loop sends and receives. Of two in a row: every ten seconds a client also asks its node
+        how long operators took."""
+        spent = []
+        for _ in range(2):
+            before = genie.get_stats()
+            self.remotely(device, True)
+            after = genie.get_stats()
+            spent.append({name: after[name] - before[name] for name in ("bytes_sent", "bytes_received", "round_trips")})
+        return min(spent, key=lambda each: sum(each.values()))
 
 
 def measure(workload: Workload, links: list[str], rounds: int) -> list[Row]:

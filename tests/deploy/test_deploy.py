@@ -200,12 +200,16 @@ def test_the_pod_is_probed_drained_and_confined() -> None:
     assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
     assert pod["enableServiceLinks"] is False
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    args = dict(zip(container["args"][:-1:2], container["args"][1:-1:2], strict=True))
+    args = dict(each.split("=") for each in container["args"] if "=" in each)
     assert int(args["--port"]) == ports["data"]
     assert int(args["--metrics-port"]) == ports["metrics"]
     assert ports["control"] == ports["data"] + 1
-    assert container["readinessProbe"]["grpc"]["port"] == container["startupProbe"]["grpc"]["port"] == ports["control"]
-    assert "grpc" not in container["livenessProbe"]  # a node that drains is alive
+    for probe in ("readinessProbe", "startupProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert "httpGet" not in container["livenessProbe"]  # a node that drains is alive
+    secrets = next(each["mountPath"] for each in container["volumeMounts"] if each["name"] == "secrets")
+    for option in ("--cert", "--key", "--tokens"):  # others reach it, so it asks who they are
+        assert args[option].startswith(f"{secrets}/")
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

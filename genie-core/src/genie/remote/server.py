@@ -427,7 +427,7 @@ class NodeServer:
             else:
                 refusal = None
                 self._sessions[name] = (session, info)
-                self.meters.opened(session.meter, info.client, info.device)
+                self.meters.opened(session.meter, owner.tenant or info.client, info.device)
         if refusal is not None:
             local.close()
             raise refusal
