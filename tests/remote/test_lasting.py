@@ -24,6 +24,7 @@ from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, R
 from genie.interfaces import Connection, Transport
 from genie.remote import RemoteBackend, RemoteSession, inlets, rejoining
 from genie.remote import lasting as node_end
+from genie.remote.session import Inlet
 from genie.testing import Caller, MemoryTransport, single
 from genie.testing.plans import spec
 from genie.wire import PROTOCOL, Kind, frames, messages
@@ -346,8 +347,8 @@ def test_a_channel_between_nodes_is_not_made_anew(
     assert sender.get(value) == [1, 2]
 
 
-def _waiting(receiver: Caller, sender: Caller) -> tuple[int, int]:
-    """The receiver's session waits for what the sender may send: the handle, and where to send it."""
+def _channel(receiver: Caller, sender: Caller) -> tuple[Inlet, int]:
+    """One between the two, that has brought a value."""
     assert isinstance(sender.session, RemoteSession)
     assert isinstance(receiver.session, RemoteSession)
     inlet = receiver.session.inlet("the sender")
@@ -355,6 +356,13 @@ def _waiting(receiver: Caller, sender: Caller) -> tuple[int, int]:
     sender.session.send(outlet, sender.put([1]))
     receiver.session.receive(inlet, 0, first := receiver.handles())
     assert receiver.get(first) == [1]
+    return inlet, outlet
+
+
+def _waiting(receiver: Caller, sender: Caller) -> tuple[int, int]:
+    """The receiver's session waits for what the sender may send: the handle, and where to send it."""
+    inlet, outlet = _channel(receiver, sender)
+    assert isinstance(receiver.session, RemoteSession)
     receiver.session.receive(inlet, 1, awaited := receiver.handles())
     receiver.session._conversation.push()
     return awaited, outlet
@@ -381,6 +389,27 @@ def test_a_session_that_waits_for_another_node_waits_for_its_client_too(
     threading.Timer(0.2, sender.session.send, (outlet, value)).start()
     assert receiver.get(awaited) == [2, 3]
     assert not its.away
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_session_that_waits_for_another_node_notices_bye(
+    lasting: Node, through: Through, make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """What its client said before is done: in messages of its own, with bulk data, or in one with BYE."""
+    monkeypatch.setattr(inlets, "_LOOK_SECONDS", 0.02)
+    sender = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False).client()
+    _, receiver = through()
+    inlet, _ = _channel(receiver, sender)
+    assert isinstance(receiver.session, RemoteSession)
+    receiver.session.receive(inlet, 1, receiver.handles())
+    if apart:
+        value = receiver.put([1.0] * 100_000)
+        receiver.run(_NEG, [receiver.put([1, 2])])
+        receiver.session.free([value])
+    (local,) = lasting.local.sessions
+    receiver.session.close()
+    lasting.wait_for_sessions(0)
+    assert local.stats()["executions"] == apart
 
 
 def test_a_session_that_waits_for_another_node_is_freed_after_the_lease(

@@ -10,6 +10,7 @@ import math
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -26,6 +27,7 @@ from genie.errors import (
 )
 from genie.interfaces import Connection, Message, Watched
 from genie.remote.kept import KEPT_DATA, Kept, Said
+from genie.remote.memory import room
 from genie.wire import PROTOCOL, Allocate, Buffer, Dialogue, Kind, frames, messages
 from genie.wire.messages import Back, Standing, Welcome
 
@@ -33,6 +35,7 @@ log = structlog.get_logger("genie.node")
 
 _MOST_BYTES = 4 << 20
 _WAIT_SECONDS = 2.0  # between signs of life to a client that waits for its busy session
+_MOST_AHEAD = 16 << 20  # bytes of bulk data
 _LOOKS_APART = 2.0  # at most, while a session waits for something else; in a longer time it was at work
 
 
@@ -69,9 +72,10 @@ class Lasting:
         self._changed = threading.Condition()
         self._comer: _Comer | None = None
         self._broken = False
-        self._gone = False  # so it seems, while the session waits for something else
-        self._gone_since = self._looked = -math.inf
-        self._late = False  # it was for the whole lease
+        self._ahead: deque[Message] = deque()  # what the client had said when it hung up
+        self._left = False  # that ended with BYE
+        self._gone_since = self._looked = -math.inf  # while the session waits for something else
+        self._late = False  # the client was gone for the whole lease
         self._over = False
         self._busy = True  # until it waits for a message
         self._allocate: Allocate = _nothing
@@ -104,6 +108,8 @@ class Lasting:
         """The client's next message, however often it comes back for it. Raises :class:`ConnectionLost` when the lease
         is over."""
         self._allocate = allocate
+        if self._ahead:
+            return _landed(self._ahead.popleft(), allocate)
         while True:
             if self._broken or self._comer is not None:
                 self._await_client()
@@ -121,24 +127,46 @@ class Lasting:
 
     def hung_up(self) -> bool:
         """See :class:`genie.interfaces.Watched`. A session that waits for something else waits on for a client that may
-        come back; once that was away for the whole lease, it has hung up."""
+        come back: it has hung up when it said BYE, or was away for the whole lease."""
         with self._changed:
-            if self._over:
-                return True
             connection, here = self._connection, self._comer is not None
-        watched = isinstance(connection, Watched) and not self._broken
-        self._gone = not here and (self._broken or (watched and connection.hung_up()))
+        if self._over or self._left:
+            return True
+        if not (here or self._broken) and isinstance(connection, Watched) and connection.hung_up():
+            self._read_ahead(connection)
+            if self._left:
+                return True
+        gone = self._broken and not here
         now = time.monotonic()
-        if not self._gone or now - self._looked > _LOOKS_APART:
+        if not gone or now - self._looked > _LOOKS_APART:
             self._gone_since = now
         self._looked = now
-        self._late = self._gone and now - self._gone_since >= self.lease
+        self._late = gone and now - self._gone_since >= self.lease
         return self._late
+
+    def _read_ahead(self, connection: Connection) -> None:
+        """The client hung up: what it had said before is received now, and taken when its turn comes."""
+        size = 0
+
+        def room_for(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+            nonlocal size
+            size += sum(sizes)
+            if size > _MOST_AHEAD:  # the client will say it again
+                raise ConnectionLost(f"the client hung up with more than {_MOST_AHEAD} bytes unread")
+            return [room(each) for each in sizes]
+
+        try:
+            while not self._left:
+                message = connection.receive(room_for, _LOOKS_APART)
+                self._ahead.append(message)
+                self._left = frames.split(message.header)[1][-1][0] == Kind.BYE
+        except BackendError as error:
+            self._break(error)
 
     @property
     def away(self) -> bool:
         """As far as is known: a session at work does not look."""
-        return (self._broken or self._gone) and self._comer is None and not self._over
+        return self._broken and self._comer is None and not self._over
 
     def acknowledge(self, heard: int) -> None:
         """The client has so many of the node's messages."""
@@ -177,7 +205,7 @@ class Lasting:
                 comer.attended = True
                 self._changed.notify_all()
                 before, self._connection = self._connection, comer.connection
-                self._broken = self._gone = self._late = False
+                self._broken = self._late = False
             before.close()
             try:
                 self._greet(comer)
@@ -263,6 +291,16 @@ class Lasting:
 def welcome_back(session: str, standing: Standing) -> Welcome:
     """What a client that comes back to this session is told, or asks."""
     return Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], session=session, standing=standing)
+
+
+def _landed(message: Message, allocate: Allocate) -> Message:
+    """A message that was received early, with its data where the session wants it."""
+    if not message.buffers:
+        return message
+    targets = allocate(message.header, [len(buffer) for buffer in message.buffers])
+    for target, buffer in zip(targets, message.buffers, strict=True):
+        target[:] = buffer
+    return frames.Message(message.header, targets)
 
 
 def _unheard(*_: object) -> None:

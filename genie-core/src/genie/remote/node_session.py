@@ -39,7 +39,7 @@ from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE, _LOOP = map(int, (Kind.EXECUTE, Kind.LOOP))
+_EXECUTE, _LOOP, _BYE = map(int, (Kind.EXECUTE, Kind.LOOP, Kind.BYE))
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
 
@@ -112,6 +112,7 @@ class NodeSession:
             Kind.PROFILE: self._profile,
             Kind.MARK: self._mark,
         }
+        self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
         if self.lasting is not None:
             self.lasting.make_again, self.lasting.idle = self._make_again, self.meter.leave
@@ -156,6 +157,7 @@ class NodeSession:
             self._bulk(records[0], message.buffers[0])
             meter.done(records[0][0])
             return True
+        self._leaves = records[-1][0] == _BYE
         for kind, body in records:
             if kind == _EXECUTE:
                 self._execute(body)
@@ -418,7 +420,7 @@ class NodeSession:
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
         is done to the end: other nodes may wait for that."""
-        return isinstance(self._connection, Watched) and self._connection.hung_up()
+        return self._leaves or (isinstance(self._connection, Watched) and self._connection.hung_up())
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)
