@@ -133,7 +133,7 @@ class Lasting:
         if self._over or self._left:
             return True
         if not (here or self._broken) and isinstance(connection, Watched) and connection.hung_up():
-            self._read_ahead(connection)
+            self._left = self._read_ahead(connection)
             if self._left:
                 return True
         gone = self._broken and not here
@@ -144,8 +144,9 @@ class Lasting:
         self._late = gone and now - self._gone_since >= self.lease
         return self._late
 
-    def _read_ahead(self, connection: Connection) -> None:
-        """The client hung up: what it had said before is received now, and taken when its turn comes."""
+    def _read_ahead(self, connection: Connection) -> bool:
+        """The client hung up: what it had said before is received now, and taken when its turn comes. Whether it ended
+        with BYE."""
         size = 0
 
         def room_for(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
@@ -156,12 +157,14 @@ class Lasting:
             return [room(each) for each in sizes]
 
         try:
-            while not self._left:
+            while True:
                 message = connection.receive(room_for, _LOOKS_APART)
                 self._ahead.append(message)
-                self._left = frames.split(message.header)[1][-1][0] == Kind.BYE
+                if frames.split(message.header)[1][-1][0] == Kind.BYE:
+                    return True
         except BackendError as error:
             self._break(error)
+            return False
 
     @property
     def away(self) -> bool:
