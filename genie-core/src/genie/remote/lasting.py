@@ -300,7 +300,8 @@ def _landed(message: Message, allocate: Allocate) -> Message:
     """A message that was received early, with its data where the session wants it."""
     if not message.buffers:
         return message
-    targets = allocate(message.header, [len(buffer) for buffer in message.buffers])
+    sizes = [len(buffer) for buffer in message.buffers]
+    targets = [memoryview(target).cast("B") for target in allocate(message.header, sizes)]
     for target, buffer in zip(targets, message.buffers, strict=True):
         target[:] = buffer
     return frames.Message(message.header, targets)

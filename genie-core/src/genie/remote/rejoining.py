@@ -40,6 +40,7 @@ _MOST_AGAIN = 1 << 15
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _SHORTEST_ATTEMPT = 1.0
+_GRACE_SECONDS = 0.5  # for what the node has told
 # Where nobody listens the node has ended, or what stands between is being restarted.
 _REFUSED_SECONDS = 2.0
 
@@ -93,6 +94,7 @@ class Rejoining:
         self._over: ConnectionLost | None = None
         self._trouble = 0.0  # since when nothing gets through
         self._pauses = _pauses()
+        self._missed = -1  # what had been heard when the node had told more
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
 
     @property
@@ -169,11 +171,11 @@ class Rejoining:
 
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
         """As a connection's; silence is looked into now and then, and is not taken for the node's death."""
-        beat = self._beat
         waited = 0.0
         while True:
             if self._early:
                 return self._early.popleft()
+            beat = self._beat if self._missed != self.heard else min(self._beat, _GRACE_SECONDS)
             wait = beat if timeout is None or timeout - waited > beat else max(timeout - waited, 0.001)
             try:
                 message = self._connection.receive(allocate, wait)
@@ -218,7 +220,9 @@ class Rejoining:
             return False
         standing = _standing(met)
         if standing.told > self.heard:
-            return True
+            # It may be on its way still: it is lost when nothing has come shortly after, either.
+            missed, self._missed = self._missed, self.heard
+            return missed == self.heard
         # What was sent may be on its way still: it is lost when it is the next time, too.
         idle = not standing.busy and standing.taken != (self.kept.next - 1) & frames.SEQ_MASK
         stuck, self._stuck = self._stuck, standing.taken if idle else -1
@@ -315,7 +319,7 @@ class Rejoining:
         now, received, first = time.monotonic(), deque(early), _begun(connection) - kept.next
         self._connection, self._early, self.heard = connection, received, heard
         self._out, self._first = kept.next, first
-        self._taken, self._stuck, self._came_back = standing.taken, -1, now
+        self._taken, self._stuck, self._missed, self._came_back = standing.taken, -1, -1, now
         self.rejoined += 1
 
     def _last_words(self) -> bool:
