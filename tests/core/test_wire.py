@@ -413,6 +413,7 @@ def test_kinds_do_not_change() -> None:
         "ERROR": 3,
         "BYE": 4,
         "PROOF": 5,
+        "WAIT": 6,
         "LOAD_PLAN": 16,
         "EXECUTE": 17,
         "UPLOAD": 18,
@@ -425,6 +426,7 @@ def test_kinds_do_not_change() -> None:
         "RECEIVE": 25,
         "OUTLET": 26,
         "TRACE": 27,
+        "HEARD": 28,
         "UPLOAD_BEGIN": 32,
         "FETCH": 33,
         "DESCRIBE": 34,
@@ -434,6 +436,7 @@ def test_kinds_do_not_change() -> None:
         "INLET": 38,
         "PROFILE": 40,
         "LOOP": 41,
+        "MARK": 42,
         "HELD": 48,
         "VALUE": 49,
         "SPEC": 50,
@@ -443,5 +446,6 @@ def test_kinds_do_not_change() -> None:
         "INLET_OPEN": 54,
         "PROFILED": 56,
         "LOOPED": 57,
+        "MARKED": 58,
     }
     assert struct.calcsize("<2sBBIIHH") == frames.PREFIX.size == 16

@@ -217,6 +217,7 @@ def start_node(nursery: Nursery, log: Path, *options: str, **settings: str) -> N
     arguments = ["genie", "serve", "--port", "0", "--json", *options]
     if "--device" not in options:
         arguments += ["--device", "cpu"]
+    settings = {"GENIE_LEASE_SECONDS": "1", **settings}  # tests need not wait long for a client that was killed
     process = nursery.start(arguments, settings, module="genie", stderr=log)
     line = process.out.line(time.monotonic() + DEADLINE)
     if not line:

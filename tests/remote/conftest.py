@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -50,11 +50,11 @@ def scripted() -> Iterator[Callable[[Script], RemoteSession]]:
     threads: list[threading.Thread] = []
     backends: list[RemoteBackend] = []
 
-    def make(script: Script, timeout: float = 5.0) -> RemoteSession:
+    def make(script: Script, timeout: float = 5.0, fields: Mapping[str, object] | None = None) -> RemoteSession:
         def serve() -> None:
             connection = listener.accept(5.0)
             with suppress(GenieError):
-                welcome(connection)
+                welcome(connection, **(fields or {}))
                 script(connection)
 
         threads.append(threading.Thread(target=serve))

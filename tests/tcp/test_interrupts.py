@@ -46,8 +46,7 @@ class Gate:
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
         self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(1)
-        self._listener.settimeout(DEADLINE)
+        self._listener.listen()
         self.address = "127.0.0.1:{1}".format(*self._listener.getsockname())
         self._host, _, self._port = address.rpartition(":")
         self._ends: list[socket.socket] = []
@@ -59,12 +58,15 @@ class Gate:
         self.opened.clear()
 
     def _serve(self) -> None:
-        client, _ = self._listener.accept()
-        server = socket.create_connection((self._host, int(self._port)), DEADLINE)
-        self._ends = [client, server]
-        self._threads.append(threading.Thread(target=self._pass, args=(server, client)))
-        self._threads[-1].start()
-        self._pass(client, server)
+        """The first connection has the gate; others pass."""
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection((self._host, int(self._port)), DEADLINE)
+                self._ends += [client, server]
+                for ends in ((server, client), (client, server)):
+                    self._threads.append(threading.Thread(target=self._pass, args=ends))
+                    self._threads[-1].start()
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
@@ -99,12 +101,14 @@ class Gate:
 
 
 class World:
-    def __init__(self, stall: float) -> None:
+    def __init__(self, stall: float, resumes: bool) -> None:
         self._server = NodeServer(NullBackend(), TcpTransport(stall_timeout=DEADLINE), "127.0.0.1:0", local=False)
         self._server.start()
         self.gate = Gate(self._server.address)
         transport = Narrow(stall_timeout=stall)
-        self._backend = RemoteBackend("tcp", transport, (self.gate.address,), timeout=DEADLINE, shortcut=False)
+        self._backend = RemoteBackend(
+            "tcp", transport, (self.gate.address,), timeout=DEADLINE, shortcut=False, resumes=resumes
+        )
         (device,) = self._server.devices
         session = self._backend.connect(msgspec.structs.replace(device, address=self.gate.address))
         assert isinstance(session, RemoteSession)
@@ -141,12 +145,18 @@ class World:
         self._server.close()
 
 
+@pytest.fixture(params=[True, False], ids=["lease", "no lease"])
+def lease(request: pytest.FixtureRequest) -> bool:
+    """Whether the client comes back when its connection breaks."""
+    return bool(request.param)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(stall: float = DEADLINE) -> World:
-        made.append(World(stall))
+    def make(stall: float = DEADLINE, *, resumes: bool = True) -> World:
+        made.append(World(stall, resumes))
         return made[-1]
 
     yield make
@@ -165,8 +175,8 @@ def chain(count: int) -> Graph:
 
 
 @pytest.mark.parametrize("strikes", [1, 2])
-def test_a_value_that_is_sent_arrives_whole(start: Callable[..., World], strikes: int) -> None:
-    world = start()
+def test_a_value_that_is_sent_arrives_whole(start: Callable[..., World], lease: bool, strikes: int) -> None:
+    world = start(resumes=lease)
     caller = world.caller
     before = caller.put([3.0] * 4)
     world.session.synchronize()
@@ -177,17 +187,17 @@ def test_a_value_that_is_sent_arrives_whole(start: Callable[..., World], strikes
     assert caller.get(caller.put([2.0] * COUNT)) == [2.0] * COUNT
 
 
-def test_contents_arrive_whole(start: Callable[..., World]) -> None:
+def test_contents_arrive_whole(start: Callable[..., World], lease: bool) -> None:
     """Interrupted, an upload by content may be done again."""
-    world = start()
+    world = start(resumes=lease)
     caller = world.caller
     world.session.synchronize()
     world.interrupted(lambda: caller.put(ones(), shared=True))
     assert caller.get(caller.put(ones(), shared=True)) == ones()
 
 
-def test_a_plan_has_the_number_the_node_gives_it(start: Callable[..., World]) -> None:
-    world = start()
+def test_a_plan_has_the_number_the_node_gives_it(start: Callable[..., World], lease: bool) -> None:
+    world = start(resumes=lease)
     caller = world.caller
     value = caller.put([1.0] * 4)
     world.session.synchronize()
@@ -197,9 +207,9 @@ def test_a_plan_has_the_number_the_node_gives_it(start: Callable[..., World]) ->
     assert world.session.traffic["plans_sent"] == 2
 
 
-def test_what_went_along_is_not_sent_again(start: Callable[..., World]) -> None:
+def test_what_went_along_is_not_sent_again(start: Callable[..., World], lease: bool) -> None:
     """The answer to the question is dropped when it comes."""
-    world = start()
+    world = start(resumes=lease)
     caller = world.caller
     world.session.synchronize()
     handles = [caller.put(ones(FEW)) for _ in range(12)]
@@ -210,8 +220,22 @@ def test_what_went_along_is_not_sent_again(start: Callable[..., World]) -> None:
 
 
 def test_what_cannot_be_finished_ends_the_session(start: Callable[..., World]) -> None:
-    world = start(stall=0.3)
+    """Where it is not kept for a client that comes back."""
+    world = start(stall=0.3, resumes=False)
     world.session.synchronize()
     world.interrupted(lambda: world.caller.put(ones()), opens=False)
     with pytest.raises(ConnectionLost, match="the session is over: .*(took nothing|timed out)"):
         world.session.synchronize()
+
+
+def test_what_cannot_be_finished_goes_over_another_connection(start: Callable[..., World]) -> None:
+    """Where the session is kept for a client that comes back."""
+    world = start(stall=0.3)
+    caller = world.caller
+    before = caller.put([3.0] * 4)
+    world.session.synchronize()
+    handle = caller.handles()
+    world.interrupted(lambda: world.session.upload(handle, spec(COUNT), pack(ones())), opens=False)
+    assert caller.get(handle) == ones()
+    assert caller.get(before) == [3.0] * 4
+    assert not world.gate.opened.is_set()

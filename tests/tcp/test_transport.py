@@ -185,3 +185,25 @@ def test_two_threads_close_at_once(transport: TcpTransport) -> None:
     with pytest.raises(ConnectionLost):
         connection.send(frames.message(0, 1, frames.record(Kind.SYNC)))
     theirs.close()
+
+
+def test_a_deadline_says_whether_part_of_a_message_is_lost(transport: TcpTransport) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        connection = transport.wrap(ours, "peer")
+        header = frames.one(1, Kind.VALUE, b"x", 8)
+        for sent, midway in ((b"", False), (header[:9], False), (header[9:] + bytes(3), True)):
+            theirs.sendall(sent)
+            with pytest.raises(DeadlineExceeded) as caught:
+                connection.receive(lambda header, sizes: [memoryview(bytearray(size)) for size in sizes], 0.02)
+            assert caught.value.midway is midway
+        connection.close()
+
+
+def test_a_host_that_says_that_nobody_listens(transport: TcpTransport, tmp_path: Path) -> None:
+    listener = transport.listen("127.0.0.1:0")
+    listener.close()
+    for address in (listener.address, f"unix:{tmp_path}/nobody"):
+        with pytest.raises(BackendUnavailable) as caught:
+            transport.connect(address, 2.0)
+        assert caught.value.refused

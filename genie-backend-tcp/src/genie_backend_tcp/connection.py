@@ -64,9 +64,12 @@ class SocketConnection:
                 message = assembler.pull(allocate)
             return message
         except BaseException as error:
-            assembler.abandon()  # whoever waits next starts with a message's beginning
+            midway = assembler.abandon()  # whoever waits next starts with a message's beginning
             if isinstance(error, OSError) and not isinstance(error, GenieError):
-                raise self._translated(error, "sent", self._receive_timeout) from error
+                told = self._translated(error, "sent", self._receive_timeout)
+                if isinstance(told, DeadlineExceeded):
+                    told.midway = midway
+                raise told from error
             raise
 
     @property

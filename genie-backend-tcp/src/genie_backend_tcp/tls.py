@@ -196,6 +196,10 @@ class TlsConnection(SocketConnection):
                 timeout = max(timeout - (time.monotonic() - started), 0.001)
         return super().receive(allocate, timeout)
 
+    def hung_up(self) -> bool:
+        # Until hands are shaken, another thread reads: what is read here would be missed there.
+        return self._settled.is_set() and super().hung_up()
+
     @property
     def _midway(self) -> bool:
         return super()._midway or bool(self._incoming.pending)

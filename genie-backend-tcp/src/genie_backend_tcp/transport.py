@@ -99,6 +99,7 @@ class TcpTransport:
     def connect(self, address: str, timeout: float) -> TcpConnection | TlsConnection:
         deadline = time.monotonic() + timeout
         reason = "it has no address"
+        refused = False
         for family, at in resolve(address):
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
@@ -112,12 +113,15 @@ class TcpTransport:
                 reason = f"no answer within {timeout:g} s"
             except OSError as error:
                 reason = error.strerror or str(error)
+                refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
             sock.close()
-        raise BackendUnavailable(
+        nobody = BackendUnavailable(
             f"no node answers at {address}: {reason}",
             where=address,
             hint=f"start one there with `genie serve`, or correct the address ({address})",
         )
+        nobody.refused = refused
+        raise nobody
 
     def listen(self, address: str) -> TcpListener:
         """Port 0 picks a free one; the listener's ``address`` says which."""

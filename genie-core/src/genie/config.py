@@ -43,6 +43,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recomputation_threshold_ms: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 5.0
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0
+    # A node keeps a session that long for a client whose connection broke, which comes back meanwhile; 0: it ends.
+    lease_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    heartbeat_seconds: _Seconds = 10.0  # a node that is silent for so long is asked whether the link is why
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it
     # Paths of files, see docs/security.md: whom we believe, who we are, whom a node takes for a client.
     token_file: str = ""
@@ -279,6 +282,8 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "nodes": _check_nodes,
     "timeout": _check_finite,
     "connect_timeout": _check_finite,
+    "lease_seconds": _check_finite,
+    "heartbeat_seconds": _check_finite,
     "spin_us": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,

@@ -132,7 +132,9 @@ class BackendError(GenieError):
 
 
 class BackendUnavailable(BackendError, ConnectionError):
-    """Nobody answers there."""
+    """Nobody answers there. ``refused``: the host says that nobody listens."""
+
+    refused: bool = False
 
 
 class TlsFailed(BackendError, ConnectionError):
@@ -144,7 +146,9 @@ class ConnectionLost(BackendError, ConnectionError):
 
 
 class DeadlineExceeded(BackendError, TimeoutError):
-    """No answer in time."""
+    """No answer in time. ``midway``: part of a message had come, which is lost."""
+
+    midway: bool = False
 
 
 class ProtocolError(BackendError):

@@ -327,7 +327,8 @@ class Connection(Protocol):
         self, allocate: Callable[[bytes, Sequence[int]], Sequence[memoryview]], timeout: float | None = None
     ) -> Message:
         """The next message. ``allocate(header, sizes)`` checks the sizes and gives the memory to fill;
-        it is called before a byte of any buffer is read and may refuse by raising."""
+        it is called before a byte of any buffer is read and may refuse by raising. A deadline in the middle of a
+        message gives that message up, and its error says so (``midway``)."""
 
     def close(self) -> None: ...
 

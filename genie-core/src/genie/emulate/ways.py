@@ -11,7 +11,7 @@ from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
 from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Session
-from genie.remote.node_session import Sharing
+from genie.remote.abilities import Sharing
 
 _ARRIVE_SECONDS = 600.0  # as between nodes: a sender may compute for long
 

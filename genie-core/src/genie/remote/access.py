@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from genie.security import Ticket, Tls, TlsFiles
 from genie.security.files import warn_if_exposed
 from genie.security.guard import NEEDED, NEEDED_HINT
 from genie.security.tokens import read_token
+from genie.wire.messages import Back
 
 if TYPE_CHECKING:
     from genie.remote.control import ControlClient
@@ -55,28 +57,36 @@ class Access:
         return read_token(Path(self._token_file))
 
     def meet(
-        self, transport: Transport, address: str, device: int, timeout: float, *, node: str = "", genie: str = ""
+        self,
+        transport: Transport,
+        address: str,
+        device: int,
+        timeout: float,
+        *,
+        node: str = "",
+        genie: str = "",
+        resumes: bool = False,
+        back: Back | None = None,
     ) -> Met:
-        """As :func:`genie.remote.greeting.meet`. ``node`` is the address that its control plane goes by, if ``address``
-        is a shortcut to it."""
+        """As :func:`genie.remote.greeting.meet`, with a new ticket where the node wants one. ``node`` is the address
+        that its control plane goes by, if ``address`` is a shortcut to it."""
         node = node or address
+        said = partial(meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back)
         with self._lock:
             control = self._controls.get(node, "")
         if control:
             try:
-                return meet(
-                    transport, address, device, timeout, genie=genie, ticket=self._ticket(control, device, timeout)
-                )
+                return said(ticket=self._ticket(control, device, timeout))
             except (BackendUnavailable, ConnectionLost, DeadlineExceeded, TlsFailed):
                 with self._lock:  # it may have been started again, elsewhere: ask
                     self._controls.pop(node, None)
-        first = -1 if self._token_file else device
-        met = meet(transport, address, first, timeout, genie=genie)
+        # Who has a token asks first whether it is wanted: what opens a session is not said to who may be anybody.
+        met = meet(transport, address, -1, timeout, genie=genie) if self._token_file else said()
         if not met.welcome.tickets:
-            if first == device:
+            if not self._token_file or (device < 0 and back is None):
                 return met
             farewell(met)
-            return meet(transport, address, device, timeout, genie=genie)
+            return said()
         farewell(met)
         if not self._token_file:
             raise AccessDenied(NEEDED, where=node, hint=NEEDED_HINT)
@@ -86,7 +96,7 @@ class Access:
         ticket = self._ticket(control, device, timeout)
         with self._lock:
             self._controls[node] = control
-        return meet(transport, address, device, timeout, genie=genie, ticket=ticket)
+        return said(ticket=ticket)
 
     def control(self, transport: Transport, address: str, timeout: float) -> ControlClient:
         """A client of the control plane of the node at ``address`` (of its data port). Raises

@@ -13,12 +13,14 @@ from genie import tracing
 from genie.config import Settings
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
-from genie.interfaces import Transport
+from genie.interfaces import Connection, Transport
 from genie.remote.access import Access
 from genie.remote.greeting import Met, farewell, quicker
+from genie.remote.rejoining import Rejoining, Reunion
 from genie.remote.session import RemoteSession
 from genie.remote.traced import TracedSession
 from genie.wire import traces
+from genie.wire.messages import Back
 
 
 class RemoteBackend:
@@ -36,6 +38,8 @@ class RemoteBackend:
         connect_timeout: float = 10.0,
         shortcut: bool = True,
         access: Access | None = None,
+        resumes: bool = True,
+        heartbeat: float = 10.0,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -45,6 +49,8 @@ class RemoteBackend:
         self._connect_timeout = connect_timeout
         self._shortcut = shortcut
         self._access = access or Access()
+        self._resumes = resumes
+        self._heartbeat = heartbeat
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -61,6 +67,8 @@ class RemoteBackend:
             connect_timeout=settings.connect_timeout,
             shortcut=settings.unix_sockets,
             access=Access.from_settings(settings, transport),
+            resumes=settings.lease_seconds > 0,
+            heartbeat=settings.heartbeat_seconds,
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -114,7 +122,8 @@ class RemoteBackend:
         return session
 
     def _session(self, met: Met, device: Device, node: str) -> RemoteSession:
-        welcome, link = met.welcome, (met.connection, met.dialogue, device, met.welcome.limits, node, self._timeout)
+        welcome, connection = met.welcome, self._lasting(met, node)
+        link = (connection, met.dialogue, device, welcome.limits, node, self._timeout)
         if not tracing.enabled():
             return RemoteSession(*link)
         return TracedSession(*link, session=welcome.session, tells=welcome.minor >= traces.MINOR)
@@ -124,10 +133,42 @@ class RemoteBackend:
         if local:
             # Gone (another mount namespace, a cleaned /tmp): the long way still works.
             with contextlib.suppress(BackendUnavailable, ConnectionLost, DeadlineExceeded):
-                return self._access.meet(
-                    self._transport, local, index, self._connect_timeout, node=node, genie=genie.__version__
-                )
-        return self._access.meet(self._transport, node, index, self._connect_timeout, genie=genie.__version__)
+                return self._open(local, index, node)
+        return self._open(node, index, node)
+
+    def _open(self, address: str, index: int, node: str) -> Met:
+        return self._access.meet(
+            self._transport,
+            address,
+            index,
+            self._connect_timeout,
+            node=node,
+            genie=genie.__version__,
+            resumes=self._resumes,
+        )
+
+    def _lasting(self, met: Met, node: str) -> Connection:
+        """The connection, or one that is made anew when it breaks, if the node keeps sessions so long."""
+        welcome = met.welcome
+        if not (self._resumes and welcome.lease > 0 and welcome.key):
+            return met.connection
+
+        def back(address: str, timeout: float, back: Back) -> Met:
+            return self._access.meet(
+                self._transport, address, -1, timeout, node=node, genie=genie.__version__, back=back
+            )
+
+        ways = (str(getattr(met.connection, "peer", node)), node)
+        reunion = Reunion(
+            meet=back,
+            addresses=tuple(dict.fromkeys(ways)),
+            session=welcome.session,
+            key=welcome.key,
+            lease=welcome.lease,
+            heartbeat=self._heartbeat,
+            connect_timeout=self._connect_timeout,
+        )
+        return Rejoining(met.connection, reunion)
 
     def close(self) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ from genie.errors import (
 )
 from genie.interfaces import Connection, Resumable
 from genie.remote.memory import room
+from genie.remote.rejoining import Rejoining
 from genie.wire import Dialogue, Kind, Limits, frames, messages
 
 _P = ParamSpec("_P")
@@ -36,7 +37,9 @@ _OUTBOX_BYTES = 1 << 18
 _OUTBOX_RECORDS = 1 << 12
 
 # As plain numbers: these are compared for every message.
-_BYE, _ERROR, _FREE, _VALUE = map(int, (Kind.BYE, Kind.ERROR, Kind.FREE, Kind.VALUE))
+_BYE, _ERROR, _FREE, _VALUE, _MARKED = map(int, (Kind.BYE, Kind.ERROR, Kind.FREE, Kind.VALUE, Kind.MARKED))
+
+_MOST_COPIED = 8 << 20  # bytes of a caller's that are copied rather than waited for until the node has them
 
 _LOST = "what was on it is lost; once it runs (`genie serve`, see its log), call genie.shutdown() and begin anew"
 _OVER = "what was on it is lost; call genie.shutdown() and begin anew"
@@ -69,6 +72,8 @@ class Conversation:
         self.bulks = 0  # messages with bulk data that were sent
         self._connection = connection
         self._resumable = connection if isinstance(connection, Resumable) else None
+        self._lasting = connection if isinstance(connection, Rejoining) else None
+        self._mark = -1  # the message that asks how far the node is, if it was not answered yet
         self._dialogue = dialogue
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
@@ -102,7 +107,7 @@ class Conversation:
 
     def push(self) -> None:
         if self._outbox:
-            self._flush(self._outbox)
+            self._flush()
 
     def send_bulk(self, kind: Kind, payload: bytes, data: memoryview) -> None:
         if self.freed:
@@ -110,6 +115,8 @@ class Conversation:
         self.push()
         if self.ended is not None:
             self._refuse()
+        if self._lasting is not None and self._lasting.heavy:
+            self._lighten(self._lasting)
         seq = (self._dialogue.seq + 1) & frames.SEQ_MASK
         self._send(seq, frames.one(seq, kind, payload, len(data)), data)
 
@@ -119,14 +126,66 @@ class Conversation:
             self._refuse()
         if self.freed:
             self.queue_freed()
-        return self._flush([*self._outbox, frames.record(kind, payload)])
+        return self._flush(frames.record(kind, payload))
 
-    def _flush(self, records: list[bytes]) -> int:
+    def _flush(self, *question: bytes) -> int:
+        """Send what is queued, and the question, as one message."""
         if self.ended is not None:
             self._refuse()
+        lasting = self._lasting
+        if lasting is None or not lasting.due:
+            return self._send_records([*self._outbox, *question])
+        if lasting.heavy or lasting.doubt:
+            self._lighten(lasting)
+        heard = lasting.heard
+        seq = self._send_records([frames.record(Kind.HEARD, messages.HANDLE.pack(heard)), *self._outbox, *question])
+        lasting.told, lasting.due = heard, lasting.doubt
+        return seq
+
+    def _send_records(self, records: list[bytes]) -> int:
         seq = (self._dialogue.seq + 1) & frames.SEQ_MASK
         self._send(seq, frames.message(seq, len(records), records[0] if len(records) == 1 else b"".join(records)))
         return seq
+
+    def _lighten(self, lasting: Rejoining) -> None:
+        """Have the node say what it has, before too much is kept for the case that the link breaks; wait for it when
+        too much is."""
+        if self._mark < 0 or lasting.doubt or not lasting.keeps(self._mark):  # its answer may have been swallowed
+            self._send_mark()
+        if lasting.full:
+            self._await_mark()
+
+    def _send_mark(self) -> None:
+        self._mark = self._send_records([*self._outbox, frames.record(Kind.MARK)])
+
+    def _await_mark(self) -> None:
+        heard, body, _ = self._await(self._mark, Kind.MARK)
+        self._expect(heard, body, Kind.MARK, Kind.MARKED)
+        self._marked(body)
+
+    def _marked(self, body: memoryview) -> None:
+        told = self.read(messages.get_number, body, "MARKED")
+        self._mark = -1
+        if self._lasting is not None and self._lasting.doubt:
+            self._lasting.heard = told
+            self._lasting.doubt = False
+
+    def give_back(self, *, interrupted: bool = False) -> None:
+        """Memory that was sent is its owner's again, to write to. What the node may not have yet is copied, or, if it
+        is much, waited for; where an interrupt forbids to wait, it is not kept."""
+        lasting = self._lasting
+        if lasting is None or not lasting.kept.borrowed or self.ended is not None:
+            return
+        lasting.tidy()
+        much = lasting.kept.borrowed > _MOST_COPIED
+        if much and interrupted:
+            lasting.kept.give_back()
+        elif much:
+            with contextlib.suppress(DeadlineExceeded):  # a node at work for long: copied after all
+                self._send_mark()
+                self._await_mark()
+                lasting.tidy()
+        lasting.kept.own()
 
     def _send(self, seq: int, header: bytes, data: memoryview | None = None) -> None:
         """Send the message, and forget the outbox: it was part of it, or is empty. Interrupted, it raises when the
@@ -176,6 +235,8 @@ class Conversation:
     def answer(self, seq: int, kind: Kind, answer: Kind) -> tuple[memoryview, memoryview | None]:
         """To the question ``kind`` that went as message ``seq``. Answers to earlier ones are dropped."""
         self.traffic["round_trips"] += 1
+        if seq in self.streams:
+            return self.next_answer(seq, kind, answer)
         heard, body, data = self._await(seq, kind)
         self._expect(heard, body, kind, answer)
         return body, data
@@ -223,6 +284,8 @@ class Conversation:
                 else:
                     # An answer nobody waits for any more: its question was interrupted, or took too long.
                     self._check_stale(got)
+                    if heard == _MARKED:
+                        self._marked(body)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{self.node} did not answer {kind.name} within {self.timeout:g} s",
@@ -262,6 +325,8 @@ class Conversation:
     def close(self) -> None:
         if self.ended is not None:
             return
+        if self._lasting is not None:
+            self._lasting.patient = False
         with contextlib.suppress(GenieError):
             self.queue(Kind.BYE)
             self.push()

@@ -13,6 +13,7 @@ from genie.errors import (
     ConnectionLost,
     DeadlineExceeded,
     GenieError,
+    NodeError,
     ProtocolError,
     TlsFailed,
     VersionMismatch,
@@ -21,7 +22,9 @@ from genie.interfaces import Connection, Keyed, Transport
 from genie.remote.identity import client_name, host_identity
 from genie.security.tickets import Ticket, prove_hello, prove_welcome
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
-from genie.wire.messages import Hello, Welcome
+from genie.wire.messages import Back, Hello, Welcome
+
+_PATIENCE_SECONDS = 600.0  # a session may compute for long
 
 
 class Met(NamedTuple):
@@ -54,9 +57,12 @@ def meet(
     genie: str = "",
     channel: str = "",
     ticket: Ticket | None = None,
+    resumes: bool = False,
+    back: Back | None = None,
 ) -> Met:
-    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, or connects a channel. With
-    a ``ticket`` both sides show that they know its key.
+    """Open a session on device number ``device`` of the node at ``address``; -1 only asks, connects a channel, or comes
+    ``back``. A node that says it is busy is waited for as long as it says so, within ten minutes. With a ``ticket``
+    both sides show that they know its key.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
@@ -69,6 +75,8 @@ def meet(
         host=host_identity(),
         client=client_name(),
         channel=channel,
+        resumes=resumes,
+        back=back,
     )
     deadline = time.monotonic() + timeout
     connection = transport.connect(address, timeout)
@@ -78,9 +86,17 @@ def meet(
         said = messages.put_struct(hello)
         proof = None if ticket is None else ticket.id + prove_hello(ticket, said)
         connection.send(greeting(dialogue.next_seq(), Kind.HELLO, said, proof))
-        message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
-        kind, body, answered = heard(message.header)
-        dialogue.hear(kind)
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
+            kind, body, answered = heard(message.header)
+            dialogue.hear(kind)
+            if kind != Kind.WAIT:
+                break
+            now = time.monotonic()
+            if now > patience:
+                raise NodeError(f"the session was busy for {_PATIENCE_SECONDS:g} s", where=address)
+            deadline = now + timeout
         if kind == Kind.ERROR:
             raise messages.get_error(body, address)
         if ticket is not None:

@@ -274,6 +274,7 @@ class Meters:
         self._open: dict[str, Meter] = {}
         self._ended: dict[str, Tally] = {}  # by tenant
         self._refused: Counter[str] = Counter()
+        self._resumed = 0
         self._largest: dict[str, int] = {}  # by device: the most memory a session that ended ever had
         self._devices: dict[str, str] = {}
 
@@ -296,6 +297,11 @@ class Meters:
         with self._lock:
             self._refused[reason] += 1
 
+    def came_back(self) -> None:
+        """A client, to its session."""
+        with self._lock:
+            self._resumed += 1
+
     def _tenant(self, name: str) -> str:
         known = {*self._ended, *(meter.tenant for meter in self._open.values())} - {OTHER}
         return name if name in known or len(known) < MOST_TENANTS else OTHER
@@ -315,17 +321,19 @@ class Meters:
                     tenants.setdefault(meter.tenant, Tally()).add(meter)
                     device, peak = self._devices[name], meter.said.get("peak_memory_bytes", 0)
                     largest[device] = max(largest.get(device, 0), peak)
-                return Look(dict(self._open), tenants, dict(self._refused), largest)
+                return Look(dict(self._open), tenants, dict(self._refused), largest, self._resumed)
 
 
 @attrs.frozen
 class Look:
-    """``open`` by session; ``tenants`` with their sessions that ended; ``largest`` peak of memory by device."""
+    """``open`` by session; ``tenants`` with their sessions that ended; ``largest`` peak of memory by device;
+    ``resumed``: how often clients came back."""
 
     open: Mapping[str, Meter]
     tenants: Mapping[str, Tally]
     refused: Mapping[str, int]
     largest: Mapping[str, int]
+    resumed: int
 
 
 def tenant_of(client: str) -> str:

@@ -53,6 +53,12 @@ def _standing(view: NodeView) -> Iterable[Metric]:
     yield _gauge(
         "genie_sessions_busy", "Sessions with a message being worked on.", {k: d.busy for k, d in devices.items()}, of
     )
+    yield _gauge(
+        "genie_sessions_away",
+        "Sessions whose connection broke, and whose client may come back.",
+        {at: its.away for at, its in devices.items()},
+        of,
+    )
     yield _gauge("genie_sessions_limit", "Sessions the node takes at most.", {(): view.max_sessions})
     yield _gauge("genie_connections_greeting", "Connections that have not said who they are.", {(): view.greeting})
     yield _gauge(
@@ -82,6 +88,7 @@ def _growing(view: NodeView) -> Iterable[Metric]:
     yield _counter("genie_requests", "Records dealt with.", {(k,): n for k, n in view.requests.items()}, ("kind",))
     yield _counter("genie_refused", "Clients refused.", {(k,): n for k, n in view.refused.items()}, ("reason",))
     plain = (
+        ("genie_sessions_resumed", "Clients that came back to their session.", view.resumed),
         ("genie_received_bytes", "Bytes of messages from clients.", view.bytes_in),
         ("genie_sent_bytes", "Bytes of messages to clients.", view.bytes_out),
         ("genie_failures", "Requests answered by an error.", view.failures),

@@ -84,7 +84,15 @@ def serve(
     made: Backend = registry.make("backend", backend, settings)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    node = NodeServer(made, carrier, address, devices=devices, local=unix or settings.unix_sockets, guard=guard)
+    node = NodeServer(
+        made,
+        carrier,
+        address,
+        devices=devices,
+        local=unix or settings.unix_sockets,
+        guard=guard,
+        lease_seconds=settings.lease_seconds,
+    )
     page = StatusPage(node)
     try:
         if metrics_port is not None:  # first: a port that is taken is said before anybody is served

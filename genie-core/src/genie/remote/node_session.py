@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
-from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -26,8 +25,10 @@ from genie.errors import (
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
+from genie.remote.abilities import Allocating, Allocation, Sharing
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
+from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
@@ -38,37 +39,9 @@ from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE, _LOOP = map(int, (Kind.EXECUTE, Kind.LOOP))
+_EXECUTE, _LOOP, _BYE = map(int, (Kind.EXECUTE, Kind.LOOP, Kind.BYE))
 _MOST_FAILURES = 1 << 10
 _MOST_PLANS = 1 << 16
-
-
-class Allocation(Protocol):
-    """Memory for a value to come; dropped without :meth:`commit`, it is gone."""
-
-    @property
-    def data(self) -> memoryview: ...
-
-    def commit(self, handle: int) -> None: ...
-
-
-@runtime_checkable
-class Allocating(Protocol):
-    """A local session may let values be received where they will live."""
-
-    def allocate(self, spec: TensorSpec) -> Allocation: ...
-
-
-@runtime_checkable
-class Sharing(Protocol):
-    """A local session may use one memory with the others on its device, copied by the first that writes into it.
-
-    Memory that ``fetch`` gave is not written either as long as it is held.
-    """
-
-    def share(self, handle: int) -> object: ...
-
-    def adopt(self, handle: int, value: object) -> None: ...
 
 
 class _Refused(Exception):
@@ -98,6 +71,8 @@ class NodeSession:
         self.owner = owner or Identity()
         self.device: Device = session.device
         self.since = time.time()
+        self.lasting = connection if isinstance(connection, Lasting) else None
+        self.reason = ""  # why it ended, if not as the client wished
         self._connection = connection
         self._dialogue = dialogue
         self._session = session
@@ -124,6 +99,7 @@ class NodeSession:
             Kind.SEND: self._send,
             Kind.RECEIVE: self._receive,
             Kind.TRACE: self._trace,
+            Kind.HEARD: self._heard,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
             Kind.UPLOAD_BEGIN: self._begin,
@@ -134,7 +110,12 @@ class NodeSession:
             Kind.STATS: self._stats,
             Kind.INLET: self._inlet,
             Kind.PROFILE: self._profile,
+            Kind.MARK: self._mark,
         }
+        self._leaves = False  # the message under way ends with BYE
+        self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
+        if self.lasting is not None:
+            self.lasting.make_again, self.lasting.idle = self._make_again, self.meter.leave
 
     def serve(self) -> None:
         structlog.contextvars.bind_contextvars(session=self.name)
@@ -176,6 +157,7 @@ class NodeSession:
             self._bulk(records[0], message.buffers[0])
             meter.done(records[0][0])
             return True
+        self._leaves = records[-1][0] == _BYE
         for kind, body in records:
             if kind == _EXECUTE:
                 self._execute(body)
@@ -436,9 +418,9 @@ class NodeSession:
                 self._fail(handle, error)
 
     def _client_gone(self) -> bool:
-        """Whether it hung up while this session waits for something else. What it asked before is done to the end:
-        other nodes may wait for that."""
-        return isinstance(self._connection, Watched) and self._connection.hung_up()
+        """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
+        is done to the end: other nodes may wait for that."""
+        return self._leaves or (isinstance(self._connection, Watched) and self._connection.hung_up())
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)
@@ -459,19 +441,44 @@ class NodeSession:
     # --- requests -----------------------------------------------------------------------------------
 
     def _answer(self, seq: int, kind: int, body: memoryview) -> None:
-        data: memoryview | None = None
-        try:
-            answer, payload, data = self._requests[kind](body)
-        except (GenieError, MemoryError) as error:
-            answer, payload = Kind.ERROR, messages.put_error(error)
-            log.debug("request failed", record=Kind(kind).name, plan=getattr(error, "plan", -1), reason=str(error))
+        answer, payload, data = self._asked(kind, body)
         made, size = perf_counter_ns(), len(payload)
         if data is None:
             self._connection.send(frames.one(seq, answer, payload))
         else:
             size += len(data)
+            self._look_again = (seq, kind, body)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
         self.meter.answered(kind, size, made, answer == Kind.ERROR)
+
+    def _asked(self, kind: int, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        try:
+            return self._requests[kind](body)
+        except (GenieError, MemoryError) as error:
+            log.debug("request failed", record=Kind(kind).name, plan=getattr(error, "plan", -1), reason=str(error))
+            return Kind.ERROR, messages.put_error(error), None
+
+    def _make_again(self) -> tuple[bytes, Sequence[Buffer]]:
+        """The answer to the last question once more: nothing was done since that could change it."""
+        assert self._look_again is not None
+        seq, kind, body = self._look_again
+        self.meter.enter()
+        try:
+            answer, payload, data = self._asked(kind, body)
+        finally:
+            self.meter.leave()
+        if data is None:
+            return frames.one(seq, answer, payload), ()
+        return frames.one(seq, answer, payload, len(data)), (data,)
+
+    def _heard(self, body: memoryview) -> None:
+        count = messages.get_number(body, "HEARD")
+        if self.lasting is not None:
+            self.lasting.acknowledge(count)
+
+    def _mark(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        told = 0 if self.lasting is None else self.lasting.told + 1
+        return Kind.MARKED, messages.HANDLE.pack(told), None
 
     def _tell_deferred(self) -> None:
         if self._deferred is not None:
@@ -530,8 +537,14 @@ class NodeSession:
     def stats(self) -> Mapping[str, int]:
         return {**self._session.stats(), **self._store.stats()}
 
-    def stop(self) -> None:
+    @property
+    def away(self) -> bool:
+        """Whether it waits for its client to come back."""
+        return self.lasting is not None and self.lasting.away
+
+    def stop(self, reason: str = "") -> None:
         """From any thread: no further message is read."""
+        self.reason = self.reason or reason
         self._connection.close()
         self._channels.interrupt()
 
@@ -542,5 +555,6 @@ class NodeSession:
         self._session.close()
 
     def _dismiss(self, error: GenieError) -> None:
+        self.reason = error.message
         with contextlib.suppress(GenieError, OSError):
             self._connection.send(frames.one(max(self._dialogue.seq, 0), Kind.BYE, messages.put_error(error)))

@@ -36,6 +36,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     largest_bytes: int = 0
     sessions: int = 0
     busy: int = 0
+    away: int = 0
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     since: float
     busy: bool = False
+    away: bool = False  # its connection broke, and the client may come back
     requests: int = 0
     executions: int = 0
     bytes_in: int = 0
@@ -92,6 +94,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     tenants: tuple[TenantView, ...] = ()
     requests: dict[str, int] = {}  # by kind of record
     refused: dict[str, int] = {}  # by reason
+    resumed: int = 0  # how often clients came back to their sessions
     bounds: tuple[float, ...] = BOUNDS
     latencies: dict[str, Latency] = {}  # by stage
     bytes_in: int = 0
@@ -129,6 +132,7 @@ def observe(node: NodeServer) -> NodeView:
         tenants=tuple(_tenant(name, tally, look) for name, tally in sorted(look.tenants.items())),
         requests=requests,
         refused=dict(look.refused),
+        resumed=look.resumed,
         latencies={stage: Latency(*cumulated(row)) for stage, row in total.rows.items()},
         bytes_in=total.bytes_in,
         bytes_out=total.bytes_out,
@@ -159,7 +163,8 @@ def _join(total: Tally, tally: Tally) -> None:
 
 
 def _devices(node: NodeServer, look: Look) -> tuple[DeviceView, ...]:
-    where = {info.id: info.device for info in node.sessions()}
+    infos = node.sessions()
+    where = {info.id: info.device for info in infos}
     views = []
     for device in node.devices:
         its = [meter for name, meter in look.open.items() if where.get(name) == device.id]
@@ -173,6 +178,7 @@ def _devices(node: NodeServer, look: Look) -> tuple[DeviceView, ...]:
                 largest_bytes=look.largest.get(device.id, 0),
                 sessions=len(its),
                 busy=sum(meter.at_work() for meter in its),
+                away=sum(info.away for info in infos if info.device == device.id),
             )
         )
     return tuple(views)
@@ -191,6 +197,7 @@ def _sessions(node: NodeServer, look: Look) -> tuple[SessionView, ...]:
                     device=info.device,
                     since=info.since,
                     busy=meter.at_work(),
+                    away=info.away,
                     requests=sum(meter.counts),
                     executions=meter.counts[Kind.EXECUTE] + meter.iterations,
                     bytes_in=meter.bytes_in,

@@ -9,7 +9,7 @@ import blake3
 
 from genie.errors import DeadlineExceeded, NodeError, ProtocolError
 from genie.graph import TensorSpec
-from genie.remote.conversation import Conversation
+from genie.remote.conversation import Conversation, Stream
 from genie.wire import Kind, messages
 
 CHUNK = 4 << 20
@@ -61,10 +61,12 @@ class Offers:
             while len(self._open) >= _AHEAD_OFFERS or sum(len(each.data) for each in self._open) + size > _AHEAD_BYTES:
                 self._settle_first()
             data = memoryview(bytes(data))
+        stream = Stream()
         seq = self._conversation.post(Kind.UPLOAD_BEGIN, messages.put_chunk(digest, size))
         offer = _Offer(seq, digest, handle, spec, data)
         self.offered += 1
         if ahead:
+            self._conversation.streams[seq] = stream  # other answers may be waited for before this one
             self._open += [offer]
         else:
             self._finish(offer)
@@ -78,14 +80,16 @@ class Offers:
             self._verify()
 
     def _settle_first(self) -> None:
-        offer = self._open[0]
+        offer, streams = self._open[0], self._conversation.streams
         if self._astray:
             # Later answers are not waited for: each value is sent as it is.
             self._send_whole(offer)
             self._astray = bool(self._open)
+            streams.pop(offer.seq, None)
             return
         try:
             self._finish(offer)
+            streams.pop(offer.seq, None)
         except DeadlineExceeded:
             raise
         except BaseException:

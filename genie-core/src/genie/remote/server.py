@@ -9,8 +9,8 @@ import secrets
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ import structlog
 import genie
 from genie.device import Device
 from genie.errors import (
+    AccessDenied,
     BackendError,
     BackendUnavailable,
     ConfigError,
@@ -29,20 +30,24 @@ from genie.errors import (
     LimitExceeded,
     NodeError,
     ProtocolError,
+    SessionClosed,
     VersionMismatch,
 )
 from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
+from genie.remote.departed import Departed, may_come_back
 from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
+from genie.remote.lasting import Lasting, welcome_back
 from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
+from genie.remote.served import choose, each_its_name
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
-from genie.wire import PROTOCOL, Dialogue, Kind, Limits, frames, messages
-from genie.wire.messages import Hello, Welcome
+from genie.wire import PROTOCOL, RESUMING, Dialogue, Kind, Limits, frames, messages
+from genie.wire.messages import Back, Hello, Welcome
 
 log = structlog.get_logger("genie.node")
 
@@ -66,13 +71,15 @@ class SessionInfo(msgspec.Struct, frozen=True):
     since: float
     user: str = ""  # the name of the token, where the node asks for one
     tenant: str = ""
+    away: bool = False  # its connection broke, and it may come back
 
 
 class NodeServer:
     """Serves ``backend``'s devices over ``transport`` at ``address``.
 
     With ``local`` it also listens on a Unix socket, where the transport can, in a directory only this user enters;
-    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents.
+    clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents. A session
+    whose connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once.
 
     >>> with NodeServer(backend, transport, "127.0.0.1:0") as node:  # doctest: +SKIP
     ...     print(node.address)
@@ -91,6 +98,7 @@ class NodeServer:
         content_bytes: int | None = None,
         partial_seconds: float = 600.0,
         guard: Guard | None = None,
+        lease_seconds: float = 30.0,
     ) -> None:
         self.guard = guard or Guard()
         self._backend = backend
@@ -101,6 +109,7 @@ class NodeServer:
         self._limits = limits or Limits()
         self.max_sessions = max_sessions
         self.meters = Meters()
+        self._lease = lease_seconds
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
         self._inlets = Inlets(self._limits)
         self._devices: tuple[Device, ...] = ()  # as the backend names them
@@ -109,6 +118,7 @@ class NodeServer:
         self._threads: list[threading.Thread] = []
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
+        self._departed = Departed()
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -123,8 +133,8 @@ class NodeServer:
 
     def start(self) -> None:
         """Listen; returns at once. Raises :class:`ConfigError` when the address cannot be had."""
-        self._devices = self._choose(self._backend.devices())
-        self._named = _each_its_name(self._devices)
+        self._devices = choose(self._backend.devices(), self._wanted_devices)
+        self._named = each_its_name(self._devices)
         listener = self._transport.listen(self._wanted_address)
         self._listeners.append(listener)
         self.address = listener.address
@@ -190,7 +200,7 @@ class NodeServer:
 
     def sessions(self) -> tuple[SessionInfo, ...]:
         with self._changed:
-            return tuple(info for _, info in self._sessions.values())
+            return tuple(msgspec.structs.replace(info, away=its.away) for its, info in self._sessions.values())
 
     @property
     def limits(self) -> Limits:
@@ -215,7 +225,7 @@ class NodeServer:
         for session, _ in sessions:
             if not self.guard.still_welcome(session.owner):
                 log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
-                session.stop()
+                session.stop("its token was revoked")
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -247,7 +257,7 @@ class NodeServer:
             threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        session: NodeSession | Inlet | None = None
+        session: NodeSession | Inlet | Back | None = None
         dialogue = Dialogue(client=False)
         try:
             session = self._greet(connection, dialogue)
@@ -268,6 +278,8 @@ class NodeServer:
         if session is None:
             connection.close()
             return
+        if isinstance(session, Back):  # another thread has the connection
+            return
         if isinstance(session, Inlet):
             session.pump(connection)
             return
@@ -282,9 +294,10 @@ class NodeServer:
         self.meters.closed(session.meter)
         with self._changed:
             self._sessions.pop(session.name, None)
+            self._departed.add(session)
             self._changed.notify_all()
 
-    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | None:
+    def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | Back | None:
         message = connection.receive(_no_buffers, _GREETING_SECONDS)
         kind, body, proof = heard(message.header)
         dialogue.numbered(frames.sequence(message.header))
@@ -299,10 +312,13 @@ class NodeServer:
                 where=self.address,
                 hint="install the same version of Genie on both sides",
             )
-        if proof is None and not hello.channel and hello.device < 0 and self.guard.wants_tickets:
+        if proof is None and not hello.channel and hello.back is None and hello.device < 0 and self.guard.wants_tickets:
             self._say(connection, dialogue, _bare_welcome(self.control_port))
             return None
         owner, ticket = self._let_in(connection, hello, body, proof)
+        if hello.back is not None:
+            say = partial(self._say, connection, dialogue, ticket=ticket, hello=body)
+            return self._take_back(connection, hello.back, owner, say)
         inlet = self._inlets.claim(hello.channel) if hello.channel else None
         session = None if hello.device < 0 or inlet is not None else self._open(connection, dialogue, hello, owner)
         try:
@@ -317,6 +333,8 @@ class NodeServer:
                 local_address=self.local_address,
                 control_port=self.control_port,
                 tickets=self.guard.wants_tickets,
+                lease=0.0 if session is None or session.lasting is None else session.lasting.lease,
+                key="" if session is None or session.lasting is None else session.lasting.key,
             )
             self._say(connection, dialogue, welcome, ticket, body)
         except BackendError:
@@ -334,7 +352,9 @@ class NodeServer:
         """Who greets, before anything is made for them. Whoever brings another node's values shows the channel's token
         instead of a ticket."""
         stranger = _stranger(connection)
-        return (stranger, None) if hello.channel else self.guard.admit(body, proof, hello.device, stranger)
+        if hello.channel and hello.back is None:
+            return stranger, None
+        return self.guard.admit(body, proof, hello.device, stranger)
 
     def _say(
         self,
@@ -351,6 +371,30 @@ class NodeServer:
         if ticket is not None and isinstance(connection, Keyed):
             connection.keyed(ticket.key)
 
+    def _take_back(
+        self, connection: Connection, back: Back, comer: Identity, say: Callable[[Welcome], None]
+    ) -> Back | None:
+        """Hand the connection over to its session, or say how that is. Also while the node drains."""
+        with self._changed:
+            session, _ = self._sessions.get(back.session, (None, None))
+            if session is None or not may_come_back(session, back.key):
+                raise SessionClosed(self._departed.reason(back, self._nonce), where=self.address)
+        lasting = session.lasting
+        assert lasting is not None
+        if not comer.continues(session.owner):
+            raise AccessDenied("the session was opened with another token or certificate", where=self.address)
+        if back.probe:
+            say(welcome_back(back.session, lasting.standing()))
+            return None
+        lasting.hand_over(connection, back, say)
+        return back
+
+    def _moved(self, session: NodeSession, event: str, facts: Mapping[str, str | float]) -> None:
+        """Its client is away, or back."""
+        self.guard.audit.write(event, session=session.name, **{**session.owner.facts, **facts})
+        if event == "back":
+            self.meters.came_back()
+
     def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity) -> NodeSession:
         if hello.device >= len(self._devices):
             raise NodeError(
@@ -363,7 +407,11 @@ class NodeServer:
         local = self._backend.connect(device)
         channels = Channels(self._inlets, self._transport, device, self.address)
         capacity = device.memory_bytes
+        if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
+            connection = Lasting(connection, dialogue, name, self._lease)
         session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels, owner)
+        if session.lasting is not None:
+            session.lasting.tell = partial(self._moved, session)
         info = SessionInfo(
             name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
         )
@@ -392,15 +440,6 @@ class NodeServer:
             connection.send(frames.one(max(dialogue.seq, 0), Kind.ERROR, messages.put_error(error)))
 
     # --- listening --------------------------------------------------------------------------------
-
-    def _choose(self, devices: Sequence[Device]) -> tuple[Device, ...]:
-        if not self._wanted_devices:
-            return tuple(devices)
-        by_id = {device.id: device for device in devices}
-        unknown = [wanted for wanted in self._wanted_devices if wanted not in by_id]
-        if unknown:
-            raise ConfigError(f"there is no device {unknown[0]!r}", hint=f"this host has {', '.join(by_id)}")
-        return tuple(by_id[wanted] for wanted in self._wanted_devices)
 
     def _listen_locally(self) -> None:
         if isinstance(self._wanted_local, str):
@@ -433,17 +472,6 @@ def _stranger(connection: Connection) -> Identity:
 def _bare_welcome(control_port: int) -> Welcome:
     """For who has no ticket: where to ask for one."""
     return Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], control_port=control_port, tickets=True)
-
-
-def _each_its_name(devices: Sequence[Device]) -> tuple[Device, ...]:
-    """A device served twice is two devices: the second one is ``cpu#2``."""
-    counted: Counter[str] = Counter()
-    named = []
-    for device in devices:
-        counted[device.id] += 1
-        count = counted[device.id]
-        named.append(device if count == 1 else msgspec.structs.replace(device, id=f"{device.id}#{count}"))
-    return tuple(named)
 
 
 def _own_directory() -> str | None:

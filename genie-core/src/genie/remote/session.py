@@ -141,10 +141,15 @@ class RemoteSession:
         if len(view) != size:
             raise LocalProtocolError(f"{len(view)} bytes for a value of {size} (shape {spec.shape}, {spec.dtype})")
         with self._lock:
-            if shared and size >= OFFERED and spec.stride is None:
-                self._offers.add(handle, spec, view)
-            else:
-                self._upload(handle, spec, view)
+            try:
+                if shared and size >= OFFERED and spec.stride is None:
+                    self._offers.add(handle, spec, view)
+                else:
+                    self._upload(handle, spec, view)
+                self._conversation.give_back()
+            except BaseException:
+                self._conversation.give_back(interrupted=True)
+                raise
 
     def _upload(self, handle: int, spec: TensorSpec, view: memoryview) -> None:
         if len(view) < INLINE:

@@ -29,6 +29,12 @@ class Identity:
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes
 
+    def continues(self, owner: Identity) -> bool:
+        """Whether a session that ``owner`` opened may be gone on with. Who had no certificate to show (a Unix socket
+        asks for none) may have one now."""
+        same = (self.name, self.digest) == (owner.name, owner.digest)
+        return same and owner.certificate in ("", self.certificate)
+
     @property
     def facts(self) -> dict[str, str]:
         """For the audit log."""

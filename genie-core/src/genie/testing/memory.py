@@ -120,7 +120,9 @@ class MemoryTransport:
         with self._lock:
             listener = self._listeners.get(address)
         if listener is None:
-            raise BackendUnavailable(f"no node answers at {address}", where=address, hint="start one first")
+            nobody = BackendUnavailable(f"no node answers at {address}", where=address, hint="start one first")
+            nobody.refused = True
+            raise nobody
         there, back = _Pipe(), _Pipe()
         theirs = MemoryConnection(back, there, "memory:client", self._limits, self._stall)
         with listener.changed:

@@ -267,12 +267,15 @@ class Assembler:
         self._take()
         return self._complete()
 
-    def abandon(self) -> None:
-        """Give up the message under way, whose reader was interrupted; the stream stays in step."""
+    def abandon(self) -> bool:
+        """Give up the message under way, whose reader was interrupted; the stream stays in step. Whether there was one
+        that will not come any more: one whose header is not whole yet will."""
+        given_up = bool(self._targets)
         if self._targets:
             rest = sum(map(len, self._targets[self._current :])) - self._filled
             self._targets = []
             self._drop(rest)
+        return given_up
 
     def _complete(self) -> Message | None:
         if self._current < len(self._targets):

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from genie.errors import LocalProtocolError, ProtocolError
 
 PROTOCOL: Final = (1, 1)  # major, minor of what the records mean
+RESUMING: Final = 1  # the minor since which a session outlives its connection
 
 
 class Kind(IntEnum):
@@ -19,6 +20,7 @@ class Kind(IntEnum):
     ERROR = 3
     BYE = 4
     PROOF = 5  # beside HELLO and WELCOME, in their message: that its sender knows the ticket's key
+    WAIT = 6  # to who comes back: the session is still at work, and will answer; since 1.1
 
     # Never answered; what goes wrong is told by the answer to a later request.
     LOAD_PLAN = 16
@@ -33,6 +35,7 @@ class Kind(IntEnum):
     RECEIVE = 25
     OUTLET = 26
     TRACE = 27  # since 1.1
+    HEARD = 28  # since 1.1
 
     # Answered, in order.
     UPLOAD_BEGIN = 32
@@ -44,6 +47,7 @@ class Kind(IntEnum):
     INLET = 38
     PROFILE = 40
     LOOP = 41  # by several answers
+    MARK = 42
 
     # Answers.
     HELD = 48
@@ -55,6 +59,7 @@ class Kind(IntEnum):
     INLET_OPEN = 54
     PROFILED = 56
     LOOPED = 57
+    MARKED = 58
 
 
 WORK: Final = frozenset(kind for kind in Kind if 16 <= kind < 32)
@@ -92,6 +97,7 @@ _CLIENT_SAYS: Final = _rules(
 _NODE_SAYS: Final = _rules(
     (State.NEW, [Kind.ERROR], State.CLOSED),
     (State.GREETED, [Kind.WELCOME], State.OPEN),
+    (State.GREETED, [Kind.WAIT], State.GREETED),
     (State.GREETED, [Kind.ERROR], State.CLOSED),
     (State.OPEN, ANSWERS, State.OPEN),
     (State.OPEN, [Kind.BYE], State.CLOSED),

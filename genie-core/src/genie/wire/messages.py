@@ -29,9 +29,38 @@ ANY_SIZE: Final = (1 << 64) - 1
 LARGEST_HANDLE: Final = (1 << 63) - 1
 
 
+class Back(msgspec.Struct, frozen=True, kw_only=True):
+    """A client that comes back to its ``session``, proved by the ``key`` that WELCOME gave it.
+
+    ``heard`` counts the node's messages that arrived whole, WELCOME not among them; ``sent`` is the number of the
+    client's last message. ``probe``: it only asks how things are, over a connection of its own.
+    """
+
+    session: str
+    key: str
+    heard: int
+    sent: int
+    probe: bool = False
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How things are with the session of a client that comes back, or asks.
+
+    ``taken`` is the number of the client's last message that arrived whole, ``told`` how many messages the node has
+    sent or has ready, ``again`` how many of those follow, ``busy`` whether it is at work on one or receives one.
+    """
+
+    taken: int
+    told: int
+    again: int = 0
+    busy: bool = False
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
-    values names the ``channel`` instead, by the token that the other gave out for it."""
+    values names the ``channel`` instead, by the token that the other gave out for it.
+
+    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is."""
 
     major: int
     minor: int
@@ -40,11 +69,17 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     client: str = ""
     channel: str = ""
+    resumes: bool = False
+    back: Back | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """``local_address`` is a quicker way to the node for clients whose host identity equals ``host``. A node that wants
-    ``tickets``, from its control plane, says nothing else of itself to who has none."""
+    ``tickets``, from its control plane, says nothing else of itself to who has none.
+
+    A session whose connection broke is kept for ``lease`` seconds (0: not at all) for who has its ``key``, which is a
+    secret.
+    """
 
     major: int
     minor: int
@@ -56,6 +91,9 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     local_address: str = ""
     control_port: int = 0
     tickets: bool = False
+    lease: float = 0.0
+    key: str = ""
+    standing: Standing | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
