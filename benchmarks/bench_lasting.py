@@ -2,8 +2,9 @@
 
     python benchmarks/bench_lasting.py [--megabytes 32] [--rounds 15] [--count 1000] [--json]
 
-The node runs the null backend, in a process of its own. Rounds of both are interleaved; the table gives medians, and
-the median of each round's ratio. The last row is how long a look takes whose connection was cut before it.
+The node runs the null backend, in a process of its own; what is fetched is compared with what it must be. Rounds of
+both are interleaved; the table gives medians, and the median of each round's ratio. The last row is how long a look
+takes whose connection was cut before it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,17 @@ import argparse
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
+from bench_transport import Genie
+
 from genie import telemetry
-from genie.bindings import Prediction
-from genie.graph import TensorSpec
 from genie.interfaces import Connection
 from genie.remote import NodeServer, RemoteBackend
-from genie.schedule import Scheduler
-from genie.testing import NullBackend, single
+from genie.testing import NullBackend
 from genie_backend_tcp import TcpTransport
-
-_SPEC = TensorSpec((16,), "float32")  # 64 bytes
 
 
 def _node() -> None:
@@ -47,79 +43,23 @@ class _Transport(TcpTransport):
         return self.latest
 
 
-class Client:
+class Client(Genie):
     def __init__(self, address: str, resumes: bool) -> None:
         self._transport = _Transport()
-        self._backend = RemoteBackend("tcp", self._transport, (address,), shortcut=False, resumes=resumes)
-        device = self._backend.devices()[0]
-        self.session = self._backend.connect(device)
-        self._plan = self.session.load(
-            Scheduler(devices=(device,)).schedule(single("aten::add.Tensor", [_SPEC, _SPEC], _SPEC, 1))
-        )
-        self._prediction = Prediction(2, (1,))
-        self._next = 10
-        self._one = self._fresh()
-        self.session.upload(self._one, _SPEC, struct.pack("<16f", *range(16)))
+        super().__init__(RemoteBackend("tcp", self._transport, (address,), shortcut=False, resumes=resumes))
 
-    def _fresh(self) -> int:
-        self._next += 1
-        return self._next
-
-    def fetch(self, count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            self.session.fetch(self._one)
-        return (time.perf_counter() - start) / count * 1e6
-
-    def operation(self, count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            made = self._fresh()
-            self.session.execute(self._plan, self._prediction.encode((made, self._one, self._one, 1)), more=True)
-            self.session.fetch(made)
-            self.session.free((made,))
-        return (time.perf_counter() - start) / count * 1e6
-
-    def issue(self, count: int) -> float:
-        bindings = [self._prediction.encode((self._fresh(), self._one, self._one, 1)) for _ in range(count)]
-        self.session.synchronize()
-        start = time.perf_counter()
-        for each in bindings:
-            self.session.execute(self._plan, each)
-        elapsed = time.perf_counter() - start
-        self.session.free(tuple(range(self._next - count + 1, self._next + 1)))
-        self.session.synchronize()
-        return elapsed / count * 1e6
-
-    def up(self, data: bytearray) -> float:
-        handle = self._fresh()
-        start = time.perf_counter()
-        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data)
-        self.session.synchronize()
-        elapsed = time.perf_counter() - start
-        self.session.free((handle,))
-        return elapsed * 1e6
+    def upload(self, data: bytearray) -> float:
+        return len(data) / self.up(data) / 1e3  # µs, of GB/s
 
     def weight(self, data: bytearray) -> float:
         """Content the node has not seen."""
         data[:16] = os.urandom(16)
-        handle = self._fresh()
-        start = time.perf_counter()
-        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data, shared=True)
-        self.session.synchronize()
-        elapsed = time.perf_counter() - start
-        self.session.free((handle,))
-        return elapsed * 1e6
+        return len(data) / self.up(data, shared=True) / 1e3
 
     def cut(self) -> float:
-        self.session.fetch(self._one)
+        self.fetch(1)
         self._transport.latest.close()
-        start = time.perf_counter()
-        self.session.fetch(self._one)
-        return (time.perf_counter() - start) * 1e6
-
-    def close(self) -> None:
-        self._backend.close()
+        return self.fetch(1)
 
 
 def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
@@ -134,8 +74,8 @@ def measure(megabytes: int, rounds: int, count: int) -> dict[str, dict[str, floa
             "64-byte fetch": lambda client: client.fetch(count),
             "operator and fetch": lambda client: client.operation(count),
             "issue": lambda client: client.issue(100),
-            "upload of 1 MiB": lambda client: client.up(data[: 1 << 20]),
-            f"upload of {megabytes} MiB": lambda client: client.up(data),
+            "upload of 1 MiB": lambda client: client.upload(data[: 1 << 20]),
+            f"upload of {megabytes} MiB": lambda client: client.upload(data),
             f"weight of {megabytes} MiB": lambda client: client.weight(data),
         }
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in steps}

@@ -162,9 +162,10 @@ class Raw:
 
 
 class Genie:
-    def __init__(self, address: str, shortcut: bool, spin_us: float, certificates: str = "") -> None:
-        transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False))
-        self._backend = RemoteBackend("tcp", transport, (address,), shortcut=shortcut)
+    """A session on the first device of a backend, which it closes; what it fetches is compared with what it must be."""
+
+    def __init__(self, backend: RemoteBackend) -> None:
+        self._backend = backend
         device = self._backend.devices()[0]
         self.session: RemoteSession = self._backend.connect(device)
         self._plan = self.session.load(
@@ -238,6 +239,11 @@ class Genie:
         self._backend.close()
 
 
+def _client(address: str, shortcut: bool, spin_us: float, certificates: str = "") -> Genie:
+    transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False))
+    return Genie(RemoteBackend("tcp", transport, (address,), shortcut=shortcut))
+
+
 def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, list[float]]] = {}
 
@@ -272,10 +278,10 @@ def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, 
                 address = node.stdout.readline().strip()
                 behind_tls = secure.stdout.readline().strip()
                 links = {
-                    "tcp": (0, Genie(address, shortcut=False, spin_us=50)),
-                    "tcp, no spin": (0, Genie(address, shortcut=False, spin_us=0)),
-                    "tls": (0, Genie(behind_tls, shortcut=False, spin_us=50, certificates=str(pki))),
-                    "unix": (1, Genie(address, shortcut=True, spin_us=50)),
+                    "tcp": (0, _client(address, shortcut=False, spin_us=50)),
+                    "tcp, no spin": (0, _client(address, shortcut=False, spin_us=0)),
+                    "tls": (0, _client(behind_tls, shortcut=False, spin_us=50, certificates=str(pki))),
+                    "unix": (1, _client(address, shortcut=True, spin_us=50)),
                 }
                 for _ in range(rounds):
                     for row, (number, genie) in links.items():
