@@ -10,7 +10,7 @@ Plans are not part of it, nor what a connection has said and not heard yet.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,7 @@ LARGEST: Final = (1 << 63) - 1
 STAGING: Final = 1 << 62  # handles from here on are for memories that come before the session they belong to is restored
 DIGEST_BYTES: Final = 32
 _LARGEST_RANK: Final = 64
+_Digest: TypeAlias = bytes  # `bytes` is a field below
 
 
 class MemoryState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -35,7 +36,7 @@ class MemoryState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     bytes: int
     version: int
-    digest: bytes = b""
+    digest: _Digest = b""
     host: bool = False
 
 
