@@ -19,7 +19,7 @@ from genie.errors import GenieError, RemoteOpError
 from genie.graph import DTYPES, TensorSpec
 
 LARGEST: Final = (1 << 63) - 1
-STAGING: Final = 1 << 62  # handles from here on are for memories that come before the session they belong to is restored
+STAGING: Final = 1 << 62  # handles from here on are for memories that wait to become a session's
 DIGEST_BYTES: Final = 32
 _LARGEST_RANK: Final = 64
 _Digest: TypeAlias = bytes  # `bytes` is a field below
@@ -41,9 +41,9 @@ class MemoryState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ValueState(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How a value lies in a memory: from element ``offset`` on, by the strides of ``spec``. ``memory`` 0 is an undefined
-    tensor. The flags are PyTorch's, of views that are computed when they are read (``conj``, ``neg``) and of numbers
-    that yield when dtypes are promoted (``wrapped``)."""
+    """How a value lies in a memory: from element ``offset`` on, by the strides of ``spec``. ``memory`` 0 is an
+    undefined tensor. The flags are PyTorch's, of views that are computed when they are read (``conj``, ``neg``) and of
+    numbers that yield when dtypes are promoted (``wrapped``)."""
 
     handle: int
     memory: int
