@@ -251,7 +251,9 @@ void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>
       auto* impl = tensor.unsafeGetTensorImpl();
       impl->set_storage_keep_dtype(storage);
       impl->set_sizes_and_strides(value.spec.shape, value.spec.stride, value.offset);
-      impl->set_wrapped_number(value.wrapped && value.spec.shape.empty());
+      if (value.wrapped && value.spec.shape.empty()) {
+        impl->set_wrapped_number(true);
+      }
       tensor._set_neg(value.negative);
       if (value.conjugate) {
         tensor._set_conj(true);
