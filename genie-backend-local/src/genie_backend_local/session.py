@@ -138,6 +138,13 @@ class LocalSession:
     def set_generator_state(self, generator: int, state: Buffer) -> None:
         self._native.set_generator_state(generator, state)
 
+    def cancel(self, reason: str) -> None:
+        """See :class:`genie.interfaces.Cancelling`."""
+        self._native.cancel(reason)
+
+    def resume(self) -> None:
+        self._native.resume()
+
     def synchronize(self) -> None:
         self._native.synchronize()
 

@@ -119,6 +119,18 @@ class Poisoning(Protocol):
 
 
 @runtime_checkable
+class Cancelling(Protocol):
+    """What a session may be besides: one whose work can be stopped between two operators."""
+
+    def cancel(self, reason: str) -> None:
+        """From any thread, at any time, without waiting. What runs stops, and what comes later is not done, until
+        :meth:`resume`: values that are not made by then, and those that should have been written to, carry
+        :class:`genie.errors.Cancelled`."""
+
+    def resume(self) -> None: ...
+
+
+@runtime_checkable
 class Looping(Protocol):
     """What a session may be besides: one that repeats a plan by itself, without being told each time."""
 

@@ -28,6 +28,9 @@ def serve(
     batching_exact: Annotated[
         bool | None, typer.Option(help="Batching changes no bit of a result; without, it is quicker for many clients.")
     ] = None,
+    execution_seconds: Annotated[
+        float | None, typer.Option(min=0, help="What one execution may take; 0: as long as it likes.")
+    ] = None,
     unix: Annotated[str, typer.Option(help="Path of the Unix socket for clients on this host.")] = "",
     cert: Annotated[
         str | None, typer.Option(help="This node's certificate, in PEM; with --key, TLS is spoken.")
@@ -54,6 +57,7 @@ def serve(
         "threads": threads,
         "batching": batching,
         "batching_exact": batching_exact,
+        "execution_seconds": execution_seconds,
         "cert": cert,
         "key": key,
         "ca": ca,
