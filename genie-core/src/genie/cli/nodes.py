@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from genie import config
-from genie.cli.printing import Json, print_json, print_tree
+from genie.cli.printing import Json, escape, out, print_json, print_tree
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
 
@@ -92,3 +92,20 @@ def node_status(address: str, as_json: Json = False) -> None:
         print_json(answer)
         return
     print_tree(answer)
+
+
+@app.command("cancel")
+def node_cancel(
+    address: str,
+    session: str,
+    work: Annotated[bool, typer.Option("--work", help="Stop only what it is at; the session goes on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """End a session of a node: what it runs stops before its next operator, and its memory is free."""
+    from genie.remote.orders import cancel
+
+    cancel(address, session, work_only=work)
+    if as_json:
+        print_json({"address": address, "session": session, "cancelled": "work" if work else "session"})
+    else:
+        out.print(escape(f"cancelled {'the work of ' if work else ''}{session}"))

@@ -66,6 +66,10 @@ class Channels:
         for outlet in self._outlets.values():
             outlet.close()
 
+    def sends(self) -> bool:
+        """Whether others may wait for what this session does."""
+        return bool(self._outlets)
+
     def interrupt(self) -> None:
         """From any thread: whoever waits waits no longer."""
         for inlet in list(self._inlets.values()):

@@ -91,6 +91,17 @@ class Opened(msgspec.Struct, frozen=True):
         return f"Opened(seconds={self.seconds!r})"
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """End this session; with ``work_only`` stop what it is at, and leave it be."""
+
+    session: str
+    work_only: bool = False
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    found: bool = False
+
+
 class Nothing(msgspec.Struct, frozen=True):
     pass
 
@@ -114,6 +125,7 @@ class ControlPlane:
             "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities()),
             "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
             "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
+            "Cancel": self._handler("Cancel", Cancel, Scope.ADMIN, self._cancel),
             "View": self._handler("View", Nothing, Scope.ADMIN, lambda _, who: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
@@ -175,6 +187,15 @@ class ControlPlane:
             return Sessions(known)
         return Sessions(tuple(info for info in known if info.user == who.name))
 
+    def _cancel(self, wish: Cancel, who: Identity) -> Cancelled:
+        name = wish.session[:64]
+        found = self._node.cancel(name, "an operator of the node cancelled it", work_only=wish.work_only)
+        if found:
+            self._node.guard.audit.write(
+                "cancelled", session=name, what="work" if wish.work_only else "session", **who.facts
+            )
+        return Cancelled(found)
+
     def not_serving(self) -> None:
         self._health.enter_graceful_shutdown()
 
@@ -228,6 +249,10 @@ class ControlClient:
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""
         return self._call("Drain", Drain(seconds), Drained).sessions
+
+    def cancel(self, session: str, *, work_only: bool = False) -> bool:
+        """End a session, or only what it is at. Whether there is one of this name."""
+        return self._call("Cancel", Cancel(session, work_only), Cancelled).found
 
     def healthy(self) -> bool:
         request = health_pb2.HealthCheckRequest(service=SERVICE)

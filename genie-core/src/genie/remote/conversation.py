@@ -23,6 +23,7 @@ from genie.errors import (
     NodeError,
     ProtocolError,
     SessionClosed,
+    UnsupportedOperation,
 )
 from genie.interfaces import Connection, Resumable
 from genie.remote.memory import room
@@ -319,6 +320,18 @@ class Conversation:
     def _check_stale(self, seq: int) -> None:
         if (self._awaited - seq) & frames.SEQ_MASK > 1 << 31:
             raise ProtocolError(f"an answer to message {seq}, which is not the next to be answered")
+
+    def cancel(self) -> None:
+        """What was asked so far, sent or queued, need not be done any more."""
+        if self.ended is not None:
+            self._refuse()
+        if self._lasting is None:
+            raise UnsupportedOperation(
+                "the node keeps no session for a client that comes back, so it can't be asked to cancel its work",
+                where=self.node,
+                hint="set `lease_seconds` above 0 on both sides",
+            )
+        self._lasting.cancel(self._dialogue.seq + bool(self._outbox))
 
     # --- the end ----------------------------------------------------------------------------------
 

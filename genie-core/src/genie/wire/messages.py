@@ -33,7 +33,8 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     """A client that comes back to its ``session``, proved by the ``key`` that WELCOME gave it.
 
     ``heard`` counts the node's messages that arrived whole, WELCOME not among them; ``sent`` is the number of the
-    client's last message. ``probe``: it only asks how things are, over a connection of its own.
+    client's last message. ``probe``: it only asks how things are, over a connection of its own. ``cancel``, with
+    ``probe``: what it asked up to the message ``sent`` need not be done any more.
     """
 
     session: str
@@ -41,6 +42,7 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     heard: int
     sent: int
     probe: bool = False
+    cancel: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
