@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, Stage
 from genie.security.tls import common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_tcp.connection import SocketConnection
+from genie_backend_tcp.pace import Pace
 
 _RECORD = 1 << 14  # what TLS encrypts at a time
 _BATCH = 1 << 18  # bytes encrypted before they are sent
@@ -81,7 +82,7 @@ class TlsConnection(SocketConnection):
 
     def _wait_for_handshake(self, timeout: float) -> None:
         if not self._settled.wait(timeout):
-            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", where=self.peer)
+            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", stage=Stage.TLS, where=self.peer)
         if self._failure is not None:
             raise self._failure
 
@@ -112,7 +113,9 @@ class TlsConnection(SocketConnection):
     def _read_handshake(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the peer did not finish the TLS handshake in time", where=self.peer)
+            raise DeadlineExceeded(
+                "the peer did not finish the TLS handshake in time", stage=Stage.TLS, where=self.peer
+            )
         self._set_receive_timeout(left)
         count = self._sock.recv_into(self._records)
         if not count:
@@ -183,8 +186,12 @@ class TlsConnection(SocketConnection):
 
     def _write(self, data: Buffer) -> None:
         view = memoryview(data)
+        pace = Pace(Stage.SEND, self.peer)
         while len(view):
-            view = view[self._sock.send(view) :]
+            pace.waits(self._stall)
+            count = self._sock.send(view)
+            pace.moved(count)
+            view = view[count:]
 
     # --- in -----------------------------------------------------------------------------------------
 

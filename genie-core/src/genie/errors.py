@@ -52,7 +52,8 @@ class Stage(StrEnum):
 
     CONNECT = "connect"  # for somebody to come, or to answer
     TLS = "tls handshake"
-    TICKET = "ticket"  # … and whatever else the control plane is asked
+    TICKET = "ticket"
+    CONTROL = "control plane"  # whatever else it is asked
     ADMISSION = "admission"  # a place on the node
     GREETING = "greeting"
     SEND = "send"  # the peer takes nothing

@@ -31,6 +31,7 @@ from genie.errors import (
     GenieError,
     LimitExceeded,
     ProtocolError,
+    Stage,
     TlsFailed,
 )
 from genie.remote.observed import NodeView, observe
@@ -259,7 +260,7 @@ class ControlClient:
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise self._failed(error) from error
+            raise self._failed(error, "Check") from error
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
@@ -276,13 +277,13 @@ class ControlClient:
         try:
             data = call(msgspec.msgpack.encode(request), timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._failed(error) from error
+            raise self._failed(error, method) from error
         try:
             return msgspec.msgpack.decode(data, type=answer)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise ProtocolError(f"the control plane's {method} answer is malformed", where=self._address) from error
 
-    def _failed(self, error: grpc.RpcError) -> BackendError:
+    def _failed(self, error: grpc.RpcError, method: str) -> BackendError:
         detail, code = str(error), None
         if isinstance(error, grpc.Call):
             detail, code = str(error.details()), error.code()
@@ -293,7 +294,13 @@ class ControlClient:
             return LimitExceeded(message, where=self._address, hint=hint)
         if code is grpc.StatusCode.UNAVAILABLE and "handshake" in detail.lower():
             return TlsFailed(f"no TLS with the node's control plane: {message}", where=self._address)
-        return DeadlineExceeded(f"the node's control plane does not answer: {detail}", where=self._address)
+        return DeadlineExceeded(
+            f"the node's control plane does not answer: {detail}",
+            stage=Stage.TICKET if method == "Open" else Stage.CONTROL,
+            seconds=self._timeout if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0.0,
+            setting="connect_timeout",
+            where=self._address,
+        )
 
 
 def _taken(host: str, port: int) -> bool:

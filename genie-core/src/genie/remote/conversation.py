@@ -23,6 +23,7 @@ from genie.errors import (
     NodeError,
     ProtocolError,
     SessionClosed,
+    Stage,
     UnsupportedOperation,
 )
 from genie.interfaces import Connection, Resumable
@@ -290,6 +291,9 @@ class Conversation:
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{self.node} did not answer {kind.name} within {self.timeout:g} s",
+                stage=Stage.ANSWER,
+                seconds=self.timeout,
+                setting="timeout",
                 where=self.node,
                 hint="the node may still be computing: ask again, or raise `timeout` (GENIE_TIMEOUT)",
             ) from error

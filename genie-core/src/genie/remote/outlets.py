@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from genie.errors import DeadlineExceeded, GenieError
+from genie.errors import DeadlineExceeded, GenieError, Stage
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -74,6 +74,8 @@ class Outlet:
         return DeadlineExceeded(
             f"{self._node} could not send to {self._target.address}, which took nothing for {seconds:.3g} s; "
             f"{self._bytes} bytes wait",
+            stage=Stage.TRANSFER,
+            seconds=seconds,
             where=self._target.address,
             hint="the receiver computes for longer than that, or hangs: see its log; what it was sent is lost there",
         )
