@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, Stage
+from genie.security.revoked import fingerprint
 from genie.security.tls import common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_tcp.connection import SocketConnection
@@ -43,7 +44,7 @@ class TlsConnection(SocketConnection):
         host: str | None = None,
     ) -> None:
         super().__init__(sock, peer, limits, stall_timeout, spin_us)
-        self.subject = ""
+        self.subject = self.fingerprint = ""
         self._is_client = host is not None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
@@ -93,6 +94,7 @@ class TlsConnection(SocketConnection):
                 self._read_handshake(deadline)
             self._flush()
             self.subject = common_name(self._tls.getpeercert())
+            self.fingerprint = fingerprint(self._tls.getpeercert(binary_form=True))
             self._records = memoryview(bytearray(_READ))
             self._shaken = True
         except ssl.SSLError as error:

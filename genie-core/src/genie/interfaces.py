@@ -379,7 +379,8 @@ class Keyed(Protocol):
 @runtime_checkable
 class Certified(Protocol):
     """What a connection may be besides: one that knows, once a message has come, by which certificate its peer was
-    let in."""
+    let in. Nodes with a list of revoked certificates serve only who shows one with a ``fingerprint: str``, the SHA-256
+    of its DER in hexadecimal digits."""
 
     subject: str  # its common name; "" if none was asked for
 

@@ -40,6 +40,15 @@ def serve(
     client_ca: Annotated[str | None, typer.Option(help="Ask clients for a certificate by this authority.")] = None,
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
+    revoked: Annotated[
+        str, typer.Option(help="Certificates not to take any more: a file by `genie certs revoke`.")
+    ] = "",
+    control_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Of the control plane. Default: --port + 1, or a free one if that is taken."
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
@@ -78,6 +87,8 @@ def serve(
         json=as_json,
         tokens=tokens,
         audit_log=audit_log,
+        revoked=revoked,
+        control_port=control_port,
         insecure=insecure,
     )
 

@@ -27,6 +27,7 @@ from genie.device import Device
 from genie.errors import (
     AccessDenied,
     BackendError,
+    ConfigError,
     DeadlineExceeded,
     GenieError,
     LimitExceeded,
@@ -37,6 +38,7 @@ from genie.errors import (
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope, Ticket, Tls, rpc
+from genie.security.revoked import fingerprint_of_pem
 from genie.security.tickets import ID_BYTES, KEY_BYTES
 from genie.wire import PROTOCOL, Limits
 
@@ -44,6 +46,19 @@ log = structlog.get_logger("genie.node")
 
 SERVICE = "genie.control.v1.Node"
 _PACKAGES = ("genie-core", "genie-backend-local", "torch")
+
+# Who connects and says nothing, or asks for much at once, is cut off. Times are milliseconds.
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # of TLS, and of HTTP/2's first settings
+    ("grpc.keepalive_time_ms", 20_000),  # silent for so long: asked
+    ("grpc.keepalive_timeout_ms", 10_000),  # no answer in so long: gone
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),  # no call in so long
+)
 
 _T = TypeVar("_T")
 
@@ -117,7 +132,7 @@ class ControlPlane:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=4, thread_name_prefix="genie-control"),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
+            options=_OPTIONS,
             maximum_concurrent_rpcs=64,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -161,7 +176,7 @@ class ControlPlane:
         def handle(data: bytes, context: Any) -> bytes:
             try:
                 who = self._node.guard.identify(
-                    _bearer(context), scope, name, peer=_peer(context), certificate=_certificate(context)
+                    _bearer(context), scope, name, peer=_peer(context), **_certificate(context)
                 )
             except AccessDenied as error:
                 context.abort(grpc.StatusCode.PERMISSION_DENIED, _one_line(error))
@@ -303,6 +318,16 @@ class ControlClient:
         )
 
 
+def check_free(host: str, port: int) -> None:
+    """Raises :class:`ConfigError` for a port that is taken."""
+    if _taken(host, port):
+        raise ConfigError(
+            f"cannot listen at {host}:{port}: the port is taken",
+            where="--control-port",
+            hint="stop the other program, or choose another port",
+        )
+
+
 def _taken(host: str, port: int) -> bool:
     """Whether a port can't be had at one of the host's addresses. Ones that are not this machine's don't count."""
     try:
@@ -332,9 +357,14 @@ def _peer(context: Any) -> str:
     return unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:")
 
 
-def _certificate(context: Any) -> str:
-    names = context.auth_context().get("x509_common_name", ())
-    return names[0].decode(errors="replace") if names else ""
+def _certificate(context: Any) -> dict[str, str]:
+    """By which the caller was let in."""
+    shown = context.auth_context()
+    names, pems = shown.get("x509_common_name", ()), shown.get("x509_pem_cert", ())
+    return {
+        "certificate": names[0].decode(errors="replace") if names else "",
+        "fingerprint": fingerprint_of_pem(pems[0]) if pems else "",
+    }
 
 
 def _one_line(error: GenieError) -> str:

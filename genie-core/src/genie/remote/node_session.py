@@ -87,6 +87,7 @@ class NodeSession:
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        channels.told = self._defer
         self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle

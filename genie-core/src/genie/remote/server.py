@@ -243,9 +243,9 @@ class NodeServer:
         with self._changed:
             sessions = list(self._sessions.values())
         for session, _ in sessions:
-            if not self.guard.still_welcome(session.owner):
-                log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
-                session.stop("its token was revoked")
+            if reason := self.guard.unwelcome(session.owner):
+                log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
+                session.stop(reason)
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -325,6 +325,7 @@ class NodeServer:
         if kind == Kind.BYE:
             return None
         hello = messages.get_hello(body)
+        self.guard.check_certificate(_stranger(connection))
         if hello.major != PROTOCOL[0]:
             raise VersionMismatch(
                 f"the client speaks version {hello.major}.{hello.minor} of the protocol (Genie {hello.genie}), "
@@ -488,7 +489,11 @@ class NodeServer:
 
 def _stranger(connection: Connection) -> Identity:
     certificate = connection.subject if isinstance(connection, Certified) else ""
-    return Identity(peer=str(getattr(connection, "peer", "")), certificate=certificate)
+    return Identity(
+        peer=str(getattr(connection, "peer", "")),
+        certificate=certificate,
+        fingerprint=str(getattr(connection, "fingerprint", "")),
+    )
 
 
 def _bare_welcome(control_port: int) -> Welcome:
