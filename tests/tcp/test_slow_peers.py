@@ -6,19 +6,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import attrs
 import pytest
+from security.pki import Pki
 
 from genie.errors import DeadlineExceeded, GenieError, Stage
 from genie.graph import TensorSpec
 from genie.remote import NodeServer, RemoteBackend, server
 from genie.remote.greeting import Met, meet
 from genie.testing import Caller, NullBackend
-from genie.wire import Kind, frames, messages
+from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
 from genie_backend_tcp.pace import LEAST_RATE, Pace
+from genie_backend_tcp.tls import TlsConnection
 
 STALL = 0.5
 DEADLINE = 20.0
@@ -169,6 +172,60 @@ def test_more_connections_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch
         finally:
             for sock in silent:
                 sock.close()
+
+
+def test_a_record_of_tls_that_comes_by_the_byte(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Within a message whose memory is held: a record is no refuge."""
+    pki = Pki.make(tmp_path_factory.mktemp("pki"))
+    ours, theirs = socket.socketpair()
+    size = 8 << 20
+    outcome: list[BaseException] = []
+    with ours, theirs:
+        theirs.setblocking(True)
+        receiver = TlsConnection(ours, "client", Limits(), STALL, 0.0, pki.node().server())
+        sender = TlsConnection(theirs, "node", Limits(), DEADLINE, 0.0, pki.client().client(), host="127.0.0.1")
+
+        def receive() -> None:
+            try:
+                receiver.receive(lambda header, sizes: [memoryview(bytearray(each)) for each in sizes], None)
+            except BaseException as error:
+                outcome.append(error)
+            receiver.close()
+
+        receiver.begin()
+        sender.shake_hands(DEADLINE)
+        thread = threading.Thread(target=receive)
+        thread.start()
+        real, sender._sock = sender._sock, Slow(sender._sock, 100_000)  # type: ignore[assignment]
+        head = messages.put_value(1, TensorSpec((size,), "uint8"))
+        with suppress(GenieError):
+            sender.send(frames.one(1, Kind.UPLOAD, head, size), (memoryview(bytes(size)),))
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        real.close()
+    (error,) = outcome
+    assert isinstance(error, DeadlineExceeded)
+    assert error.midway
+    assert "bytes of a message" in error.message
+
+
+class Slow:
+    """A socket that sends the first bytes at once, and then one at a time."""
+
+    def __init__(self, sock: socket.socket, at_once: int) -> None:
+        self._sock = sock
+        self._left = at_once
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: Any) -> int:
+        if self._left > 0:
+            count = self._sock.send(memoryview(data)[: self._left])
+            self._left -= count
+            return count
+        time.sleep(STALL / 5)
+        return self._sock.send(memoryview(data)[:1])
 
 
 def test_a_message_may_take_its_time_if_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:

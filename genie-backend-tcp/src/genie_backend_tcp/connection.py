@@ -35,6 +35,8 @@ class SocketConnection:
         self._vain = 0  # polls in a row that brought nothing
         self._sit_out = 0  # receptions not to poll for
         self._receive_timeout = 0.0
+        self._pace: Pace | None = None  # of the message that is arriving
+        self._patience = stall_timeout
         self._assembler = Assembler(limits)
         self._ahead = bytearray()  # what was read while nobody received
         sock.setblocking(True)
@@ -53,12 +55,11 @@ class SocketConnection:
         assembler = self._assembler
         try:
             message = assembler.pull(allocate)
-            pace = None
+            self._pace = None
             while message is None:
-                if pace is None and self._midway:
-                    pace = Pace(Stage.RECEIVE, self.peer)
-                if pace is not None:
-                    pace.waits(self._stall if timeout is None or assembler.bulk else timeout)
+                if self._midway:
+                    self._pace = self._pace or Pace(Stage.RECEIVE, self.peer)
+                    self._patience = self._stall if timeout is None or assembler.bulk else timeout
                 if timeout is not None:
                     self._set_receive_timeout(timeout)
                 else:
@@ -67,19 +68,19 @@ class SocketConnection:
                 if not count:
                     raise ConnectionLost("the peer closed the connection", where=self.peer, hint=_LOST)
                 assembler.filled(count)
-                if pace is not None:
-                    pace.moved(count)
                 message = assembler.pull(allocate)
             return message
         except BaseException as error:
             midway = assembler.abandon()  # whoever waits next starts with a message's beginning
             if not isinstance(error, OSError):
                 raise
-            told = error if isinstance(error, GenieError) else self._translated(error, "sent", self._receive_timeout)
+            if isinstance(error, GenieError):
+                if isinstance(error, DeadlineExceeded):
+                    error.midway = midway
+                raise
+            told = self._translated(error, "sent", self._receive_timeout)
             if isinstance(told, DeadlineExceeded):
                 told.midway = midway
-            if told is error:
-                raise
             raise told from error
 
     @property
@@ -88,6 +89,16 @@ class SocketConnection:
         return self._assembler.midway
 
     def _read(self, space: memoryview) -> int:
+        """What the socket has."""
+        pace = self._pace
+        if pace is None:
+            return self._receive_some(space)
+        pace.waits(self._patience)
+        count = self._receive_some(space)
+        pace.moved(count)
+        return count
+
+    def _receive_some(self, space: memoryview) -> int:
         if self._ahead:
             count = min(len(space), len(self._ahead))
             space[:count] = self._ahead[:count]
