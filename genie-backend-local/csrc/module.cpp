@@ -70,9 +70,21 @@ py::memoryview view_of(const py::object& owner) {
   return py::memoryview(owner);
 }
 
+const char* error_of(const Failure& failure) {
+  if (failure.kind == "OutOfMemoryError") {
+    return "OutOfMemory";
+  }
+  for (const auto* name : {"Cancelled", "ExecutionTimedOut"}) {
+    if (failure.kind == name) {
+      return name;
+    }
+  }
+  return "RemoteOpError";
+}
+
 void raise(const Failure& failure) {
   const auto errors = py::module_::import("genie.errors");
-  const auto type = errors.attr(failure.kind == "OutOfMemoryError" ? "OutOfMemory" : "RemoteOpError");
+  const auto type = errors.attr(error_of(failure));
   const auto error = type(
       failure.message,
       py::arg("op") = failure.op,
@@ -163,6 +175,7 @@ py::dict counters(Session& session) {
   named["batched_members"] = counted.batched_members;
   named["batched_steps"] = counted.batched_steps;
   named["largest_batch"] = counted.largest_batch;
+  named["stopped_executions"] = counted.stopped_executions;
   return named;
 }
 
@@ -409,6 +422,9 @@ void bind_session(py::module_& module) {
             session.restore(snapshot, staged);
           })
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
+      .def("cancel", &Session::cancel)
+      .def("resume", &Session::resume)
+      .def("limit_executions", &Session::limit_executions)
       .def("counters", &counters)
       .def("take_timings", &take_timings)
       .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())

@@ -21,6 +21,7 @@
 #include "refused.h"
 #include "snapshot.h"
 #include "spec.h"
+#include "stop.h"
 #include "timing.h"
 
 namespace genie_local {
@@ -62,12 +63,13 @@ struct Counters {
   int64_t batched_members = 0;  // how many ran together, this one counted, over all of these executions
   int64_t batched_steps = 0;  // products computed with others'
   int64_t largest_batch = 0;
+  int64_t stopped_executions = 0;  // before their last step
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
 };
 
 constexpr size_t most_kept = size_t{1} << 30;
 
-// Every method locks; none needs the GIL.
+// Every method locks, but those that stop what runs; none needs the GIL.
 class Session {
  public:
   // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` and a `batcher` are shared with other
@@ -127,6 +129,18 @@ class Session {
   // Refused unless these are all the values there are.
   void restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>& staged);
 
+  // From any thread, without waiting: what runs ends before its next operator, and so does all that comes until
+  // `resume`. Values not made by then carry the failure. An execution that takes longer than the limit ends so, too.
+  void cancel(std::string reason) {
+    stop_.ask(std::move(reason));
+  }
+  void resume() {
+    stop_.resume();
+  }
+  void limit_executions(double seconds) {
+    stop_.limit(seconds);
+  }
+
   void synchronize();
   Counters counters();
   std::vector<std::string> take_warnings();
@@ -154,6 +168,7 @@ class Session {
   const std::string name_;
   const size_t keep_;  // bytes of host memory to be kept for further uploads
   KeepsBlocks keeps_blocks_;
+  Stop stop_;
   std::mutex lock_;
   bool open_ = true;
   Memory memory_;

@@ -20,16 +20,24 @@ class LocalBackend:
 
     ``threads`` sets the intra-op threads of the whole process (0: leave them). ``memory_limit_gb`` bounds each
     session (0: the device's memory). With ``batching`` sessions that decode with one model at the same time share the
-    reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ.
+    reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ. An execution
+    that takes longer than ``execution_seconds`` (0: no limit) ends before its next operator.
     """
 
     name = "local"
 
     def __init__(
-        self, threads: int = 0, memory_limit_gb: float = 0.0, *, batching: bool = True, exact: bool = True
+        self,
+        threads: int = 0,
+        memory_limit_gb: float = 0.0,
+        *,
+        batching: bool = True,
+        exact: bool = True,
+        execution_seconds: float = 0.0,
     ) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
+        self._execution_seconds = execution_seconds
         if threads:
             self._native.set_threads(threads)
         self._batcher = (
@@ -45,6 +53,7 @@ class LocalBackend:
     def connect(self, device: Device) -> LocalSession:
         known = self._known(device)
         native = self._native.Session(known.id, known.id, self._limit_on(known), None, self._batcher)
+        native.limit_executions(self._execution_seconds)
         return self._kept(LocalSession(known, native))
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:

@@ -161,6 +161,13 @@ class LocalSession:
     def restore_staged(self, snapshot: Snapshot, staged: Mapping[int, int]) -> None:
         snapshots.restore_staged(self._native, snapshot, staged)
 
+    def cancel(self, reason: str) -> None:
+        """See :class:`genie.interfaces.Cancelling`."""
+        self._native.cancel(reason)
+
+    def resume(self) -> None:
+        self._native.resume()
+
     def synchronize(self) -> None:
         self._native.synchronize()
 

@@ -10,7 +10,7 @@ import stat
 import struct
 import time
 
-from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError
+from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.security import Tls
 from genie.wire import Limits
 from genie_backend_tcp.address import SocketAddress, resolve, spell, split_host_port
@@ -31,7 +31,12 @@ class TcpListener:
             self._sock.settimeout(timeout)
             sock, peer = self._sock.accept()
         except TimeoutError as error:
-            raise DeadlineExceeded(f"nobody connected within {timeout:g} s", where=self.address) from error
+            raise DeadlineExceeded(
+                f"nobody connected within {timeout:g} s",
+                stage=Stage.CONNECT,
+                seconds=timeout or 0.0,
+                where=self.address,
+            ) from error
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise BackendUnavailable(f"out of sockets: {error.strerror}", where=self.address) from error

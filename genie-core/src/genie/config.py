@@ -56,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    # One execution on the local backend, of a loop one iteration; what takes longer ends before its next operator.
+    execution_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0  # 0: no limit
     prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
     batching: bool = True  # sessions of the local backend that decode with one model share reading its weights
     batching_exact: bool = True  # … without a bit of a result depending on who else is there
@@ -285,6 +287,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "spin_us": _check_finite,
+    "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
     "trace_ratio": _check_finite,

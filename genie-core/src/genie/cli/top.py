@@ -132,7 +132,7 @@ def _node(each: _Watched) -> RenderableType:
         f"{seen.executions:,.0f} executions/s · in {_bytes(seen.bytes_in)}/s · out {_bytes(seen.bytes_out)}/s · "
         f"{seen.failures:,.2g} failures/s · {seen.cpu:.1f} cores · {_bytes(view.process.resident_bytes)} resident",
     )
-    devices = _table("device", "memory>", "used>", "kept>", "largest session>", "sessions>", "busy>")
+    devices = _table("device", "memory>", "used>", "kept>", "largest session>", "sessions>", "busy>", "away>")
     for device in view.devices:
         devices.add_row(
             device.id,
@@ -142,6 +142,7 @@ def _node(each: _Watched) -> RenderableType:
             _bytes(device.largest_bytes),
             str(device.sessions),
             str(device.busy),
+            str(device.away),
         )
     stages = _table("stage", "p50>", "p99>", "per second>")
     for stage, its in seen.stages.items():
@@ -153,13 +154,16 @@ def _node(each: _Watched) -> RenderableType:
 
 
 def _sessions(view: Any) -> RenderableType:
-    table = _table("session", "client", "device", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>")
+    table = _table(
+        "session", "client", "device", "state", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>"
+    )
     shown = sorted(view.sessions, key=lambda session: -session.memory_bytes)
     for session in shown[:_FEW]:
         table.add_row(
             session.id,
             Text(session.client),
             session.device,
+            "away" if session.away else "busy" if session.busy else "idle",
             _span(view.time - session.since),
             f"{session.executions:,}",
             _bytes(session.bytes_in),

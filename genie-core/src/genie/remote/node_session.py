@@ -24,8 +24,9 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
 from genie.remote.abilities import Allocating, Allocation, Sharing
+from genie.remote.cancelling import Cancellation
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.lasting import Lasting
@@ -82,10 +83,12 @@ class NodeSession:
         self._limits = limits
         self._capacity = capacity
         self._channels = channels
+        self.cancellation = Cancellation(session, connection, channels.sends)
         self._plans: list[int] = []
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        channels.told = self._defer
         self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
@@ -152,7 +155,8 @@ class NodeSession:
 
     def _one_message(self) -> bool:
         try:
-            message = self._connection.receive(self._memory, None)
+            with self.cancellation.turn:
+                message = self._connection.receive(self._memory, None)
         except _Refused:
             self.meter.done(Kind.UPLOAD)
             return True
@@ -160,6 +164,7 @@ class NodeSession:
         meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
+        self.cancellation.begins(seq)
         if message.buffers:
             self._bulk(records[0], message.buffers[0])
             meter.done(records[0][0])
@@ -399,7 +404,7 @@ class NodeSession:
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
         is done to the end: other nodes may wait for that."""
-        return self._leaves or (isinstance(self._connection, Watched) and self._connection.hung_up())
+        return self._leaves or self.cancellation.gone()
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)
@@ -513,10 +518,18 @@ class NodeSession:
         return self.lasting is not None and self.lasting.away
 
     def stop(self, reason: str = "") -> None:
-        """From any thread: no further message is read."""
+        """From any thread: no further message is read, and what runs ends before its next operator."""
         self.reason = self.reason or reason
+        if self.lasting is not None:
+            self.lasting.reason = self.lasting.reason or reason
+        self.cancellation.over(reason or "the session is over")
         self._connection.close()
         self._channels.interrupt()
+
+    def cancel_work(self, reason: str, until: int = -1) -> None:
+        """From any thread: what is asked in messages up to the number ``until`` (-1: those taken so far) is not done
+        any more; the session goes on."""
+        self.cancellation.until(until if until >= 0 else max(self._dialogue.seq, 0), reason)
 
     def abandon(self) -> None:
         """It was never served."""

@@ -44,6 +44,7 @@ from genie.remote.lasting import Lasting, welcome_back
 from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
 from genie.remote.served import choose, each_its_name
+from genie.remote.watching import Watch
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
 from genie.wire import PROTOCOL, RESUMING, Dialogue, Kind, Limits, frames, messages
@@ -119,6 +120,7 @@ class NodeServer:
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
         self._departed = Departed()
+        self._watch = Watch(self._open_sessions)
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -145,6 +147,7 @@ class NodeServer:
             thread.daemon = True
             thread.start()
             self._threads.append(thread)
+        self._watch.start()
 
     def drain(self, timeout: float) -> bool:
         """Take no more sessions and wait for those there are. Whether all ended in time."""
@@ -170,7 +173,8 @@ class NodeServer:
         for connection in connections:
             connection.close()
         for session in sessions:
-            session.stop()
+            session.stop("the node shut down")
+        self._watch.close()
         for thread in self._threads:
             thread.join(timeout=10.0)
         with self._changed:
@@ -198,6 +202,22 @@ class NodeServer:
     def draining(self) -> bool:
         return self._draining
 
+    def cancel(self, name: str, reason: str, *, work_only: bool = False) -> bool:
+        """End the session of this name, or only what it was asked so far. Whether there is one."""
+        with self._changed:
+            session, _ = self._sessions.get(name, (None, None))
+        if session is None:
+            return False
+        if work_only:
+            session.cancel_work(reason)
+        else:
+            session.stop(reason)
+        return True
+
+    def _open_sessions(self) -> list[NodeSession]:
+        with self._changed:
+            return [session for session, _ in self._sessions.values()]
+
     def sessions(self) -> tuple[SessionInfo, ...]:
         with self._changed:
             return tuple(msgspec.structs.replace(info, away=its.away) for its, info in self._sessions.values())
@@ -223,9 +243,9 @@ class NodeServer:
         with self._changed:
             sessions = list(self._sessions.values())
         for session, _ in sessions:
-            if not self.guard.still_welcome(session.owner):
-                log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
-                session.stop("its token was revoked")
+            if reason := self.guard.unwelcome(session.owner):
+                log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
+                session.stop(reason)
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -305,6 +325,7 @@ class NodeServer:
         if kind == Kind.BYE:
             return None
         hello = messages.get_hello(body)
+        self.guard.check_certificate(_stranger(connection))
         if hello.major != PROTOCOL[0]:
             raise VersionMismatch(
                 f"the client speaks version {hello.major}.{hello.minor} of the protocol (Genie {hello.genie}), "
@@ -383,6 +404,8 @@ class NodeServer:
         assert lasting is not None
         if not comer.continues(session.owner):
             raise AccessDenied("the session was opened with another token or certificate", where=self.address)
+        if back.probe and back.cancel:
+            session.cancel_work("its client asked for that", back.sent)
         if back.probe:
             say(welcome_back(back.session, lasting.standing()))
             return None
@@ -466,7 +489,11 @@ class NodeServer:
 
 def _stranger(connection: Connection) -> Identity:
     certificate = connection.subject if isinstance(connection, Certified) else ""
-    return Identity(peer=str(getattr(connection, "peer", "")), certificate=certificate)
+    return Identity(
+        peer=str(getattr(connection, "peer", "")),
+        certificate=certificate,
+        fingerprint=str(getattr(connection, "fingerprint", "")),
+    )
 
 
 def _bare_welcome(control_port: int) -> Welcome:

@@ -11,7 +11,7 @@ import msgspec
 
 import genie.errors
 from genie.device import Device
-from genie.errors import GenieError, LimitExceeded, ProtocolError, RemoteOpError
+from genie.errors import DeadlineExceeded, GenieError, LimitExceeded, ProtocolError, RemoteOpError, Stage
 from genie.graph import DTYPES, TensorSpec
 from genie.wire.frames import Buffer, Limits
 
@@ -33,7 +33,8 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     """A client that comes back to its ``session``, proved by the ``key`` that WELCOME gave it.
 
     ``heard`` counts the node's messages that arrived whole, WELCOME not among them; ``sent`` is the number of the
-    client's last message. ``probe``: it only asks how things are, over a connection of its own.
+    client's last message. ``probe``: it only asks how things are, over a connection of its own. ``cancel``, with
+    ``probe``: what it asked up to the message ``sent`` need not be done any more.
     """
 
     session: str
@@ -41,6 +42,7 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     heard: int
     sent: int
     probe: bool = False
+    cancel: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +111,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = ""
     device: str = ""
     source: str = ""
+    # Of a DeadlineExceeded:
+    stage: str = ""
+    seconds: float = 0.0
+    setting: str = ""
 
+
+_STAGES = frozenset(Stage)
 
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
@@ -192,6 +200,16 @@ def put_error(error: BaseException) -> bytes:
             device=error.device,
             source=error.source,
         )
+    elif isinstance(error, DeadlineExceeded):
+        failure = Failure(
+            error=type(error).__name__,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            stage=error.stage or "",
+            seconds=error.seconds,
+            setting=error.setting,
+        )
     elif isinstance(error, GenieError):
         failure = Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
     elif isinstance(error, MemoryError):
@@ -220,6 +238,16 @@ def get_error(data: Buffer, node: str) -> GenieError:
         )
     if not (isinstance(found, type) and issubclass(found, GenieError)):
         return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
+    if issubclass(found, DeadlineExceeded):
+        stage = Stage(failure.stage) if failure.stage in _STAGES else None  # a later version may have others
+        return found(
+            failure.message,
+            stage=stage,
+            seconds=failure.seconds,
+            setting=failure.setting,
+            where=where,
+            hint=failure.hint,
+        )
     return found(failure.message, where=where, hint=failure.hint)
 
 
