@@ -33,9 +33,14 @@ class SocketConnection:
         self._spin = spin_us * 1e-6
         self._vain = 0  # polls in a row that brought nothing
         self._sit_out = 0  # receptions not to poll for
-        self._receive_timeout = 0.0
         self._assembler = Assembler(limits)
         self._ahead = bytearray()  # what was read while nobody received
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The socket, which is new."""
+        sock, stall_timeout = self._sock, self._stall
+        self._receive_timeout = 0.0
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         if sock.family != socket.AF_UNIX:
@@ -180,7 +185,7 @@ class TcpConnection(SocketConnection):
             raise self._translated(error, "took", self._stall) from error
 
     def _send_left(self) -> None:
-        while left := _behind(self._left, self._taken):
+        while left := behind(self._left, self._taken):
             self._left = left
             self._taken = 0
             (self._taken,) = map(self._sock.sendmsg, (left,))
@@ -191,7 +196,7 @@ _LOST = "see the node's log; a node that was killed must be started again with `
 _LATE = "the node may be overloaded or cut off; `genie node status` asks it"
 
 
-def _behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
+def behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
     """What is left of the parts, of which so many bytes are gone."""
     left = []
     for part in parts:
