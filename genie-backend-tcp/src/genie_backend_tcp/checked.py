@@ -3,7 +3,7 @@
 ::
 
     preamble   a7 b8 │ version u8 │ "genie xxh3-64"        once, from both sides, before anything else      (16 bytes)
-    record     length u32 │ its complement u32 │ XXH3-64 u64 │ at most 256 KiB of the stream                (16 bytes +)
+    record     length u32 │ its complement u32 │ XXH3-64 u64 │ at most 512 KiB of the stream                (16 bytes +)
 
 Everything is little-endian. The seed is the number of the record, counted from 0 by who connected and from 2^63 by
 who listens: what was lost, repeated or put in another order is found as what was changed is. The complement is there so
@@ -29,7 +29,8 @@ PREAMBLE = b"\xa7\xb8\x01genie xxh3-64"
 _HEAD = struct.Struct("<IIQ")
 _HEAD_BYTES = _HEAD.size
 _COMPLEMENT = 0xFFFFFFFF
-_RECORD = 1 << 18  # still in the cache when it is sent, or looked at
+_RECORD = 1 << 19  # still in the cache when it is sent, or looked at
+_TOGETHER = 1 << 14  # what is smaller is copied into one record
 _RING = _RECORD + (1 << 16)
 _LISTENER = 1 << 63
 _ALIKE = len(PREAMBLE) // 2  # of whose bytes so many are right was meant to be one
@@ -144,8 +145,9 @@ class CheckedConnection(SocketConnection):
                     self._redial = None
             if not self._checks:
                 self._write([header, *buffers])
-            elif not buffers and len(header) <= _RECORD:
-                self._write([self._head(header) + header])
+            elif sum(map(len, buffers), len(header)) <= _TOGETHER:
+                data = b"".join((header, *buffers)) if buffers else header
+                self._write([self._head(data) + data])
             else:
                 for parts in self._records(header, buffers):
                     self._write(parts)
