@@ -4,7 +4,8 @@
 
 The node runs the local backend (or ``null``, which is Python alone) in a process of its own, with one thread; the raw
 peer is plain Python ``sendmsg`` and ``recv_into`` in another. TLS has a node of its own, with a certificate made for
-the run, and "checked" has checksums; ``/ plain`` are their ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
+the run, and "checked" has checksums;
+``/ plain`` are their ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
 transfer's content is checked.
 """
 

@@ -51,6 +51,7 @@ class Proxy:
         self._links: list[_Link] = []
         self._closed = threading.Event()
         self.delay = 0.0
+        self.trickles = False  # what comes from the node goes on by a byte a second
         self.faults = faults
         self.struck: Counter[str] = Counter()
         self._spoils = ""  # whose next piece arrives with a changed bit
@@ -138,6 +139,9 @@ class Proxy:
         if self.delay:
             self._closed.wait(self._random.uniform(0, self.delay))
 
+    def tick(self) -> None:
+        self._closed.wait(1.0)
+
     def rudely(self) -> bool:
         return self._random.random() < 0.5
 
@@ -180,16 +184,21 @@ class _Link:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         try:
             held: list[bytes] = []
-            while data := source.recv(_PIECE):
+            while data := source.recv(self._bite(source)):
                 self._proxy.pause()
+                if self._bite(source) == 1:
+                    self._proxy.tick()
                 if source in self._mute:
                     continue
                 data = self._proxy.passed(data, "client" if source is self._ends[0] else "node")
-                if not all([self._pass_on(piece, target) for piece in self._proxy.pieces(data, held)]):
+                if not all(self._pass_on(piece, target) for piece in self._proxy.pieces(data, held)):
                     break
         except OSError:
             pass
         self.cut()
+
+    def _bite(self, source: socket.socket) -> int:
+        return 1 if self._proxy.trickles and source is self._ends[1] else _PIECE
 
     def _pass_on(self, data: bytes, target: socket.socket) -> bool:
         """Whether all of it was within the budget."""

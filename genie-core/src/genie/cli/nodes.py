@@ -37,6 +37,7 @@ def serve(
     client_ca: Annotated[str | None, typer.Option(help="Ask clients for a certificate by this authority.")] = None,
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
+    max_sessions: Annotated[int, typer.Option(min=1, max=65_536, help="Sessions at one time; more are refused.")] = 64,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
@@ -74,6 +75,7 @@ def serve(
         json=as_json,
         tokens=tokens,
         audit_log=audit_log,
+        max_sessions=max_sessions,
         insecure=insecure,
     )
 

@@ -63,6 +63,7 @@ def serve(
     out: TextIO | None = None,
     tokens: str = "",
     audit_log: str = "",
+    max_sessions: int = 64,
     insecure: bool = False,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
@@ -90,6 +91,7 @@ def serve(
         address,
         devices=devices,
         local=unix or settings.unix_sockets,
+        max_sessions=max_sessions,
         guard=guard,
         lease_seconds=settings.lease_seconds,
     )
