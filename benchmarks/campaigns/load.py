@@ -2,15 +2,15 @@
 
     python -m campaigns.load [--clients 200] [--seconds 600] [--pairs 5] [--neighbours 4] [--weights 1,1,1,1] [--json]
 
-run in ``benchmarks/``. The node is ``genie serve`` in a process of its own with one thread; clients are threads of light
-processes, each with its own session over TCP and its tenant's token, one after the other decoding by a small language
-model, encoding as BERT does, or classifying pictures. Every result is compared with the native one, bit by bit.
+run in ``benchmarks/``. The node is ``genie serve`` in a process of its own with one thread; clients are threads of
+light processes, each with its own session over TCP and its tenant's token, that decode by a small language model,
+encode as BERT does, or classify pictures. Every result is compared with the native one, bit by bit.
 
-After a warm-up (a tenth of the time) phases alternate: alone, and with as many slow readers (a byte a second) and as many
-stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says. Percentiles are of the phases alone;
-"p99 beside" is the median over the pairs of phases of p99 with them over p99 without. Shares are of the time that the
-calls take natively. What the node has is taken at the end of each phase alone; "left" is after the last client has gone.
-``--options`` are given to ``genie serve``. The exit status says whether all was equal, and nothing failed or stayed.
+After a warm-up (a tenth of the time) phases alternate: alone, and with as many slow readers (a byte a second) and as
+many stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says; while those come and go nothing is
+counted. Percentiles are of the phases alone; "p99 beside" is the median over the pairs of phases of p99 with them over p99 without. Shares are of the time that the
+calls take natively. What the node has is taken at the end of each phase alone; "left" is after the last client has
+gone. ``--options`` are given to ``genie serve``. The exit status says whether all was equal, nothing failed or stayed.
 """
 
 from __future__ import annotations
@@ -141,18 +141,17 @@ def run(
 ) -> Row:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with _programs(directory, tiny) as programs:
-            return _run(directory, programs, clients, seconds, pairs, beside, weights, options)
+        return _run(directory, prepared(directory, tiny), clients, seconds, pairs, beside, weights, options)
 
 
-@contextlib.contextmanager
-def _programs(directory: Path, tiny: bool) -> Iterator[Path]:
-    """Captured in a process of its own: this one stays small."""
+def prepared(directory: Path, tiny: bool) -> Path:
+    """Where the programs are, captured in a process of its own: this one stays small."""
     programs = directory / "programs"
     programs.mkdir()
-    code = f"from pathlib import Path; from campaigns.programs import prepare; prepare(Path({str(programs)!r}), tiny={tiny})"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=BENCHMARKS)
-    yield programs
+    with python("campaigns.programs", str(programs), *(["tiny"] if tiny else [])) as process:
+        if process.wait():
+            raise RuntimeError("the programs were not captured")
+    return programs
 
 
 def _run(
@@ -180,6 +179,7 @@ def _run(
                     began = time.monotonic()
                     time.sleep(each)
                     spent.append(time.monotonic() - began)
+                    crowd.phase(0)
                 if number % 2 == 0:
                     samples.append(node.standing())
             done = crowd.stop()
@@ -238,27 +238,27 @@ def _report(
         for tenant, weight in zip(tenants, weights, strict=True)
     ]
     empty, samples, left = node
-    held = [
-        {"node": name, **msgspec.to_builtins(_struct(standing))}
-        for name, standing in (("empty", empty), ("first", samples[0]), ("last", samples[-1]), ("left", left))
-    ]
     return {
         "equal": not any(each.wrong for each in done) and len(done) == len(crowd.who),
         "errors": sorted({each.error or each.wrong for each in done} - {""}),
         "kinds": kinds,
         "tenants": shares,
-        "node": held,
-        "growth": samples[-1].anonymous / samples[0].anonymous - 1,
+        "node": [
+            held(*each) for each in (("empty", empty), ("first", samples[0]), ("last", samples[-1]), ("left", left))
+        ],
+        "growth": (samples[-1].anonymous - samples[-1].kept) / (samples[0].anonymous - samples[0].kept) - 1,
         "clean": not (left.sessions or left.values)
         and left.descriptors <= empty.descriptors
         and left.threads <= empty.threads,
     }
 
 
-def _struct(standing: Standing) -> Row:
+def held(name: str, standing: Standing) -> Row:
     return {
+        "node": name,
         "sessions": standing.sessions,
         "values MB": standing.values / 1e6,
+        "kept MB": standing.kept / 1e6,
         "contents MB": standing.contents / 1e6,
         "memory MB": standing.anonymous / 1e6,
         "fds": standing.descriptors,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -212,3 +213,7 @@ def _put(blob: bytearray, tensor: Tensor) -> Blob:
     data = tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b""
     blob += data
     return Blob(len(blob) - len(data), len(data))
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]), tiny="tiny" in sys.argv[2:])

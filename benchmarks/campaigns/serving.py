@@ -28,10 +28,12 @@ _OPERATOR = "operator"
 
 @dataclass(frozen=True)
 class Standing:
-    """What a node has at one moment. Bytes; ``anonymous`` is its memory that no file backs."""
+    """What a node has at one moment. Bytes; ``kept`` is free, for the values of sessions to come, and ``anonymous`` all
+    memory of the process that no file backs."""
 
     sessions: int
     values: int
+    kept: int
     contents: int
     anonymous: int
     descriptors: int
@@ -63,6 +65,7 @@ class Node:
         return Standing(
             sessions=len(view.sessions),
             values=sum(device.used_bytes for device in view.devices),
+            kept=sum(device.kept_bytes for device in view.devices),
             contents=view.content.get("content_bytes", 0),
             anonymous=int(anonymous.split()[1]) << 10,
             descriptors=len(list((proc / "fd").iterdir())),
