@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cert: str = ""
     key: str = ""
     client_ca: str = ""
+    # On connections over TCP without TLS: auto (to other hosts), on (always, and nobody else is let in), off.
+    checksums: Literal["auto", "on", "off"] = "auto"
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's

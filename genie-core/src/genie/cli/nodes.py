@@ -49,6 +49,7 @@ def serve(
             min=1, max=65535, help="Of the control plane. Default: --port + 1, or a free one if that is taken."
         ),
     ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, max=65_536, help="Sessions at one time; more are refused.")] = 64,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
@@ -89,6 +90,7 @@ def serve(
         audit_log=audit_log,
         revoked=revoked,
         control_port=control_port,
+        max_sessions=max_sessions,
         insecure=insecure,
     )
 

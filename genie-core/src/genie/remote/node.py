@@ -66,6 +66,7 @@ def serve(
     audit_log: str = "",
     revoked: str = "",
     control_port: int | None = None,
+    max_sessions: int = 64,
     insecure: bool = False,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
@@ -100,6 +101,7 @@ def serve(
         address,
         devices=devices,
         local=unix or settings.unix_sockets,
+        max_sessions=max_sessions,
         guard=guard,
         lease_seconds=settings.lease_seconds,
     )
