@@ -6,7 +6,9 @@ from importlib import import_module
 
 from genie_fuzz.harness import Target
 
-NAMES = ("frames", "messages", "codec", "bindings")
+NAMES = (
+    *("frames", "messages", "codec", "bindings", "loader", "session", "greeting", "client", "channel", "files", "control"),
+)
 
 
 def load(name: str) -> Target:

@@ -377,6 +377,28 @@ def get_pair(data: memoryview, what: str) -> tuple[int, int]:
     return first, second
 
 
+def get_fetch(data: memoryview) -> tuple[int, int]:
+    """FETCH: the handle, and the size of the memory for its value or ``ANY_SIZE``."""
+    handle, wanted = get_pair(data, "FETCH")
+    return _handle(handle), wanted
+
+
+def get_seed(data: memoryview) -> tuple[int, int]:
+    """SEED: the generator's number, and the seed."""
+    generator, seed = get_pair(data, "SEED")
+    return _generator(generator), seed
+
+
+def get_generator(data: memoryview, what: str) -> int:
+    return _generator(get_number(data, what))
+
+
+def _generator(number: int) -> int:
+    if number > LARGEST_HANDLE:
+        raise ProtocolError(f"{number} is no generator")
+    return number
+
+
 def get_number(data: memoryview, what: str) -> int:
     return _unpack(HANDLE, data, what)[0]
 
