@@ -1,7 +1,7 @@
-"""Fuzz for a while, and say what was done: ``python fuzz/run.py --seconds 60``.
+"""Fuzz for a while, and say what was done: ``python fuzz/run.py --minutes 30``.
 
-Each target runs under atheris in a process of its own, ``--workers`` of them at a time, from its committed corpus and
-what earlier runs found (``.build/fuzz``, or ``--work``). ``--minimise`` then makes the committed corpus anew: the fewest
+The time is shared out to the targets. Each runs under atheris in a process of its own, ``--workers`` of them at a time,
+from its committed corpus and what earlier runs found (``.build/fuzz``, or ``--work``); after a finding it goes on. ``--minimise`` then makes the committed corpus anew: the fewest
 small inputs that reach what was reached (libFuzzer's merge). Ends with a table, in ``report.json`` too, and with status
 1 if anything was found; the input that shows it lies beside.
 """
@@ -30,41 +30,54 @@ from genie_fuzz.harness import CORPUS
 ROOT = Path(__file__).resolve().parent.parent
 MOST_COMMITTED = 48  # inputs of a target, and
 LARGEST_COMMITTED = 48 << 10  # bytes of them together
+MOST_FINDINGS = 16  # of a target in one run: more say the same
 
 _STATUS = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
 
 
 def fuzz(name: str, seconds: float, seed: int, work: Path) -> dict[str, Any]:
-    """One process of one target. What it did, by libFuzzer's own counts."""
+    """One target for so long. What it did, by libFuzzer's own counts."""
     found, out = work / name / "corpus", work / name / "findings"
     for folder in (found, out):
         folder.mkdir(parents=True, exist_ok=True)
     for data in targets.load(name).seeds():
         write(found, data)
-    committed = CORPUS / name
-    log = work / name / "log.txt"
-    before = set(out.iterdir())
-    command = [
-        *(sys.executable, str(ROOT / "fuzz" / "one.py"), name, f"-max_total_time={seconds:g}", f"-seed={seed}"),
-        *("-print_final_stats=1", f"-artifact_prefix={out}/", str(found)),
-        *([str(committed)] if committed.is_dir() else []),
-    ]
+    before, texts = set(out.iterdir()), []
     begun = time.monotonic()
-    with log.open("w") as file:
-        done = subprocess.run(command, cwd=work, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment())
-    text = log.read_text(errors="replace")
-    status = _STATUS.findall(text)
-    executions = re.findall(r"number_of_executed_units: (\d+)", text)
+    for attempt in range(MOST_FINDINGS):
+        left = seconds - (time.monotonic() - begun)
+        if left < 1:
+            break
+        log = work / name / f"log-{seed}-{attempt}.txt"
+        status = once(name, left, seed + attempt, work, log)
+        texts.append(log.read_text(errors="replace"))
+        if not status:
+            break
+    executions = [int(each) for text in texts for each in re.findall(r"number_of_executed_units: (\d+)", text)]
+    last = ([("0", "0", "0")] + [each for text in texts for each in _STATUS.findall(text)])[-1]
     return {
         "target": name,
         "seconds": round(time.monotonic() - begun, 1),
-        "inputs": int(executions[-1]) if executions else 0,
-        "coverage": int(status[-1][0]) if status else 0,
-        "features": int(status[-1][1]) if status else 0,
-        "corpus": int(status[-1][2]) if status else 0,
+        "inputs": sum(executions),
+        "coverage": int(last[0]),
+        "features": int(last[1]),
+        "corpus": int(last[2]),
         "findings": sorted(path.name for path in set(out.iterdir()) - before),
-        "failed": done.returncode != 0,
+        "failed": not executions,
     }
+
+
+def once(name: str, seconds: float, seed: int, work: Path, log: Path) -> int:
+    """One process, until its time is over or it finds something. Its status."""
+    committed = CORPUS / name
+    command = [
+        *(sys.executable, str(ROOT / "fuzz" / "one.py"), name, f"-max_total_time={seconds:.0f}", f"-seed={seed}"),
+        *("-print_final_stats=1", f"-artifact_prefix={work / name / 'findings'}/", str(work / name / "corpus")),
+        *([str(committed)] if committed.is_dir() else []),
+    ]
+    with log.open("w") as file:
+        done = subprocess.run(command, cwd=work, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment())
+    return done.returncode
 
 
 def environment() -> dict[str, str]:
@@ -119,7 +132,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TARGET", help=f"of {', '.join(targets.NAMES)}; all if none is named")
-    parser.add_argument("--seconds", type=float, default=60.0, help="per target")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all targets together, per worker")
     parser.add_argument("--workers", type=int, default=1, help="targets that run at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".build" / "fuzz", help="where inputs and logs are kept")
@@ -130,8 +143,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}; there are {', '.join(targets.NAMES)}")
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    part = 60 * options.minutes * options.workers / sum(targets.load(name).share for name in names)
     with ThreadPoolExecutor(options.workers) as pool:
-        rows = list(pool.map(lambda name: fuzz(name, options.seconds, options.seed, work), names))
+        rows = list(pool.map(lambda name: fuzz(name, part * targets.load(name).share, options.seed, work), names))
     print(table(rows))
     (work / "report.json").write_text(json.dumps(rows, indent=1))
     if options.minimise:

@@ -27,7 +27,7 @@ class Target:
     """``one`` takes an input and raises nothing, unless it found something.
 
     ``bytes_per_byte`` and ``bytes_at_least`` bound what Python's allocators give out while an input is looked at, by
-    its length; ``seconds`` bounds the time. ``modules`` are measured for coverage. ``msgpack_at`` is where an input's
+    its length; ``seconds`` bounds the time. ``share`` is the target's part of a campaign's time. ``modules`` are measured for coverage. ``msgpack_at`` is where an input's
     msgpack begins, for mutations that keep its structure; -1: it has none.
     """
 
@@ -40,6 +40,7 @@ class Target:
     seconds: float = 1.0
     msgpack_at: int = -1
     largest: int = 4096
+    share: float = 1.0
 
 
 def refuses(allowed: tuple[type[GenieError], ...], call: Callable[[], object]) -> object:

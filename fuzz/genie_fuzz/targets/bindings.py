@@ -52,4 +52,5 @@ TARGET = Target(
     bytes_at_least=1 << 15,
     seconds=0.2,
     largest=1024,
+    share=2.0,
 )

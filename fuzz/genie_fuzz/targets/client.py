@@ -226,4 +226,5 @@ TARGET = Target(
     bytes_at_least=4 << 20,
     seconds=2.0,
     largest=1024,
+    share=2.0,
 )

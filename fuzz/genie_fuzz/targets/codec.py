@@ -108,4 +108,5 @@ TARGET = Target(
     bytes_per_byte=256,
     bytes_at_least=1 << 18,
     msgpack_at=1,
+    share=4.0,
 )

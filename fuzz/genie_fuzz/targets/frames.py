@@ -97,4 +97,5 @@ TARGET = Target(
     bytes_at_least=1 << 15,
     seconds=0.2,
     largest=2048,
+    share=2.0,
 )

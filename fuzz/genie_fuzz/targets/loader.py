@@ -57,4 +57,5 @@ TARGET = Target(
     bytes_per_byte=256,
     bytes_at_least=1 << 18,
     msgpack_at=0,
+    share=3.0,
 )

@@ -154,4 +154,5 @@ TARGET = Target(
     seconds=0.2,
     msgpack_at=1,
     largest=2048,
+    share=3.0,
 )

@@ -215,4 +215,5 @@ TARGET = Target(
     bytes_at_least=4 << 20,
     seconds=2.0,
     largest=2048,
+    share=3.0,
 )
