@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 import time
 import tracemalloc
@@ -65,7 +64,6 @@ def measured(target: Target, data: bytes) -> None:
     if not started:
         tracemalloc.start()
     try:
-        gc.collect()
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
         target.one(data)

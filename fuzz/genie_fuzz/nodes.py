@@ -82,11 +82,11 @@ class Bench:
         self.server.start()
         self.bystander: Session = self.backend.connect(self.server._devices[0])
         self.bystander.upload(_OWN, TensorSpec((len(_SECRET),), "uint8"), _SECRET)
-        self.threads = threading.active_count()
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
         """Contents as they were at first, no waiting for what scripts don't send, and the checks at the end."""
+        threads = threading.active_count()
         store = self.server._store = ContentStore(CONTENT)
         self.bystander.free([_SHARED])
         self._offer(store)
@@ -99,7 +99,7 @@ class Bench:
         for thread in threading.enumerate():
             if thread.name in ("genie-outlet", "genie-session"):
                 thread.join(5.0)
-        check(threading.active_count() <= self.threads, f"threads are left: {threading.enumerate()}")
+        check(threading.active_count() <= threads, f"threads are left: {threading.enumerate()}")
         for session in [each for each in self.backend._sessions if each is not self.bystander]:
             left = session.stats()
             check(not (left["values"] or left["plans"] or left["memory_bytes"]), f"a session that ended still has {left}")

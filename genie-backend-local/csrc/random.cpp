@@ -11,6 +11,8 @@
 namespace genie_local {
 namespace {
 
+constexpr size_t most_generators = 1 << 16;  // of some kilobytes each
+
 std::mutex& default_lock() {
   static std::mutex lock;
   return lock;
@@ -40,7 +42,18 @@ void swap(at::Generator& left, at::Generator& right) {
 
 }  // namespace
 
+void Generators::admit(int64_t number) {
+  if (numbers_.size() >= most_generators && numbers_.find(number) == numbers_.end()) {
+    throw Refused(
+        Refusal::node,
+        "a session has at most " + std::to_string(most_generators) +
+            " generators: use one again, with another seed");
+  }
+  numbers_.insert(number);
+}
+
 at::Generator& Generators::get(int64_t number, c10::Device device) {
+  admit(number);
   auto& generator = generators_[{number, device.type()}];
   if (!generator.defined()) {
     if (device.is_cpu()) {
@@ -58,6 +71,7 @@ at::Generator& Generators::get(int64_t number, c10::Device device) {
 }
 
 void Generators::seed(int64_t number, uint64_t seed) {
+  admit(number);
   seeds_[number] = seed;
   for (auto& [key, generator] : generators_) {
     if (key.first == number) {
