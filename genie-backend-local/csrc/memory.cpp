@@ -4,6 +4,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 #include <random>
 
@@ -18,6 +19,7 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) {
 }
 
 thread_local const Memory* limiting = nullptr;
+thread_local bool clearing = false;
 
 // Asks the limit of the session that runs on this thread, then the allocator that was there before.
 class LimitedAllocator final : public c10::Allocator {
@@ -32,7 +34,11 @@ class LimitedAllocator final : public c10::Allocator {
           need >= 0 && !limiting->lacks(need),
           limiting->shortage(need));
     }
-    return inner_->allocate(size);
+    auto data = inner_->allocate(size);
+    if (clearing && size > 0) {
+      std::memset(data.get(), 0, size);
+    }
+    return data;
   }
   bool is_simple_data_ptr(const c10::DataPtr& data) const override {
     return inner_->is_simple_data_ptr(data);
@@ -181,6 +187,15 @@ AllocationLimit::AllocationLimit(const Memory& memory) : previous_(limiting) {
   } else {
     limiting = nullptr;
   }
+}
+
+ClearedMemory::ClearedMemory() {
+  install_limited_allocator();
+  clearing = true;
+}
+
+ClearedMemory::~ClearedMemory() {
+  clearing = false;
 }
 
 AllocationLimit::~AllocationLimit() {

@@ -93,6 +93,15 @@ class Memory {
   int64_t peak_ = 0;
 };
 
+// Host memory that is allocated on this thread meanwhile is zeroed: it may have been another session's.
+class ClearedMemory {
+ public:
+  ClearedMemory();
+  ~ClearedMemory();
+  ClearedMemory(const ClearedMemory&) = delete;
+  ClearedMemory& operator=(const ClearedMemory&) = delete;
+};
+
 // While it lives, CPU allocations of this thread that would pass the limit fail before they are made.
 class AllocationLimit {
  public:

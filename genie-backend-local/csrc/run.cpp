@@ -333,8 +333,24 @@ void Session::Run::call(const Step& step) {
   }
   if (step.op->shim != nullptr) {
     step.op->shim(stack);
+  } else if (step.op->uncleared) {
+    call_cleared(step);
   } else {
     step.op->handle.callBoxed(stack);
+  }
+}
+
+void Session::Run::call_cleared(const Step& step) {
+  const ClearedMemory cleared;
+  auto& stack = session_.stack_;
+  step.op->handle.callBoxed(stack);
+  // Other devices' allocators are not ours: what is new there, and not written by any operand, is zeroed after.
+  const bool writes = std::find(step.op->writes.begin(), step.op->writes.end(), true) != step.op->writes.end();
+  for (const auto& result : stack) {
+    if (!writes && result.isTensor() && result.toTensor().defined() && !result.toTensor().is_cpu() &&
+        !result.toTensor().is_meta()) {
+      result.toTensor().zero_();
+    }
   }
 }
 

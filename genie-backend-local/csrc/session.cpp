@@ -1,9 +1,11 @@
 #include "session.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstring>
@@ -229,7 +231,10 @@ at::Tensor Session::lay_out(const at::Tensor& host, const Spec& spec, int64_t ex
         kept = kept.narrow(static_cast<int64_t>(dim), 0, 1);
       }
     }
-    auto laid = at::empty_strided(sizes, spec.stride, host.options().device(device_));
+    const auto options = host.options().device(device_);
+    // Between elements that do not lie side by side is memory that may have been another session's.
+    auto laid = kept.numel() == extent ? at::empty_strided(sizes, spec.stride, options)
+                                       : at::zeros({extent}, options).as_strided(sizes, spec.stride);
     laid.copy_(kept);
     laid.unsafeGetTensorImpl()->set_sizes_and_strides(spec.shape, spec.stride);
     return laid;

@@ -248,7 +248,7 @@ def _convert(key: str, value: Any, place: str, directory: Path) -> Any:
         value = _split(value)
     try:
         converted = msgspec.convert(value, _TYPES[key], strict=not place.startswith("environment"))
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: bytes that are no text
         raise ConfigError(f"setting {key!r}: {error}, not {value!r}", where=place) from error
     check = _CHECKS.get(key)
     problem = check(converted) if check else ""
@@ -270,7 +270,7 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
         if node.startswith("unix:"):
             continue
         host, _, port = node.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
             return f"{node!r} is no host:port"
     repeated = {node for node in nodes if nodes.count(node) > 1}
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""

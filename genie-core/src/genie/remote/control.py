@@ -232,7 +232,7 @@ class ControlPlane:
     def _drain(self, wish: Drain, who: Identity) -> Drained:
         self._node.guard.audit.write("drain", seconds=wish.seconds, **who.facts)
         self.not_serving()
-        self._on_drain(min(max(wish.seconds, 0.0), 3600.0))
+        self._on_drain(min(wish.seconds, 3600.0) if wish.seconds > 0 else 0.0)  # 0 for what is no number, too
         return Drained(len(self._node.sessions()))
 
 

@@ -342,14 +342,14 @@ class NodeSession:
             log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
-        generator, seed = messages.get_pair(body, "SEED")
+        generator, seed = messages.get_seed(body)
         try:
             self._session.seed(generator, seed)
         except GenieError as error:
             self._defer(error)
 
     def _set_generator_state(self, body: memoryview) -> None:
-        generator = messages.get_number(body[:8], "SET_GENERATOR_STATE")
+        generator = messages.get_generator(body[:8], "SET_GENERATOR_STATE")
         try:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
@@ -475,7 +475,7 @@ class NodeSession:
             raise self._failed[handle]
 
     def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        handle, wanted = messages.get_pair(body, "FETCH")
+        handle, wanted = messages.get_fetch(body)
         self._look(handle)
         value = self._session.fetch(handle)
         data = memoryview(value.data)
@@ -492,7 +492,7 @@ class NodeSession:
         return Kind.SPEC, messages.put_struct(self._session.describe(handle)), None
 
     def _generator_state(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        return Kind.STATE, self._session.generator_state(messages.get_number(body, "GENERATOR_STATE")), None
+        return Kind.STATE, self._session.generator_state(messages.get_generator(body, "GENERATOR_STATE")), None
 
     def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         self._session.synchronize()

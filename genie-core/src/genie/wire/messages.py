@@ -27,6 +27,7 @@ _HELD: Final = struct.Struct("<QB")
 DIGEST_BYTES: Final = 32
 ANY_SIZE: Final = (1 << 64) - 1
 LARGEST_HANDLE: Final = (1 << 63) - 1
+LONGEST_LEASE: Final = float(1 << 30)  # s: what a wait takes
 
 
 class Back(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,11 +171,28 @@ def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -
 
 
 def get_hello(data: Buffer) -> Hello:
-    return _decode(_hello_decoder, data, "HELLO")
+    hello = _decode(_hello_decoder, data, "HELLO")
+    if hello.back is not None:
+        _check_numbers("HELLO", hello.back.heard, hello.back.sent)
+    return hello
 
 
 def get_welcome(data: Buffer) -> Welcome:
-    return _decode(_welcome_decoder, data, "WELCOME")
+    welcome = _decode(_welcome_decoder, data, "WELCOME")
+    _check_numbers("WELCOME", *msgspec.structs.astuple(welcome.limits))
+    if not 0 <= welcome.lease <= LONGEST_LEASE:  # nor what is no number
+        raise ProtocolError(f"the peer sent a malformed WELCOME: a lease of {welcome.lease:g} s")
+    if not 0 <= welcome.control_port < 1 << 16:
+        raise ProtocolError(f"the peer sent a malformed WELCOME: there is no port {welcome.control_port}")
+    if welcome.standing is not None:
+        _check_numbers("WELCOME", welcome.standing.taken, welcome.standing.told, welcome.standing.again)
+    return welcome
+
+
+def _check_numbers(what: str, *numbers: int) -> None:
+    for number in numbers:
+        if not 0 <= number <= LARGEST_HANDLE:
+            raise ProtocolError(f"the peer sent a malformed {what}: it counts {number}")
 
 
 def get_counters(data: Buffer) -> dict[str, int]:
@@ -385,6 +403,28 @@ def put_pair(first: int, second: int) -> bytes:
 def get_pair(data: memoryview, what: str) -> tuple[int, int]:
     first, second = _unpack(_PAIR, data, what)
     return first, second
+
+
+def get_fetch(data: memoryview) -> tuple[int, int]:
+    """FETCH: the handle, and the size of the memory for its value or ``ANY_SIZE``."""
+    handle, wanted = get_pair(data, "FETCH")
+    return _handle(handle), wanted
+
+
+def get_seed(data: memoryview) -> tuple[int, int]:
+    """SEED: the generator's number, and the seed."""
+    generator, seed = get_pair(data, "SEED")
+    return _generator(generator), seed
+
+
+def get_generator(data: memoryview, what: str) -> int:
+    return _generator(get_number(data, what))
+
+
+def _generator(number: int) -> int:
+    if number > LARGEST_HANDLE:
+        raise ProtocolError(f"{number} is no generator")
+    return number
 
 
 def get_number(data: memoryview, what: str) -> int:
