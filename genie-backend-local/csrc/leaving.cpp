@@ -1,9 +1,11 @@
 // Which values of a session may leave its device, and how they come back.
 #include <c10/core/impl/COW.h>
+#include <c10/util/ScopeExit.h>
 
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "session.h"
 
@@ -75,21 +77,27 @@ void Session::bring_back(Holder& holder) {
 }
 
 void Session::prefetch() {
-  while (true) {
-    const std::lock_guard<std::mutex> lock(lock_);  // each by itself: what the client asks for meanwhile goes on
-    Holder* next = nullptr;
-    if (open_ && memory_.away() > 0) {
-      for (auto& [handle, holder] : values_) {
-        if (holder.use.run == use_.run && holder.storage != nullptr && is_away(*holder.storage)) {
-          next = &holder;
-          break;
-        }
-      }
-    }
-    if (next == nullptr) {
+  std::vector<int64_t> wanted;
+  {
+    const std::lock_guard<std::mutex> lock(lock_);
+    if (!open_ || use_.run == 0 || memory_.away() == 0) {
       return;
     }
-    bring_back(*next);
+    for (const auto& [handle, holder] : values_) {
+      if (holder.use.run == use_.run && holder.storage != nullptr && is_away(*holder.storage)) {
+        wanted.push_back(handle);
+      }
+    }
+  }
+  for (const auto handle : wanted) {
+    const std::lock_guard<std::mutex> lock(lock_);  // each by itself: what the client asks for meanwhile goes on
+    const auto found = values_.find(handle);
+    if (!open_ || found == values_.end()) {
+      continue;
+    }
+    working_ = true;  // so that none of them leaves to make room for another
+    const auto rest = c10::make_scope_exit([this] { working_ = false; });
+    bring_back(found->second);
   }
 }
 

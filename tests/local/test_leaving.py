@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,9 +125,6 @@ def test_a_session_that_holds_too_much_is_told_who_has_it(backend: LocalBackend)
     put(mine, 1, KB64)
     put(friend, 1, KB64.repeat(3))
     put(stranger, 1, KB64.repeat(6))
-    program = Both(mine)
-    square = Program()
-    square.call("aten::cat", Many((square.input(KB64),) * 8), 0)
     with pytest.raises(OutOfMemory) as caught:
         put(mine, 2, KB64.repeat(7))
     text = str(caught.value)
@@ -138,7 +134,6 @@ def test_a_session_that_holds_too_much_is_told_who_has_it(backend: LocalBackend)
     assert "other tenants 393.2 KB" in text
     assert "m-3" not in text
     assert text.index("m-2") < text.index("this session")  # the largest first
-    del program
 
 
 def test_the_sessions_own_limit_moves_only_its_own(backend: LocalBackend) -> None:
@@ -260,16 +255,19 @@ def test_memory_somebody_looks_at_stays(small: Small) -> None:
 # --- what leaves, and when it comes back ----------------------------------------------------------
 
 
-def test_what_was_used_last_leaves_last(small: Small) -> None:
+def test_what_was_used_since_something_left_leaves_last(small: Small) -> None:
     both = Both(small.session())
-    handles = [both.put(KB64 * k) for k in range(3)]
+    large, *others = both.put(KB64.repeat(4)), *(both.put(KB64 * k) for k in range(3))
+    assert small.budget.reclaim(1) == 4 * KB64.nbytes  # a large one costs less per byte: each move has its price
     program = Program()
     x = program.input(KB64)
-    for each in (handles[0], handles[2], handles[1]):
-        small.budget.reclaim(1)  # what leaves now makes what is used from here on dearer
-        both.session.free(both.execute(program.graph(program.call("aten::neg", x)), [each]))
-        both.check(*handles)  # all are here again
-    assert both.session.stats()["away_bytes"] == 0
+    both.session.free(both.execute(program.graph(program.call("aten::neg", x)), [others[1]]))
+    assert small.budget.reclaim(2 * KB64.nbytes) == 2 * KB64.nbytes
+    before = small.stats("swapped_in")
+    both.session.fetch(others[1])
+    assert small.stats("swapped_in") == before  # it is here
+    both.check(large, *others)
+    assert small.stats("swapped_in") == before + 3
 
 
 def test_idle_values_leave_without_need(small: Small) -> None:
@@ -425,7 +423,6 @@ class Play:
             assert bits(tensor_of(self.second.fetch(number))) == expected
         self.both.session.free([*self.handles, self.scale])
         self.second.close()
-        gc.collect()
         assert (self.small.stats("live"), self.small.stats("swap_used")) == (0, 0)
 
     def counts(self) -> None:
@@ -491,10 +488,3 @@ def test_sessions_at_work_while_values_leave(small: Small, reclaimer: list[int])
     assert not failures
     assert not any(thread.is_alive() for thread in threads)
     assert reclaimer[0] > 0
-
-
-def test_the_text_of_sizes(small: Small) -> None:
-    session = small.session()
-    with pytest.raises(OutOfMemory) as caught:
-        session.allocate(spec_of(torch.empty(1 << 30, device="meta")))
-    assert re.search(r"needs 4294967296 bytes, 0 of the device's 1048576 are in use", str(caught.value))

@@ -79,7 +79,7 @@ class LocalBackend:
             native = self._native.Session(known.id, stated.id, self._limit_on(known), budget)
             return self._kept(LocalSession(stated, native))
 
-        return StandIn(stated, connect)
+        return StandIn(stated, connect, budget)
 
     def _budget_of(self, device: Device) -> NativeBudget:
         with self._lock:
@@ -130,9 +130,10 @@ class StandIn:
 
     name = "local"
 
-    def __init__(self, device: Device, connect: Callable[[], LocalSession]) -> None:
+    def __init__(self, device: Device, connect: Callable[[], LocalSession], budget: NativeBudget) -> None:
         self._device = device
         self._connect = connect
+        self._budget = budget
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
 
     def devices(self) -> tuple[Device, ...]:
@@ -142,6 +143,10 @@ class StandIn:
         session = self._connect()
         self._sessions.add(session)
         return session
+
+    def memory(self) -> Mapping[str, Mapping[str, int]]:
+        """See :meth:`LocalBackend.memory`."""
+        return {self._device.id: self._budget.stats()}
 
     def close(self) -> None:
         for session in list(self._sessions):
@@ -156,7 +161,7 @@ def _check_directory(path: str) -> None:
         raise ConfigError(
             f"values cannot be swapped to {path!r}: {error.strerror}",
             where="swap_directory",
-            hint="name a directory this user may write to, on a file system with unnamed files (ext4, xfs, btrfs, tmpfs)",
+            hint="name a directory this user may write to, on a file system that has unnamed files",
         ) from error
 
 

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from genie import config
+from genie.cli.memory import memory
 from genie.cli.printing import Json, print_json, print_tree
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
@@ -88,3 +89,6 @@ def node_status(address: str, as_json: Json = False) -> None:
         print_json(answer)
         return
     print_tree(answer)
+
+
+app.command("memory")(memory)

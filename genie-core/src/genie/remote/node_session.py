@@ -25,7 +25,7 @@ from genie.errors import (
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
-from genie.remote.abilities import Allocating, Allocation, Sharing
+from genie.remote.abilities import Allocating, Allocation, Sharing, SharingContents, Weight
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.lasting import Lasting
@@ -33,6 +33,7 @@ from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
 from genie.remote.outlets import FEW
+from genie.remote.prefetch import Prefetch
 from genie.remote.traced import join
 from genie.security import Identity
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
@@ -86,6 +87,7 @@ class NodeSession:
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
         self._loop = NodeLoop()
+        self.prefetch = Prefetch(session)
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
         self._work: dict[int, Callable[[memoryview], None]] = {
@@ -234,6 +236,7 @@ class NodeSession:
         connection, and what no honest client sends ends the session."""
         self._allocation = None
         self.meter.bulk()
+        self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
         if kind == Kind.UPLOAD:
@@ -343,10 +346,14 @@ class NodeSession:
             session.adopt(handle, value)
         else:
             session.upload(handle, spec, content)
-            value = session.share(handle)
-            self._store.keep(digest, key, value)
+            value = session.share_content(handle) if isinstance(session, SharingContents) else session.share(handle)
             if self.device.kind == "cpu":  # one memory is enough
+                self._store.keep(digest, key, value)
                 self._store.replace(digest, flat(session.fetch(handle).data))
+            elif isinstance(value, Weight):
+                self._store.keep_weight(digest, key, value)
+            else:
+                self._store.keep(digest, key, value)
         self._shared[handle] = value
 
     def _free(self, body: memoryview) -> None:
