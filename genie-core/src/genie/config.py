@@ -60,6 +60,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
     # One execution on the local backend, of a loop one iteration; what takes longer ends before its next operator.
     execution_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0  # 0: no limit
+    # Idle values leave a device when its memory is short or after so long (0: never): to so many bytes of host memory
+    # (unset: a quarter of it; 0: they stay), or of files in a directory. See docs/memory.md.
+    swap_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] | None = None
+    swap_directory: str = ""
+    swap_idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400 * 7)] = 300.0
     prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
     batching: bool = True  # sessions of the local backend that decode with one model share reading its weights
     batching_exact: bool = True  # … without a bit of a result depending on who else is there
@@ -217,7 +222,7 @@ def _from_file(environ: Mapping[str, str], directory: Path) -> _Layer:
         raise ConfigError(f"the configuration is not TOML: {error}", where=str(path)) from error
     layer: _Layer = {}
     for key, value in data.items():
-        if key in ("cluster", *_FILES) and isinstance(value, str) and value:
+        if key in ("cluster", "swap_directory", *_FILES) and isinstance(value, str) and value:
             value = str(path.parent / Path(value).expanduser())  # relative to the file that names it
         layer[key] = (value, f"{path}: {key}")
     return layer
@@ -292,6 +297,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
+    "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
 }
 

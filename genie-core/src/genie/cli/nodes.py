@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from genie import config
+from genie.cli.memory import memory
 from genie.cli.printing import Json, escape, out, print_json, print_tree
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
@@ -122,3 +123,6 @@ def node_cancel(
         print_json({"address": address, "session": session, "cancelled": "work" if work else "session"})
     else:
         out.print(escape(f"cancelled {'the work of ' if work else ''}{session}"))
+
+
+app.command("memory")(memory)

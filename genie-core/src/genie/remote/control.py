@@ -35,6 +35,7 @@ from genie.errors import (
     Stage,
     TlsFailed,
 )
+from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope, Ticket, Tls, rpc
@@ -142,6 +143,7 @@ class ControlPlane:
             "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
             "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
             "Cancel": self._handler("Cancel", Cancel, Scope.ADMIN, self._cancel),
+            "Memory": self._handler("Memory", Nothing, Scope.USE, lambda _, who: holdings(node, who)),
             "View": self._handler("View", Nothing, Scope.ADMIN, lambda _, who: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
@@ -261,6 +263,10 @@ class ControlClient:
     def view(self) -> NodeView:
         """All the node counts, now."""
         return self._call("View", Nothing(), NodeView)
+
+    def memory(self) -> NodeMemory:
+        """Who holds it, as far as this token may know."""
+        return self._call("Memory", Nothing(), NodeMemory)
 
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""

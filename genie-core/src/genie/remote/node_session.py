@@ -35,6 +35,7 @@ from genie.remote.memory import room
 from genie.remote.meters import Meter
 from genie.remote.node_contents import NodeContents
 from genie.remote.node_state import NodeState, valued
+from genie.remote.prefetch import Prefetch
 from genie.remote.traced import join
 from genie.security import Identity
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
@@ -90,6 +91,7 @@ class NodeSession:
         self._deferred: GenieError | None = None
         channels.told = self._defer
         self._loop = NodeLoop()
+        self.prefetch = Prefetch(session)
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
         self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
@@ -246,6 +248,7 @@ class NodeSession:
         connection, and what no honest client sends ends the session."""
         self._allocation = None
         self.meter.bulk()
+        self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
         if kind == Kind.UPLOAD:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +33,11 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
+from genie.remote.abilities import Accounting, Swapping
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.departed import Departed, may_come_back
+from genie.remote.directories import own_directory
 from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
@@ -235,6 +236,11 @@ class NodeServer:
     def content(self) -> ContentStore:
         return self._store
 
+    def memory(self) -> Sequence[Mapping[str, int]]:
+        """For each of ``devices`` what :class:`Accounting` says of it; nothing where the backend does not count."""
+        told = self._backend.memory() if isinstance(self._backend, Accounting) else {}
+        return [told.get(device.id, {}) for device in self._devices]
+
     def housekeep(self) -> None:
         """Give back what was kept for longer than it is likely to be used. To be called now and then."""
         self._store.expire()
@@ -416,6 +422,7 @@ class NodeServer:
         """Its client is away, or back."""
         self.guard.audit.write(event, session=session.name, **{**session.owner.facts, **facts})
         if event == "back":
+            session.prefetch.begin()
             self.meters.came_back()
 
     def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity) -> NodeSession:
@@ -428,6 +435,8 @@ class NodeServer:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
         local = self._backend.connect(device)
+        if isinstance(local, Swapping):
+            local.name(name, owner.tenant)
         channels = Channels(self._inlets, self._transport, device, self.address)
         capacity = device.memory_bytes
         if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
@@ -468,7 +477,7 @@ class NodeServer:
         if isinstance(self._wanted_local, str):
             address = f"unix:{self._wanted_local}"
         else:
-            self._directory = _own_directory()
+            self._directory = own_directory()
             if self._directory is None:
                 log.warning("no Unix socket: there is no directory to put it in")
                 return
@@ -499,16 +508,6 @@ def _stranger(connection: Connection) -> Identity:
 def _bare_welcome(control_port: int) -> Welcome:
     """For who has no ticket: where to ask for one."""
     return Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], control_port=control_port, tickets=True)
-
-
-def _own_directory() -> str | None:
-    """A new directory for this user alone, if one can be made."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # A socket's path is short; a longer directory is no use.
-    for parent in (runtime if 0 < len(runtime) < 60 else None, None):
-        with contextlib.suppress(OSError):
-            return tempfile.mkdtemp(prefix="genie-", dir=parent)  # mode 0700
-    return None
 
 
 def _quarter_of_memory() -> int:
