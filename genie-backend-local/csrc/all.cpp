@@ -1,4 +1,5 @@
 // All of the extension as one translation unit: PyTorch's headers are most of the work, and are read once.
+#include "account.cpp"
 #include "batch.cpp"
 #include "bindings.cpp"
 #include "blocks.cpp"
@@ -18,3 +19,4 @@
 #include "session.cpp"
 #include "shims.cpp"
 #include "timing.cpp"
+#include "turnstile.cpp"

@@ -68,13 +68,64 @@ c10::DataPtr refer(const SharedBytesPtr& bytes) {
   return {bytes->data.get(), new SharedBytesPtr(bytes), &drop, bytes->data.device()};
 }
 
+bool same(const std::weak_ptr<SharedBytes>& one, const std::weak_ptr<SharedBytes>& other) {
+  return !one.owner_before(other) && !other.owner_before(one);
+}
+
+std::weak_ptr<SharedBytes> shared_of(const c10::StorageImpl& storage) {
+  const auto* bytes = shared(storage);
+  return bytes == nullptr ? std::weak_ptr<SharedBytes>() : std::weak_ptr<SharedBytes>(*bytes);
+}
+
 }  // namespace
+
+Memory::Memory(int64_t limit, BudgetPtr budget, AccountPtr account, std::string name)
+    : limit_(limit),
+      budget_(std::move(budget)),
+      account_(std::move(account)),
+      stake_(account_ ? account_->enter(std::move(name)) : nullptr) {}
+
+Memory::~Memory() {
+  for (auto& [storage, entry] : entries_) {
+    discharge(entry);
+  }
+  if (account_) {
+    account_->leave(stake_);
+  }
+}
 
 void Memory::change(int64_t bytes) {
   live_ += bytes;
   peak_ = std::max(peak_, live_);
   if (budget_) {
     budget_->live += bytes;
+  }
+  if (stake_) {
+    stake_->bytes = live_;
+  }
+}
+
+void Memory::charge(Entry& entry, const c10::StorageImpl& storage) {
+  entry.bytes = static_cast<int64_t>(storage.nbytes());
+  change(entry.bytes);
+  if (account_) {
+    entry.shared = shared_of(storage);
+    if (same(entry.shared, {})) {
+      account_->change(entry.bytes);
+    } else {
+      account_->use(entry.shared, entry.bytes);
+    }
+  }
+}
+
+void Memory::discharge(Entry& entry) {
+  change(-entry.bytes);
+  if (account_) {
+    if (same(entry.shared, {})) {
+      account_->change(-entry.bytes);
+    } else {
+      account_->disuse(entry.shared);
+    }
   }
 }
 
@@ -86,8 +137,7 @@ void Memory::hold(Holder& holder) {
   }
   auto& entry = entries_[storage];
   if (entry.holders++ == 0) {
-    entry.bytes = static_cast<int64_t>(storage->nbytes());
-    change(entry.bytes);
+    charge(entry, *storage);
   }
 }
 
@@ -95,7 +145,7 @@ void Memory::release(Holder& holder) {
   if (holder.storage != nullptr) {
     const auto found = entries_.find(holder.storage);
     if (--found->second.holders == 0) {
-      change(-found->second.bytes);
+      discharge(found->second);
       entries_.erase(found);
     }
     holder.storage = nullptr;
@@ -113,11 +163,20 @@ void Memory::refresh(Holder& holder) {
     hold(holder);
   } else if (storage != nullptr) {
     auto& entry = entries_.find(storage)->second;
-    const auto bytes = static_cast<int64_t>(storage->nbytes());
-    if (bytes != entry.bytes) {
-      change(bytes - entry.bytes);
-      entry.bytes = bytes;
+    // Who writes into what it shared has a copy of its own then.
+    const bool other = account_ && !same(entry.shared, {}) && !same(entry.shared, shared_of(*storage));
+    if (other || static_cast<int64_t>(storage->nbytes()) != entry.bytes) {
+      discharge(entry);
+      charge(entry, *storage);
     }
+  }
+}
+
+void Memory::shared(const Holder& holder) {
+  if (account_ && holder.storage != nullptr) {
+    auto& entry = entries_.find(holder.storage)->second;
+    discharge(entry);
+    charge(entry, *holder.storage);
   }
 }
 
@@ -127,7 +186,17 @@ void Memory::admit(int64_t bytes, const char* what) const {
   }
 }
 
+// What the account has already costs it nothing more.
+void Memory::admit_shared(int64_t bytes, const SharedBytesPtr& shared) const {
+  if (lacks_itself(bytes) || (account_ && account_->lacks(bytes) && !account_->uses(shared))) {
+    throw Refused(Refusal::memory, "a shared value " + shortage(bytes));
+  }
+}
+
 std::string Memory::shortage(int64_t need, int64_t held) const {
+  if (account_ && account_->lacks(need - held) && !lacks_itself(need - held)) {
+    return account_->shortage(need, held);
+  }
   const bool own = !budget_ || (limit_ > 0 && need > limit_ - (live_ - held));
   const int64_t live = own ? live_ : budget_->live.load();
   return "needs " + std::to_string(need) + " bytes, " + std::to_string(live - held) + " of the " +

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "account.h"
 #include "refused.h"
 
 namespace genie_local {
@@ -32,10 +33,9 @@ using BudgetPtr = std::shared_ptr<Budget>;
 // Live bytes by storage: aliases count once. Not thread-safe.
 class Memory {
  public:
-  Memory(int64_t limit, BudgetPtr budget) : limit_(limit), budget_(std::move(budget)) {}
-  ~Memory() {
-    change(-live_);
-  }
+  // `name` is the session's, for the account.
+  Memory(int64_t limit, BudgetPtr budget, AccountPtr account = nullptr, std::string name = {});
+  ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
@@ -43,8 +43,11 @@ class Memory {
   void release(Holder& holder);
   // The tensor may have been resized or given another storage by the step that wrote to it.
   void refresh(Holder& holder);
+  // The storage is shared from now on.
+  void shared(const Holder& holder);
   // Refused (memory) when `bytes` more would pass the limit.
   void admit(int64_t bytes, const char* what) const;
+  void admit_shared(int64_t bytes, const SharedBytesPtr& shared) const;
 
   int64_t live() const {
     return live_;
@@ -53,11 +56,11 @@ class Memory {
     return peak_;
   }
   bool limited() const {
-    return limit_ > 0 || budget_ != nullptr;
+    return limit_ > 0 || budget_ != nullptr || account_ != nullptr;
   }
   // Whether `bytes` more would pass the session's limit, or that of the sessions it shares one with.
   bool lacks(int64_t bytes) const {
-    return (limit_ > 0 && bytes > limit_ - live_) || (budget_ && bytes > budget_->limit - budget_->live);
+    return lacks_itself(bytes) || (account_ && account_->lacks(bytes));
   }
   // "needs 400 bytes, 1000 of the session's 1200 are in use", of an allocation that lacks memory; `held` of those in use
   // are its own already.
@@ -67,12 +70,20 @@ class Memory {
   struct Entry {
     size_t holders = 0;
     int64_t bytes = 0;
+    std::weak_ptr<SharedBytes> shared;  // as which the account has it; none: it is the session's own
   };
+  bool lacks_itself(int64_t bytes) const {
+    return (limit_ > 0 && bytes > limit_ - live_) || (budget_ && bytes > budget_->limit - budget_->live);
+  }
   void change(int64_t bytes);
+  void charge(Entry& entry, const c10::StorageImpl& storage);
+  void discharge(Entry& entry);
 
   ska::flat_hash_map<c10::StorageImpl*, Entry> entries_;
   const int64_t limit_;  // 0: none
   const BudgetPtr budget_;  // null: none
+  const AccountPtr account_;  // null: none
+  const StakePtr stake_;
   int64_t live_ = 0;
   int64_t peak_ = 0;
 };
@@ -94,7 +105,6 @@ class AllocationLimit {
 struct SharedBytes {
   c10::DataPtr data;
 };
-using SharedBytesPtr = std::shared_ptr<SharedBytes>;
 
 SharedBytesPtr share(c10::StorageImpl& storage);
 // A new storage over shared bytes.

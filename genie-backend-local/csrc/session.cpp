@@ -170,12 +170,21 @@ void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
     if (batcher_ && !plan.products.empty() && !timer_.always()) {
       batcher_->run(run);
     } else {
+      const Turn turn(flow_.get());
       run.alone();
+      end_turn();
     }
     run.finish();
   } catch (...) {
     run.abandon();
     throw;
+  }
+}
+
+// Kernels are queued on some devices: a turn that others wait for lasts until they are done.
+void Session::end_turn() {
+  if (flow_ && !device_.is_cpu() && flow_->turnstile().contended()) {
+    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
   }
 }
 
@@ -194,6 +203,7 @@ void Session::commit(int64_t handle, const at::Tensor& host) {
   const auto bytes = static_cast<int64_t>(host.nbytes());
   memory_.admit(bytes, "an upload");
   const CleanState clean(device_, warnings_);
+  const Turn turn(host.device() == device_ ? nullptr : flow_.get());
   insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }));
   counters_.uploaded += bytes;
 }
@@ -330,7 +340,10 @@ SharedValue Session::share(int64_t handle) {
     throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is lazily computed and cannot be shared");
   }
   auto& storage = *tensor.storage().unsafeGetStorageImpl();
-  return {spec_of(tensor), tensor.storage_offset(), storage.nbytes(), genie_local::share(storage), tensor.device()};
+  SharedValue value{
+      spec_of(tensor), tensor.storage_offset(), storage.nbytes(), genie_local::share(storage), tensor.device()};
+  memory_.shared(values_.find(handle)->second);
+  return value;
 }
 
 void Session::adopt(int64_t handle, const SharedValue& value) {
@@ -340,7 +353,7 @@ void Session::adopt(int64_t handle, const SharedValue& value) {
   if (value.device != device_) {
     throw Refused(Refusal::node, "a value shared on " + value.device.str() + " cannot be adopted on " + device_.str());
   }
-  memory_.admit(static_cast<int64_t>(value.storage_size), "a shared value");
+  memory_.admit_shared(static_cast<int64_t>(value.storage_size), value.bytes);
   const CleanState clean(device_, warnings_);
   auto tensor = at::empty({0}, at::TensorOptions().dtype(value.spec.dtype).device(device_));
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(genie_local::adopt(value.bytes, value.storage_size));

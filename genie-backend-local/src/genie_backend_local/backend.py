@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from genie.device import Device
 from genie.errors import BackendUnavailable
+from genie.tenancy.seats import Seat, Usage
 from genie_backend_local import hardware, native
 from genie_backend_local.session import LocalSession
+from genie_backend_local.tenants import Tenants
 
 _IDLE_SECONDS = 20.0
 _PATIENCE_SECONDS = 1e-2  # at most, and at most half of what an execution takes: see docs/batching.md
@@ -35,6 +37,7 @@ class LocalBackend:
         self._batcher = (
             self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
         )
+        self._tenants = Tenants(self._native)
         self._devices = hardware.devices()
         self._sessions: weakref.WeakSet[LocalSession] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -46,6 +49,21 @@ class LocalBackend:
         known = self._known(device)
         native = self._native.Session(known.id, known.id, self._limit_on(known), None, self._batcher)
         return self._kept(LocalSession(known, native))
+
+    def connect_as(self, device: Device, seat: Seat) -> LocalSession:
+        """A session of a tenant: see :class:`genie.tenancy.seats.Tenanting`."""
+        known = self._known(device)
+        account, flow = self._tenants.seat(known, seat)
+        native = self._native.Session(
+            known.id, known.id, self._limit_on(known), None, self._batcher, flow, account, seat.label
+        )
+        return self._kept(LocalSession(known, native))
+
+    def adjust(self, tenant: str, *, memory_bytes: int, weight: float) -> None:
+        self._tenants.adjust(tenant, memory_bytes=memory_bytes, weight=weight)
+
+    def usage(self) -> Mapping[str, Usage]:
+        return self._tenants.usage()
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:
         """See :class:`genie.interfaces.Hosting`. Nothing of it is batched: what it takes must be its own doing."""

@@ -7,7 +7,10 @@ import socket
 import sys
 
 from genie.errors import ConfigError
+from genie.interfaces import Backend
 from genie.security import Tls
+from genie.tenancy.quotas import TenantsFile
+from genie.tenancy.seats import Tenanting
 
 _HOW = (
     "`genie certs init` and `genie tokens add` make what --cert, --key and --tokens need (docs/security.md); "
@@ -37,6 +40,16 @@ def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, i
         "reaches it can run programs on it and read what others send."
     )
     print(told, file=sys.stderr, flush=True)
+
+
+def check_quotas(backend: Backend, tenants: TenantsFile | None) -> None:
+    """Raises :class:`ConfigError` where tenants have quotas that nobody would keep."""
+    if tenants is not None and not isinstance(backend, Tenanting):
+        raise ConfigError(
+            f"the backend {backend.name!r} knows no tenants, so their memory and time would not be kept",
+            where="--tenants",
+            hint="use the backend local",
+        )
 
 
 def is_local(host: str) -> bool:

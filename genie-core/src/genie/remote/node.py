@@ -18,10 +18,12 @@ from genie.config import Settings
 from genie.interfaces import Backend, Transport, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane
-from genie.remote.exposure import check_open
-from genie.remote.server import NodeServer
+from genie.remote.exposure import check_open, check_quotas
+from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
 from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
+from genie.tenancy.accounts import Tenancy
+from genie.tenancy.quotas import TenantsFile
 
 log = structlog.get_logger("genie.node")
 
@@ -72,7 +74,7 @@ def serve(
     are served over HTTP at ``metrics_host``. ``tokens`` is a file as ``genie tokens add`` writes it.
 
     Raises :class:`ConfigError`, before anything listens, for security settings that cannot be used, and for an address
-    that others reach without them; ``insecure`` overrules the latter.
+    that others reach without them; ``insecure`` overrules the latter. The same for a tenants file that cannot be used.
     """
     telemetry.configure(settings.log_level, settings.log_json)
     tracing.configure(settings.trace_ratio)
@@ -81,7 +83,9 @@ def serve(
     carrier: Transport = registry.make("transport", transport, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
     guard = Guard(TokenFile(tokens, audit.told) if tokens else None, audit)
+    tenants = TenantsFile(settings.tenants, audit.told, most_sessions=MOST_SESSIONS) if settings.tenants else None
     made: Backend = registry.make("backend", backend, settings)
+    check_quotas(made, tenants)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     node = NodeServer(
@@ -92,6 +96,9 @@ def serve(
         local=unix or settings.unix_sockets,
         guard=guard,
         lease_seconds=settings.lease_seconds,
+        max_sessions=MOST_SESSIONS,
+        tenancy=Tenancy(tenants),
+        admission_seconds=settings.admission_seconds,
     )
     page = StatusPage(node)
     try:

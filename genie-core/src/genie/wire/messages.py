@@ -60,7 +60,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
     values names the ``channel`` instead, by the token that the other gave out for it.
 
-    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is."""
+    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is.
+
+    A node that is full keeps a client that ``waits`` so many seconds in its queue. ``priority`` may be lower than the
+    tenant's."""
 
     major: int
     minor: int
@@ -71,6 +74,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = ""
     resumes: bool = False
     back: Back | None = None
+    waits: float = 0.0
+    priority: str = ""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """WAIT, to who waits for a place: theirs in the queue, counted from 1, and how many wait."""
+
+    position: int
+    waiting: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +126,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
+_waiting_decoder = msgspec.msgpack.Decoder(Waiting)
 _welcome_decoder = msgspec.msgpack.Decoder(Welcome)
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
 _counters_decoder = msgspec.msgpack.Decoder(dict[str, int])
@@ -157,7 +170,7 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
 # --- greeting and errors ---------------------------------------------------------------------------
 
 
-def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -> bytes:
+def put_struct(value: Hello | Welcome | Waiting | Failure | TensorSpec | dict[str, int]) -> bytes:
     return _encode(value)
 
 
@@ -167,6 +180,10 @@ def get_hello(data: Buffer) -> Hello:
 
 def get_welcome(data: Buffer) -> Welcome:
     return _decode(_welcome_decoder, data, "WELCOME")
+
+
+def get_waiting(data: Buffer) -> Waiting:
+    return _decode(_waiting_decoder, data, "WAIT")
 
 
 def get_counters(data: Buffer) -> dict[str, int]:
