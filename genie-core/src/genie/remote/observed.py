@@ -11,6 +11,7 @@ import time
 import msgspec
 
 import genie
+from genie.remote.accounts_seen import ReceptionView, see
 from genie.remote.meters import BOUNDS, Look, Tally, cumulated
 from genie.remote.server import NodeServer
 from genie.wire import Kind
@@ -109,6 +110,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     batched_executions: int = 0  # executions by several sessions at once
     batched_members: int = 0  # … and how many sessions took part
     content: dict[str, int] = {}
+    reception: ReceptionView = ReceptionView()
     process: Process = Process()
 
 
@@ -146,6 +148,7 @@ def observe(node: NodeServer) -> NodeView:
         batched_executions=total.grown["batched_executions"],
         batched_members=total.grown["batched_members"],
         content=dict(node.content().stats()),
+        reception=see(node.reception),
         process=_process(),
     )
 
