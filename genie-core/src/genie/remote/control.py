@@ -50,8 +50,8 @@ _T = TypeVar("_T")
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """``versions`` are those of the node's Python packages, as far as they are installed. ``account`` is the tenant's who
-    asks; ``waiting`` are the clients that wait for a place."""
+    """``versions`` are those of the node's Python packages, as far as they are installed. ``account`` is of the tenant
+    that asks; ``waiting`` are the clients that wait for a place."""
 
     address: str
     local_address: str = ""
