@@ -160,9 +160,7 @@ def work(callers: list[Caller], enough: threading.Event, times: int) -> None:
 @pytest.mark.parametrize("batching", [False, True])
 def test_the_heavier_tenant_has_more_of_a_device_and_the_lighter_some(batching: bool) -> None:
     backend = LocalBackend(batching=batching)
-    callers = [
-        sit(backend, name, weight=weight) for name, weight in (("heavy", 8.0), ("light", 1.0)) for _ in range(4)
-    ]
+    callers = [sit(backend, name, weight=weight) for name, weight in (("heavy", 8.0), ("light", 1.0)) for _ in range(4)]
     work(callers, threading.Event(), 60)
     used = {name: usage.seconds for name, usage in backend.usage().items()}
     assert used["heavy"] > 2 * used["light"] > 0
