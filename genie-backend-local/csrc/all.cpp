@@ -1,4 +1,5 @@
 // All of the extension as one translation unit: PyTorch's headers are most of the work, and are read once.
+#include "account.cpp"
 #include "batch.cpp"
 #include "bindings.cpp"
 #include "blocks.cpp"
@@ -24,3 +25,4 @@
 #include "snapshot_module.cpp"
 #include "swap.cpp"
 #include "timing.cpp"
+#include "turnstile.cpp"

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "account.h"
 #include "budget.h"
 #include "refused.h"
 #include "shared.h"
@@ -40,7 +41,8 @@ int64_t first_stamp();
 // Live bytes by storage: aliases count once. Written by one thread at a time, the one that has the session's lock.
 class Memory {
  public:
-  Memory(int64_t limit, BudgetPtr budget, Session& session);
+  // `label` is the session's, for the account.
+  Memory(int64_t limit, BudgetPtr budget, Session& session, AccountPtr account = nullptr, std::string label = {});
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -61,10 +63,13 @@ class Memory {
   void refresh(Holder& holder);
   // Refused (memory) when `bytes` more would pass the limit.
   void admit(int64_t bytes, const char* what);
+  void admit_shared(int64_t bytes, const SharedBytesPtr& shared, bool counted);
   // The same for a storage whose bytes are to come back.
   void admit_back(const c10::StorageImpl& storage);
   // Call before anything writes into the storage.
   void own(c10::StorageImpl& storage);
+  // The storage's bytes are shared from now on.
+  void shared(c10::StorageImpl& storage);
   // The storage's bytes are a content that sessions of the device share: the device counts them, once.
   void share(c10::StorageImpl& storage, const SharedBytesPtr& bytes);
   // The storage's bytes have left the device, or are there again.
@@ -86,12 +91,11 @@ class Memory {
     return away_.load(std::memory_order_relaxed);
   }
   bool limited() const {
-    return limit_ > 0 || budget_ != nullptr;
+    return limit_ > 0 || budget_ != nullptr || account_ != nullptr;
   }
   // Whether `bytes` more would pass the session's limit, or that of the sessions it shares one with.
   bool lacks(int64_t bytes) const {
-    return lacks_own(bytes) ||
-        (budget_ && bytes > budget_->limit - budget_->live.load(std::memory_order_relaxed) - pending_);
+    return lacks_itself(bytes) || (account_ && account_->lacks(bytes));
   }
   // The same after what is idle has left, if that helps.
   bool lacks_after_all(int64_t bytes);
@@ -112,12 +116,20 @@ class Memory {
     Kind kind = Kind::intermediate;
     bool charged = true;  // to the device by this session; else by the bytes themselves
     bool away = false;
+    std::weak_ptr<SharedBytes> shared;  // as which the account has it; none: it is the session's own
   };
   bool lacks_own(int64_t bytes) const {
     return limit_ > 0 && bytes > limit_ - live_;
   }
   void change(const Entry& entry, int64_t bytes);
   void become(Entry& entry, Kind kind);
+  bool lacks_itself(int64_t bytes) const {
+    return lacks_own(bytes) ||
+        (budget_ && bytes > budget_->limit - budget_->live.load(std::memory_order_relaxed) - pending_);
+  }
+  void charge(Entry& entry, const c10::StorageImpl& storage);
+  void discharge(Entry& entry);
+  void recharge(Entry& entry, const c10::StorageImpl& storage);
 
   ska::flat_hash_map<c10::StorageImpl*, Entry> entries_;
   ska::flat_hash_map<int64_t, c10::StorageImpl*> found_;  // by id, as it was when one was looked for last
@@ -125,6 +137,8 @@ class Memory {
   const int64_t limit_;  // 0: none
   const BudgetPtr budget_;  // null: none
   Session& session_;
+  const AccountPtr account_;  // null: none
+  const StakePtr stake_;
   const int64_t quantum_;
   int64_t live_ = 0;
   int64_t peak_ = 0;

@@ -326,6 +326,22 @@ void bind_memory(py::module_& module) {
 void bind_session(py::module_& module) {
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
   bind_memory(module);
+  py::class_<Account, AccountPtr>(module, "Account")
+      .def(py::init<std::string, int64_t>(), py::arg("tenant"), py::arg("limit"))
+      .def("set_limit", &Account::set_limit)
+      .def_property_readonly("live", &Account::live);
+  py::class_<Flow, FlowPtr>(module, "Flow")
+      .def("set_weight", &Flow::set_weight, py::call_guard<NoGil>())
+      .def_property_readonly("seconds", &Flow::seconds);
+  py::class_<Turnstile, std::shared_ptr<Turnstile>>(module, "Turnstile")
+      .def(py::init<int64_t>(), py::arg("lanes"))
+      .def(
+          "flow",
+          [](std::shared_ptr<Turnstile> turnstile, double weight, FlowPtr parent) {
+            return std::make_shared<Flow>(std::move(turnstile), std::move(parent), weight);
+          },
+          py::arg("weight"),
+          py::arg("parent") = FlowPtr());
   py::class_<Batcher, BatcherPtr>(module, "Batcher")
       .def(
           py::init([](bool exact, int64_t lanes, int64_t fewest, double patience) {
@@ -342,15 +358,28 @@ void bind_session(py::module_& module) {
                       const std::string& name,
                       int64_t memory_limit,
                       BudgetPtr budget,
-                      BatcherPtr batcher) {
+                      BatcherPtr batcher,
+                      FlowPtr flow,
+                      AccountPtr account,
+                      std::string label) {
             return std::make_unique<Session>(
-                c10::Device(device), name, memory_limit, std::move(budget), std::move(batcher));
+                c10::Device(device),
+                name,
+                memory_limit,
+                std::move(budget),
+                std::move(batcher),
+                std::move(flow),
+                std::move(account),
+                std::move(label));
           }),
           py::arg("device"),
           py::arg("name"),
           py::arg("memory_limit"),
           py::arg("budget") = BudgetPtr(),
-          py::arg("batcher") = BatcherPtr())
+          py::arg("batcher") = BatcherPtr(),
+          py::arg("flow") = FlowPtr(),
+          py::arg("account") = AccountPtr(),
+          py::arg("label") = std::string())
       .def(
           "load",
           [](Session& session, int64_t id, const py::object& graph) {

@@ -26,6 +26,12 @@ class Session::Run {
   c10::Device device() const {
     return session_.device_;
   }
+  Flow* flow() const {
+    return session_.flow_.get();
+  }
+  void end_turn() {
+    session_.end_turn();
+  }
   std::set<std::string>& warnings() {
     return session_.warnings_;
   }

@@ -26,6 +26,7 @@
 #include "spec.h"
 #include "stop.h"
 #include "timing.h"
+#include "turnstile.h"
 
 namespace genie_local {
 
@@ -87,20 +88,25 @@ constexpr size_t most_kept = size_t{1} << 30;
 class Session {
  public:
   // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` and a `batcher` are shared with other
-  // sessions.
+  // sessions, an `account` with those of its tenant, for which it is called `label`. A `flow` is its place among those
+  // that take turns.
   Session(
       c10::Device device,
       std::string name,
       int64_t memory_limit,
       BudgetPtr budget = nullptr,
-      BatcherPtr batcher = nullptr)
+      BatcherPtr batcher = nullptr,
+      FlowPtr flow = nullptr,
+      AccountPtr account = nullptr,
+      std::string label = {})
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
-        memory_(memory_limit, std::move(budget), *this),
+        memory_(memory_limit, std::move(budget), *this, std::move(account), std::move(label)),
         generators_(device),
         timer_(device),
-        batcher_(std::move(batcher)) {
+        batcher_(std::move(batcher)),
+        flow_(std::move(flow)) {
     if (memory_.budget()) {
       memory_.budget()->enter(this);
     }
@@ -202,6 +208,7 @@ class Session {
   void bring_back(c10::StorageImpl& storage);
   std::shared_ptr<Plan>& known_plan(int64_t id);
   void run(Plan& plan, const std::vector<uint64_t>& words);
+  void end_turn();
   Bytes read(int64_t handle, Spec& spec);
   void set_aside(Loop& loop);
   void drop_aside(const Loop& loop);
@@ -225,6 +232,7 @@ class Session {
   std::set<std::string> warnings_;
   Timer timer_;
   const BatcherPtr batcher_;  // null: it runs alone
+  const FlowPtr flow_;  // null: it takes no turns
   Counters counters_;
   // Reused by every execution.
   torch::jit::Stack stack_;

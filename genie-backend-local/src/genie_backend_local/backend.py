@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError
+from genie.tenancy.seats import Seat, Usage
 from genie_backend_local import hardware, native
-from genie_backend_local.native import NativeBudget
+from genie_backend_local.native import NativeAccount, NativeBudget, NativeFlow
 from genie_backend_local.session import LocalSession
+from genie_backend_local.tenants import Tenants
 
 _IDLE_SECONDS = 20.0
 _PATIENCE_SECONDS = 1e-2  # at most, and at most half of what an execution takes: see docs/batching.md
@@ -52,6 +54,7 @@ class LocalBackend:
         self._batcher = (
             self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
         )
+        self._tenants = Tenants(self._native)
         self._devices = hardware.devices()
         if swap_directory:
             _check_directory(swap_directory)
@@ -69,11 +72,35 @@ class LocalBackend:
 
     def connect(self, device: Device) -> LocalSession:
         known = self._known(device)
+        return self._session(known, None, None, "")
+
+    def connect_as(self, device: Device, seat: Seat) -> LocalSession:
+        """A session of a tenant: see :class:`genie.tenancy.seats.Tenanting`."""
+        known = self._known(device)
+        account, flow = self._tenants.seat(known, seat)
+        return self._session(known, flow, account, seat.label)
+
+    def _session(
+        self, known: Device, flow: NativeFlow | None, account: NativeAccount | None, label: str
+    ) -> LocalSession:
         native = self._native.Session(
-            known.id, known.id, self._limit_on(known), self._budget_of(known), self._batcher
+            known.id,
+            known.id,
+            self._limit_on(known),
+            self._budget_of(known),
+            self._batcher,
+            flow,
+            account,
+            label,
         )
         native.limit_executions(self._execution_seconds)
         return self._kept(LocalSession(known, native))
+
+    def adjust(self, tenant: str, *, memory_bytes: int, weight: float) -> None:
+        self._tenants.adjust(tenant, memory_bytes=memory_bytes, weight=weight)
+
+    def usage(self) -> Mapping[str, Usage]:
+        return self._tenants.usage()
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:
         """See :class:`genie.interfaces.Hosting`. Nothing of it is batched: what it takes must be its own doing."""

@@ -101,6 +101,28 @@ class NativeBudget(Protocol):
     def stats(self) -> Mapping[str, int]: ...
 
 
+class NativeAccount(Protocol):
+    """Bytes that a tenant's sessions have, and may have, together; what they share counts once."""
+
+    live: int
+
+    def set_limit(self, limit: int) -> None: ...
+
+
+class NativeFlow(Protocol):
+    """Who takes turns, or a group of those. ``seconds`` is what they had."""
+
+    seconds: float
+
+    def set_weight(self, weight: float) -> None: ...
+
+
+class NativeTurnstile(Protocol):
+    """Whose turn it is on a device."""
+
+    def flow(self, weight: float, parent: NativeFlow | None = None) -> NativeFlow: ...
+
+
 class NativeBatcher(Protocol):
     """Where executions of several sessions meet to run in lockstep."""
 
@@ -119,7 +141,12 @@ class Native(Protocol):
         memory_limit: int,
         budget: NativeBudget | None = None,
         batcher: NativeBatcher | None = None,
+        flow: NativeFlow | None = None,
+        account: NativeAccount | None = None,
+        label: str = "",
     ) -> NativeSession: ...
+    def Account(self, tenant: str, limit: int) -> NativeAccount: ...  # noqa: N802
+    def Turnstile(self, lanes: int) -> NativeTurnstile: ...  # noqa: N802
     def Batcher(self, *, exact: bool, lanes: int, fewest: int, patience: float) -> NativeBatcher:  # noqa: N802
         """``lanes`` batches of a model run at a time (0: as many as there are cores for, by the threads of each). An
         execution waits for ``fewest`` to be there, and for those that were just there, at most ``patience`` seconds."""

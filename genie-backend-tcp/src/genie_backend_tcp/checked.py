@@ -17,6 +17,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from xxhash import xxh3_64_intdigest as digest
@@ -246,6 +247,9 @@ class CheckedConnection(SocketConnection):
         self._end = end + count
         return count
 
+    def _receive_rest(self, target: memoryview) -> int:
+        return self._sock.recvmsg_into((target, self._ring[:_HEAD_BYTES]))[0]
+
     def _land(self, target: memoryview) -> int:
         """The rest of a record, where it will stay; and with it the head of the next, but nothing behind that."""
         ring, length = self._ring, len(target)
@@ -256,7 +260,7 @@ class CheckedConnection(SocketConnection):
                 if self._ahead:
                     count = super()._read(target[have:])
                 else:
-                    count = self._paced(lambda at=have: self._sock.recvmsg_into((target[at:], ring[:_HEAD_BYTES]))[0])
+                    count = self._paced(partial(self._receive_rest, target[have:]))
                 if not count:
                     raise ConnectionLost("the peer closed the connection", where=self.peer)
                 have += count

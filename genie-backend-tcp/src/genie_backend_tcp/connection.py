@@ -77,11 +77,9 @@ class SocketConnection:
             return message
         except BaseException as error:
             midway = assembler.abandon()  # whoever waits next starts with a message's beginning
-            if not isinstance(error, OSError):
-                raise
-            if isinstance(error, GenieError):
-                if isinstance(error, DeadlineExceeded):
-                    error.midway = midway
+            if isinstance(error, DeadlineExceeded):
+                error.midway = midway
+            if not isinstance(error, OSError) or isinstance(error, GenieError):
                 raise
             told = self._translated(error, "sent", self._receive_timeout)
             if isinstance(told, DeadlineExceeded):

@@ -22,6 +22,7 @@ _PREFIX = "GENIE_"
 _LARGEST_FILE = 1 << 20
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+_PRIORITIES = ("realtime", "interactive", "batch")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -55,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     client_ca: str = ""
     # On connections over TCP without TLS: auto (to other hosts), on (always, and nobody else is let in), off.
     checksums: Literal["auto", "on", "off"] = "auto"
+    # Where a node is full: how long a client waits for a place, and how long a node lets it.
+    admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
+    tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
@@ -89,7 +94,7 @@ _TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
 KEYS: tuple[str, ...] = tuple(Settings.__struct_fields__)
 # Variables that are no setting of this process's runtime.
 _OTHER_VARIABLES = frozenset({"GENIE_CONFIG"})
-_FILES = ("token_file", "ca", "cert", "key", "client_ca")  # settings that name one
+_FILES = ("token_file", "ca", "cert", "key", "client_ca", "tenants")  # settings that name one
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -281,6 +286,10 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
 
 
+def _check_priority(priority: str) -> str:
+    return "" if priority in ("", *_PRIORITIES) else f"{priority!r} is none of {', '.join(_PRIORITIES)}"
+
+
 def _check_finite(number: float) -> str:
     return "" if math.isfinite(number) else f"{number!r} is not finite"
 
@@ -299,6 +308,8 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "memory_limit_gb": _check_finite,
     "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
+    "admission_seconds": _check_finite,
+    "priority": _check_priority,
 }
 
 

@@ -40,6 +40,7 @@ def serve(
     ca: Annotated[str | None, typer.Option(help="The authority of other nodes, if not --client-ca.")] = None,
     client_ca: Annotated[str | None, typer.Option(help="Ask clients for a certificate by this authority.")] = None,
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
+    tenants: Annotated[str | None, typer.Option(help="What tenants may have: quotas, weights, priorities.")] = None,
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
     revoked: Annotated[
         str, typer.Option(help="Certificates not to take any more: a file by `genie certs revoke`.")
@@ -73,6 +74,7 @@ def serve(
         "key": key,
         "ca": ca,
         "client_ca": client_ca,
+        "tenants": tenants,
     }
     call: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     resolved = config.resolve(call)

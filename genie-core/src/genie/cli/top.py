@@ -155,9 +155,45 @@ def _node(each: _Watched) -> RenderableType:
     for stage, its in seen.stages.items():
         stages.add_row(stage, _seconds(its.p50), _seconds(its.p99), f"{its.count / seen.seconds:,.0f}")
     parts: list[RenderableType] = [state, devices, stages]
+    if view.reception.accounts:
+        parts.append(_accounts(view.reception))
+    if view.reception.queue:
+        parts.append(_queue(view.reception))
     if view.sessions:
         parts.append(_sessions(view))
     return Panel(Group(*parts), title=f"{each.address} · Genie {view.genie}", title_align="left")
+
+
+def _accounts(seen: Any) -> RenderableType:
+    table = _table("tenant", "priority", "weight>", "sessions>", "waiting>", "memory>", "plans>", "time>", "held back>")
+    for its in sorted(seen.accounts, key=lambda account: -account.device_seconds)[:_FEW]:
+        table.add_row(
+            Text(its.tenant),
+            its.priority,
+            f"{its.weight:g}",
+            _of(str(its.sessions), its.sessions_quota),
+            str(its.waiting),
+            _of(size_text(its.memory_bytes), its.memory_quota and size_text(its.memory_quota)),
+            _of(str(its.plans), its.plans_quota),
+            f"{its.share:.0%}",
+            _span(its.delayed_seconds),
+        )
+    if len(seen.accounts) > _FEW:
+        table.add_row(f"and {len(seen.accounts) - _FEW} more")
+    return table
+
+
+def _queue(seen: Any) -> RenderableType:
+    table = _table("place>", "tenant", "priority", "waits for>")
+    for its in seen.queue[:_FEW]:
+        table.add_row(str(its.position), Text(its.tenant), its.priority, _span(its.seconds))
+    if len(seen.queue) > _FEW:
+        table.add_row("", f"and {len(seen.queue) - _FEW} more")
+    return table
+
+
+def _of(number: str, quota: object) -> str:
+    return f"{number} of {quota}" if quota else number
 
 
 def _sessions(view: Any) -> RenderableType:

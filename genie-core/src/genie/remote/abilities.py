@@ -45,6 +45,7 @@ class Placing(Protocol):
     def memory_of(self, handle: int) -> MemoryState: ...
 
 
+@runtime_checkable
 class Weight(Protocol):
     """A shared value that may leave its device while nobody uses it, and is made again of its content."""
 

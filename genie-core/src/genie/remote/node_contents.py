@@ -9,8 +9,8 @@ from genie.graph import TensorSpec
 from genie.host import flat
 from genie.interfaces import Session
 from genie.remote.abilities import Sharing, SharingContents, Weight
-from genie.remote.content import ContentStore
 from genie.remote.node_state import Answer
+from genie.remote.realm import Realm
 from genie.wire import Kind, Limits, messages
 
 
@@ -22,7 +22,7 @@ class NodeContents:
         self,
         name: str,
         session: Session,
-        store: ContentStore,
+        store: Realm,
         limits: Limits,
         fail: Callable[[int, GenieError | MemoryError], None],
         known: Callable[[int, bytes], None],

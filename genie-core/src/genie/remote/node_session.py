@@ -28,7 +28,6 @@ from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, 
 from genie.remote.abilities import Allocating, Allocation, Sharing
 from genie.remote.cancelling import Cancellation
 from genie.remote.channels import Channels
-from genie.remote.content import ContentStore
 from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
@@ -36,8 +35,10 @@ from genie.remote.meters import Meter
 from genie.remote.node_contents import NodeContents
 from genie.remote.node_state import NodeState, valued
 from genie.remote.prefetch import Prefetch
+from genie.remote.realm import Realm
 from genie.remote.traced import join
 from genie.security import Identity
+from genie.tenancy.pace import Pace
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
 
 log = structlog.get_logger("genie.node")
@@ -64,14 +65,16 @@ class NodeSession:
         connection: Connection,
         dialogue: Dialogue,
         session: Session,
-        store: ContentStore,
+        store: Realm,
         limits: Limits,
         capacity: int,
         channels: Channels,
-        owner: Identity | None = None,
+        owner: Identity,
+        pace: Pace,
     ) -> None:
         self.name = name
-        self.owner = owner or Identity()
+        self.owner = owner
+        self.pace = pace
         self.device: Device = session.device
         self.since = time.time()
         self.lasting = connection if isinstance(connection, Lasting) else None
@@ -135,6 +138,7 @@ class NodeSession:
         try:
             while self._one_message():
                 self.meter.leave()
+                self.pace.done()
         except ConnectionLost as error:
             log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
@@ -150,6 +154,7 @@ class NodeSession:
             self._allocation = None
             self._contents.release()
             self.meter.end()
+            self.pace.close()
             try:
                 self._session.close()
             except Exception:
@@ -163,6 +168,7 @@ class NodeSession:
             self.meter.done(Kind.UPLOAD)
             return True
         meter = self.meter
+        self.pace.arrived(len(message.header))
         meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
@@ -219,6 +225,7 @@ class NodeSession:
                 self._begin_loop(begin)
             for answer in self._loop.run(count):
                 made = perf_counter_ns()
+                self.pace.answers(len(answer))
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
                 self.meter.iterated(len(answer), made)
         except ConnectionLost:
@@ -247,10 +254,11 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocation = None
-        self.meter.bulk()
         self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
+        self.pace.arrived(size)
+        self.meter.bulk()
         if kind == Kind.UPLOAD:
             handle, spec, rest = messages.get_value(body)
             if rest or messages.spec_bytes(spec, self._limits) != size:
@@ -304,6 +312,7 @@ class NodeSession:
             raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
         self.meter.loaded(number)
         try:
+            self.pace.plan(len(body) - used if data is None else len(data))
             plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
             self._plans.append(self._session.load(plan))
             log.debug("plan loaded", plan=number, steps=len(plan.graph.steps))
@@ -370,7 +379,8 @@ class NodeSession:
     def _send(self, body: memoryview) -> None:
         number, handle = channels.get_send(body)
         try:
-            self._channels.send(number, lambda: self._sent(handle), self._client_gone)
+            with self.pace.elsewhere():
+                self._channels.send(number, lambda: self._sent(handle), self._client_gone)
         except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
             self._defer(error)
 
@@ -395,7 +405,8 @@ class NodeSession:
         inlet.check(position)
         self._allocation = None
         try:
-            value = inlet.take(position, self._memory_of, self._client_gone)
+            with self.pace.elsewhere():
+                value = inlet.take(position, self._memory_of, self._client_gone)
             self._hold(handle, value.spec, value.data)
         except (GenieError, MemoryError) as error:
             self._allocation = None
@@ -431,9 +442,11 @@ class NodeSession:
         answer, payload, data = self._asked(kind, body)
         made, size = perf_counter_ns(), len(payload)
         if data is None:
+            self.pace.answers(size)
             self._connection.send(frames.one(seq, answer, payload))
         else:
             size += len(data)
+            self.pace.answers(size)
             self._look_again = (seq, kind, body)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
         self.meter.answered(kind, size, made, answer == Kind.ERROR)
@@ -526,6 +539,7 @@ class NodeSession:
         if self.lasting is not None:
             self.lasting.reason = self.lasting.reason or reason
         self.cancellation.over(reason or "the session is over")
+        self.pace.stop()
         self._connection.close()
         self._channels.interrupt()
 
@@ -537,6 +551,7 @@ class NodeSession:
     def abandon(self) -> None:
         """It was never served."""
         self.meter.end()
+        self.pace.close()
         self._channels.close()
         self._session.close()
 

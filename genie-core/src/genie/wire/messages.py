@@ -63,7 +63,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
     values names the ``channel`` instead, by the token that the other gave out for it.
 
-    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is."""
+    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is.
+
+    A node that is full keeps a client that ``waits`` so many seconds in its queue. ``priority`` may be lower than the
+    tenant's."""
 
     major: int
     minor: int
@@ -74,6 +77,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = ""
     resumes: bool = False
     back: Back | None = None
+    waits: float = 0.0
+    priority: str = ""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """WAIT, to who waits for a place: theirs in the queue, counted from 1, and how many wait."""
+
+    position: int
+    waiting: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +135,7 @@ _STAGES = frozenset(Stage)
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
+_waiting_decoder = msgspec.msgpack.Decoder(Waiting)
 _welcome_decoder = msgspec.msgpack.Decoder(Welcome)
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
 _counters_decoder = msgspec.msgpack.Decoder(dict[str, int])
@@ -166,7 +179,7 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
 # --- greeting and errors ---------------------------------------------------------------------------
 
 
-def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -> bytes:
+def put_struct(value: Hello | Welcome | Waiting | Failure | TensorSpec | dict[str, int]) -> bytes:
     return _encode(value)
 
 
@@ -193,6 +206,10 @@ def _check_numbers(what: str, *numbers: int) -> None:
     for number in numbers:
         if not 0 <= number <= LARGEST_HANDLE:
             raise ProtocolError(f"the peer sent a malformed {what}: it counts {number}")
+
+
+def get_waiting(data: Buffer) -> Waiting:
+    return _decode(_waiting_decoder, data, "WAIT")
 
 
 def get_counters(data: Buffer) -> dict[str, int]:
