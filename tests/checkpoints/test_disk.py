@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.saving import Memories, filled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local.both import Program, data_of, spec_of
@@ -201,10 +204,6 @@ def test_content_that_is_gone_is_said_and_written_again(
     assert state(restored) == state(session)
 
 
-class Full(Exception):
-    pass
-
-
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_a_full_disk_leaves_the_last_whole_one(
     tmp_path: Path,
@@ -257,6 +256,27 @@ def test_a_killed_save_leaves_the_last_whole_one(
     assert len(contents(tmp_path)) == 2
     store.load(first, restored := connect())
     assert state(restored) == expected
+
+
+def test_whoever_is_killed_leaves_the_last_whole_one(tmp_path: Path) -> None:
+    """At any moment of a save."""
+    for attempt in range(6):
+        program = [sys.executable, str(Path(__file__).with_name("saving.py")), str(tmp_path)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as saving:
+            try:
+                assert saving.stdout is not None
+                said = [int(saving.stdout.readline()) for _ in range(1 + attempt % 3)]
+            finally:
+                saving.kill()
+            said += [int(line) for line in saving.stdout.read().split("\n")[:-1]]
+        store = DiskCheckpoints(tmp_path)
+        last = store.checkpoints()[-1]
+        assert last.id in (said[-1], said[-1] + 1)  # the one after was whole before it was said
+        store.load(last, restored := Memories())  # type: ignore[arg-type]
+        expected = {memory.version: filled(memory.version, memory.bytes) for memory in last.snapshot.memories}
+        assert restored.restored == expected
+        assert len(contents(tmp_path)) <= 3 * len(store.checkpoints())
+        store.close()
 
 
 def test_bytes_are_bounded(tmp_path: Path, session: LocalSession) -> None:
