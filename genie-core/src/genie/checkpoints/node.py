@@ -67,6 +67,8 @@ class NodeCheckpoints:
         source = _capable(session)
         with self._lock:
             self._check()
+            if source is self._standby:
+                raise CheckpointError("a session does not stand by for itself", hint="use one on another node")
             snapshot = source.snapshot()
             made: dict[_Key, int] = {}
             try:
