@@ -13,7 +13,7 @@ from typing import Final
 import blake3
 import msgspec
 
-from genie.errors import CheckpointError
+from genie.errors import CheckpointError, GenieError
 from genie.interfaces import Buffer
 from genie.snapshots import Snapshot, fault
 
@@ -51,9 +51,11 @@ def digest(data: Buffer) -> bytes:
 
 @contextlib.contextmanager
 def told(path: Path, doing: str) -> Iterator[None]:
-    """Errors of the system as ours."""
+    """Errors of the system as ours; some of ours are of these classes, too."""
     try:
         yield
+    except GenieError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
@@ -147,11 +149,14 @@ def read_manifest(path: Path) -> tuple[Manifest, memoryview]:
 
 
 def read_content(path: Path, content: Content) -> memoryview:
-    """A file's bytes, if they are what was written. Raises :class:`CheckpointError`."""
+    """A file's bytes, if they are what was written. Raises :class:`CheckpointError`, and removes what is damaged: the
+    next checkpoint brings it anew."""
     with told(path, "part of a checkpoint cannot be read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) if size else memoryview(b"")
     if len(data) != content.size or digest(data) != content.digest:
+        with contextlib.suppress(OSError):
+            path.unlink()
         raise CheckpointError(
             f"a checkpoint is damaged: memory {content.memory} is not what was written", where=str(path)
         )
