@@ -82,7 +82,7 @@ class Locked:
         os.close(self._file)
 
 
-def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> Path:
+def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> None:
     """A file of these bytes, on the disk when this returns; what it is called is asked when all is written."""
     unfinished = directory / f"{os.getpid()}{UNFINISHED}"
     try:
@@ -93,10 +93,8 @@ def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> 
             os.fsync(file)
         finally:
             os.close(file)
-        path = directory / name()
-        unfinished.replace(path)
+        unfinished.replace(directory / name())
         sync(directory)
-        return path
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -117,17 +115,17 @@ def sync(directory: Path) -> None:
         os.close(opened)
 
 
-def size_of(snapshot: Snapshot) -> int:
-    """Bytes that its manifest takes, at most."""
-    return 1024 + len(_encode(snapshot)) + 96 * len(snapshot.memories)
+def size_of(snapshot: Snapshot, note: bytes) -> int:
+    """Bytes that their manifest takes, at most."""
+    return 1024 + len(_encode(snapshot)) + len(note) + 96 * len(snapshot.memories)
 
 
-def write_manifest(directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer]) -> Path:
+def write_manifest(directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer]) -> None:
     """The checkpoint's own file: magic, digest of the rest, size of the manifest, manifest, small contents."""
     body = _encode(manifest)
     head = len(body).to_bytes(8, "little") + body
     rest = b"".join((head, *small))
-    return write(directory, lambda: name, (_MAGIC, digest(rest), rest))
+    write(directory, lambda: name, (_MAGIC, digest(rest), rest))
 
 
 def read_manifest(path: Path) -> tuple[Manifest, memoryview]:
