@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.saving import Memories, filled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local.both import Program, data_of, spec_of
 from local.stateful import Play, Player, looks, state
 
 from genie.checkpoints import CheckpointStore, DiskCheckpoints
-from genie.errors import CheckpointError, NodeError
+from genie.errors import CheckpointError, ConnectionLost, DeadlineExceeded, GenieError, NodeError
 from genie.testing import NullBackend
 from genie_backend_local import LocalBackend, LocalSession
 
@@ -157,8 +160,11 @@ def test_a_flipped_bit_is_found(
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(checkpoint, connect())
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError):
         store.verify(checkpoint)
+    store.verify(again := store.save(session))  # what was damaged was brought anew
+    store.load(again, restored := connect())
+    assert state(restored) == state(session)
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "gone", "grown"])
@@ -199,10 +205,6 @@ def test_content_that_is_gone_is_said_and_written_again(
         store.load(checkpoint, connect())
     store.load(store.save(session), restored := connect())
     assert state(restored) == state(session)
-
-
-class Full(Exception):
-    pass
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
@@ -257,6 +259,48 @@ def test_a_killed_save_leaves_the_last_whole_one(
     assert len(contents(tmp_path)) == 2
     store.load(first, restored := connect())
     assert state(restored) == expected
+
+
+def test_whoever_is_killed_leaves_the_last_whole_one(tmp_path: Path) -> None:
+    """At any moment of a save."""
+    for attempt in range(6):
+        program = [sys.executable, str(Path(__file__).with_name("saving.py")), str(tmp_path)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as saving:
+            try:
+                assert saving.stdout is not None
+                said = [int(saving.stdout.readline()) for _ in range(1 + attempt % 3)]
+            finally:
+                saving.kill()
+            said += [int(line) for line in saving.stdout.read().split("\n")[:-1]]
+        store = DiskCheckpoints(tmp_path)
+        last = store.checkpoints()[-1]
+        assert last.id in (said[-1], said[-1] + 1)  # the one after was whole before it was said
+        store.load(last, restored := Memories())  # type: ignore[arg-type]
+        expected = {memory.version: filled(memory.version, memory.bytes) for memory in last.snapshot.memories}
+        assert restored.restored == expected
+        assert len(contents(tmp_path)) <= 3 * len(store.checkpoints())
+        store.close()
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("gone"), DeadlineExceeded("late"), NodeError("written to since")])
+def test_what_the_session_says_is_told_as_it_is(
+    tmp_path: Path, session: LocalSession, monkeypatch: pytest.MonkeyPatch, error: GenieError
+) -> None:
+    """Though Python counts lost connections among a disk's errors."""
+    store = DiskCheckpoints(tmp_path)
+    first = store.save(session)
+    write(session, 1)
+
+    def failing(*args: object, **options: object) -> memoryview:
+        raise error
+
+    monkeypatch.setattr(LocalSession, "read_memory", failing)
+    with pytest.raises(type(error)) as raised:
+        store.save(session)
+    assert raised.value is error
+    assert store.checkpoints() == (first,)
+    store.verify(first)
+    assert len(contents(tmp_path)) == 2
 
 
 def test_bytes_are_bounded(tmp_path: Path, session: LocalSession) -> None:

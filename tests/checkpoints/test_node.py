@@ -232,6 +232,8 @@ def test_mistakes_are_said(nodes: Nodes) -> None:
     store = NodeCheckpoints(standby)
     with pytest.raises(CheckpointError, match="does not pass its state on"):
         store.save(session)
+    with pytest.raises(CheckpointError, match="stand by for itself"):
+        store.save(standby)
     with pytest.raises(CheckpointError, match="at least one"):
         NodeCheckpoints(standby, keep=0)
     standby.close()
