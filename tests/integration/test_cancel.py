@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,15 @@ import torch
 from local.both import Both, Program, tensor_of
 from local.long_work import MOST, Executing
 
+import genie
 from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieError, SessionClosed
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
+
+from .conftest import Node as Process
+from .conftest import command
 
 
 @attrs.define
@@ -111,7 +116,7 @@ def test_a_client_that_comes_back_finds_its_work_going_on(make_node: Callable[..
     assert node.server.sessions()[0].away
     assert node.stopped() == 0
     session = cast(RemoteSession, both.session)
-    session.cancel()  # or it would take minutes
+    session.cancel_work()  # or it would take minutes
     with pytest.raises(Cancelled):
         session.fetch(work.outputs[1])
 
@@ -155,11 +160,11 @@ def test_a_client_cancels_what_it_asked(make_node: Callable[..., Node]) -> None:
     work = begin(both)
     begin(both)  # waits in the socket meanwhile
     session = cast(RemoteSession, both.session)
-    session.cancel()
+    session.cancel_work()
     with pytest.raises(Cancelled, match="its client asked"):
         session.fetch(work.outputs[1])
     still_good(both)
-    session.cancel()  # of nothing
+    session.cancel_work()  # of nothing
     still_good(both)
 
 
@@ -177,7 +182,7 @@ def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_node: Callable[..., 
     assert time.monotonic() - started < MOST
     interrupt.join()
     assert node.stopped() == 0
-    session.cancel()
+    session.cancel_work()
     with pytest.raises(Cancelled):
         session.fetch(work.outputs[1])
     still_good(both)
@@ -219,3 +224,41 @@ def _interrupt_main() -> None:
     import signal
 
     signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGINT)
+
+
+def test_a_program_takes_back_what_it_asked(node: Process, user: Callable[..., None]) -> None:
+    user(node)
+    x = torch.eye(512, device="remote_accelerator")
+    y = x
+    for _ in range(20_000):
+        y = y @ x
+    interrupt = threading.Timer(0.5, _interrupt_main)
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        y.sum().item()
+    interrupt.join()
+    genie.cancel()
+    with pytest.raises(Cancelled, match="its client asked"):
+        y.sum().item()
+    assert x.sum().item() == 512
+    assert (torch.ones(3, device="remote_accelerator") * 2).tolist() == [2.0] * 3
+
+
+def test_the_commands_of_an_operator(node: Process) -> None:
+    backend = RemoteBackend("tcp", TcpTransport(stall_timeout=10), (node.address,), timeout=MOST)
+    try:
+        both = Both(cast(Any, backend.connect(backend.devices()[-1])))
+        begin(both)
+        with ControlClient(node.control) as control:
+            (info,) = control.sessions()
+        done = command("node", "cancel", node.address, info.id, "--json")
+        assert (done.returncode, json.loads(done.stdout)["cancelled"]) == (0, "session"), done.stderr
+        node.wait_for_sessions(0)
+        again = command("node", "cancel", node.address, info.id, "--work")
+        assert again.returncode == 1
+        assert f"no session '{info.id}'" in again.stderr
+    finally:
+        backend.close()
+    drained = command("node", "drain", node.address, "--seconds", "1")
+    assert drained.returncode == 0, drained.stderr
+    assert "0 sessions have 1 s to end" in drained.stdout

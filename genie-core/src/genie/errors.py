@@ -153,9 +153,11 @@ class BackendError(GenieError):
 
 
 class BackendUnavailable(BackendError, ConnectionError):
-    """Nobody answers there. ``refused``: the host says that nobody listens."""
+    """Nobody answers there. ``refused``: the host says that nobody listens. ``transient``: somebody does, and hung up;
+    another attempt may do better."""
 
     refused: bool = False
+    transient: bool = False
 
 
 class TlsFailed(BackendError, ConnectionError):

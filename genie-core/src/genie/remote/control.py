@@ -44,7 +44,7 @@ from genie.wire import PROTOCOL, Limits
 
 log = structlog.get_logger("genie.node")
 
-SERVICE = "genie.control.v1.Node"
+SERVICE = rpc.SERVICE
 _PACKAGES = ("genie-core", "genie-backend-local", "torch")
 
 # Who connects and says nothing, or asks for much at once, is cut off. Times are milliseconds.
