@@ -16,14 +16,16 @@ from local.both import Both, Program, tensor_of
 from local.long_work import MOST, Executing
 
 import genie
+from genie.bindings import Prediction, parameters
 from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieError, SessionClosed
+from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
 
+from .conftest import MakeNode, command
 from .conftest import Node as Process
-from .conftest import command
 
 
 @attrs.define
@@ -50,7 +52,7 @@ class Node:
 
 
 @pytest.fixture
-def make_node() -> Iterator[Callable[..., Node]]:
+def make_server() -> Iterator[Callable[..., Node]]:
     made: list[tuple[Node, LocalBackend]] = []
 
     def make(execution_seconds: float = 0.0, **options: Any) -> Node:
@@ -88,8 +90,8 @@ def drop(both: Both) -> None:
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_a_client_that_hangs_up(make_node: Callable[..., Node], resumes: bool) -> None:
-    node = make_node(lease_seconds=1.0)
+def test_a_client_that_hangs_up(make_server: Callable[..., Node], resumes: bool) -> None:
+    node = make_server(lease_seconds=1.0)
     both = node.client(resumes=resumes)
     begin(both)
     at_work(node)
@@ -97,8 +99,8 @@ def test_a_client_that_hangs_up(make_node: Callable[..., Node], resumes: bool) -
     node.empty()
 
 
-def test_a_client_that_says_goodbye(make_node: Callable[..., Node]) -> None:
-    node = make_node(lease_seconds=600.0)
+def test_a_client_that_says_goodbye(make_server: Callable[..., Node]) -> None:
+    node = make_server(lease_seconds=600.0)
     both = node.client()
     begin(both)
     at_work(node)
@@ -106,8 +108,8 @@ def test_a_client_that_says_goodbye(make_node: Callable[..., Node]) -> None:
     node.empty()
 
 
-def test_a_client_that_comes_back_finds_its_work_going_on(make_node: Callable[..., Node]) -> None:
-    node = make_node(lease_seconds=60.0)
+def test_a_client_that_comes_back_finds_its_work_going_on(make_server: Callable[..., Node]) -> None:
+    node = make_server(lease_seconds=60.0)
     both = node.client()
     work = begin(both)
     at_work(node)
@@ -121,8 +123,8 @@ def test_a_client_that_comes_back_finds_its_work_going_on(make_node: Callable[..
         session.fetch(work.outputs[1])
 
 
-def test_an_operator_ends_a_session(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_an_operator_ends_a_session(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both, other = node.client(), node.client()
     work = begin(both)
     at_work(node)
@@ -135,8 +137,8 @@ def test_an_operator_ends_a_session(make_node: Callable[..., Node]) -> None:
     still_good(other)
 
 
-def test_an_operator_stops_what_a_session_is_at(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_an_operator_stops_what_a_session_is_at(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     control = ControlPlane(node.server, lambda _: None)
     port = control.start("127.0.0.1", 0)
     try:
@@ -154,8 +156,8 @@ def test_an_operator_stops_what_a_session_is_at(make_node: Callable[..., Node]) 
         control.close()
 
 
-def test_a_client_cancels_what_it_asked(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_a_client_cancels_what_it_asked(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both = node.client()
     work = begin(both)
     begin(both)  # waits in the socket meanwhile
@@ -168,9 +170,9 @@ def test_a_client_cancels_what_it_asked(make_node: Callable[..., Node]) -> None:
     still_good(both)
 
 
-def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_node: Callable[..., Node]) -> None:
+def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_server: Callable[..., Node]) -> None:
     """The prompt is back at once; whoever wants the node back, too, cancels."""
-    node = make_node()
+    node = make_server()
     both = node.client()
     work = begin(both)
     session = cast(RemoteSession, both.session)
@@ -188,8 +190,8 @@ def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_node: Callable[..., 
     still_good(both)
 
 
-def test_closing_a_node_at_work(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_closing_a_node_at_work(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both = node.client()
     begin(both)
     at_work(node)
@@ -201,14 +203,43 @@ def test_closing_a_node_at_work(make_node: Callable[..., Node]) -> None:
         both.session.close()
 
 
-def test_an_execution_that_takes_too_long(make_node: Callable[..., Node]) -> None:
-    node = make_node(execution_seconds=0.3)
+def test_an_execution_that_takes_too_long(make_server: Callable[..., Node]) -> None:
+    node = make_server(execution_seconds=0.3)
     both = node.client()
     work = begin(both)
     with pytest.raises(ExecutionTimedOut, match=r"longer than the 0\.3 s") as caught:
         both.session.fetch(work.outputs[1])
     assert caught.value.stage == "execute"
     assert caught.value.source == "train.py:12"
+    still_good(both)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2])
+def test_a_loop_that_is_stopped(make_server: Callable[..., Node], limit: float) -> None:
+    """By its client after some iterations; or in one that takes too long."""
+    node = make_server(execution_seconds=limit)
+    both = node.client()
+    program = Program()
+    x, carried = program.input(torch.eye(512)), program.input(torch.eye(512), donated=True)
+    value = carried
+    for _ in range(2000 if limit else 1):
+        value = program.call("aten::mm", value, x)
+    graph = program.graph(value, program.call("aten::sum", value, None))
+    handles = [both.put(tensor) for tensor in program.given]
+    words = [both.handles(2), *handles, *parameters(graph)]
+    bindings = Prediction(2, parameters(graph)).encode(words, anew=True)
+    iterations = both.session.loop(both.load(graph), bindings, Loop(carries=((1, 0),), emit=(1,)), 1 << 20)
+    if limit:
+        with pytest.raises(ExecutionTimedOut):
+            next(iterations)
+    else:
+        next(iterations)
+        cast(RemoteSession, both.session).cancel_work()
+        with pytest.raises(Cancelled):
+            for _ in iterations:
+                pass
+    with pytest.raises(StopIteration):
+        next(iterations)
     still_good(both)
 
 
@@ -244,7 +275,8 @@ def test_a_program_takes_back_what_it_asked(node: Process, user: Callable[..., N
     assert (torch.ones(3, device="remote_accelerator") * 2).tolist() == [2.0] * 3
 
 
-def test_the_commands_of_an_operator(node: Process) -> None:
+def test_the_commands_of_an_operator(make_node: MakeNode) -> None:
+    node = make_node()
     backend = RemoteBackend("tcp", TcpTransport(stall_timeout=10), (node.address,), timeout=MOST)
     try:
         both = Both(cast(Any, backend.connect(backend.devices()[-1])))

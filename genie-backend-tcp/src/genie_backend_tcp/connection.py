@@ -72,16 +72,14 @@ class SocketConnection:
             return message
         except BaseException as error:
             midway = assembler.abandon()  # whoever waits next starts with a message's beginning
-            if not isinstance(error, OSError):
-                raise
-            if isinstance(error, GenieError):
-                if isinstance(error, DeadlineExceeded):
-                    error.midway = midway
-                raise
-            told = self._translated(error, "sent", self._receive_timeout)
-            if isinstance(told, DeadlineExceeded):
-                told.midway = midway
-            raise told from error
+            if isinstance(error, DeadlineExceeded):
+                error.midway = midway
+            elif isinstance(error, OSError) and not isinstance(error, GenieError):
+                told = self._translated(error, "sent", self._receive_timeout)
+                if isinstance(told, DeadlineExceeded):
+                    told.midway = midway
+                raise told from error
+            raise
 
     @property
     def _midway(self) -> bool:
