@@ -259,9 +259,9 @@ def _interrupt_main() -> None:
 
 def test_a_program_takes_back_what_it_asked(node: Process, user: Callable[..., None]) -> None:
     user(node)
-    x = torch.eye(512, device="remote_accelerator")
+    x = torch.eye(1024, device="remote_accelerator")
     y = x
-    for _ in range(20_000):
+    for _ in range(1000):
         y = y @ x
     interrupt = threading.Timer(0.5, _interrupt_main)
     interrupt.start()
@@ -271,7 +271,7 @@ def test_a_program_takes_back_what_it_asked(node: Process, user: Callable[..., N
     genie.cancel()
     with pytest.raises(Cancelled, match="its client asked"):
         y.sum().item()
-    assert x.sum().item() == 512
+    assert x.sum().item() == 1024
     assert (torch.ones(3, device="remote_accelerator") * 2).tolist() == [2.0] * 3
 
 
