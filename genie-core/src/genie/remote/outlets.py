@@ -113,9 +113,8 @@ class Outlet:
     def _cannot(self, error: GenieError) -> None:
         with self._changed:
             wanted = not self._ended
-        if (
-            wanted and self._told is not None and not isinstance(error, NodeError)
-        ):  # else the receiver's session is gone
+        # A node that refuses says that the receiver's session is gone: its client knows.
+        if wanted and self._told is not None and not isinstance(error, NodeError):
             self._told(
                 ConnectionLost(
                     f"{self._node} could not connect to {self._target.address}, to send: {error.message}",
