@@ -12,7 +12,7 @@ from genie import config, telemetry, tracing
 from genie.annotate import annotate
 from genie.device import Device
 from genie.engines import DeviceEngine, SpreadEngine, everything
-from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginError
+from genie.errors import BackendError, BackendUnavailable, ConfigError, GenieError, PluginError
 from genie.execute import Executor
 from genie.graph import Graph
 from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Recalling, Session
@@ -232,10 +232,14 @@ class Runtime:
         return total
 
     def cancel(self) -> None:
-        """Every session takes back what it asked, as far as it can."""
+        """Every session takes back what it asked, as far as it can; what one that ended had asked is lost anyway."""
         for session in self.sessions():
             if isinstance(session, Recalling):
-                session.cancel_work()
+                try:
+                    session.cancel_work()
+                except BackendError:
+                    if not getattr(session, "closed", False):
+                        raise
 
     def close(self) -> None:
         """End every session and backend. What can't be ended in an orderly way is reported, not raised."""
