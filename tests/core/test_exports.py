@@ -9,9 +9,9 @@ import genie
 
 PUBLIC = """
     Cluster CostModel Device ExecutionPlan GenieError Graph HostValue PatternMatcher PlacementStrategy Policy
-    RemoteClient Scheduler Settings TensorSpec __version__ aio annotate capture compile device_count devices engine
-    execute execute_local generate get_graph get_stats hookimpl init init_cluster inspect is_capturing load map mark
-    on_shutdown
+    RemoteClient Scheduler Settings TensorSpec __version__ aio annotate cancel capture compile device_count devices
+    engine execute execute_local generate get_graph get_stats hookimpl init init_cluster inspect is_capturing load map
+    mark on_shutdown
     register_backend register_cost_model register_frontend register_pattern register_placement_strategy
     register_policy register_transport run save session set_backend set_log_level settings shutdown summary verify
 """

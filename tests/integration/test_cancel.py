@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,17 @@ import torch
 from local.both import Both, Program, tensor_of
 from local.long_work import MOST, Executing
 
+import genie
+from genie.bindings import Prediction, parameters
 from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieError, SessionClosed
+from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
+
+from .conftest import MakeNode, command
+from .conftest import Node as Process
 
 
 @attrs.define
@@ -45,7 +52,7 @@ class Node:
 
 
 @pytest.fixture
-def make_node() -> Iterator[Callable[..., Node]]:
+def make_server() -> Iterator[Callable[..., Node]]:
     made: list[tuple[Node, LocalBackend]] = []
 
     def make(execution_seconds: float = 0.0, **options: Any) -> Node:
@@ -83,8 +90,8 @@ def drop(both: Both) -> None:
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_a_client_that_hangs_up(make_node: Callable[..., Node], resumes: bool) -> None:
-    node = make_node(lease_seconds=1.0)
+def test_a_client_that_hangs_up(make_server: Callable[..., Node], resumes: bool) -> None:
+    node = make_server(lease_seconds=1.0)
     both = node.client(resumes=resumes)
     begin(both)
     at_work(node)
@@ -92,8 +99,8 @@ def test_a_client_that_hangs_up(make_node: Callable[..., Node], resumes: bool) -
     node.empty()
 
 
-def test_a_client_that_says_goodbye(make_node: Callable[..., Node]) -> None:
-    node = make_node(lease_seconds=600.0)
+def test_a_client_that_says_goodbye(make_server: Callable[..., Node]) -> None:
+    node = make_server(lease_seconds=600.0)
     both = node.client()
     begin(both)
     at_work(node)
@@ -101,8 +108,8 @@ def test_a_client_that_says_goodbye(make_node: Callable[..., Node]) -> None:
     node.empty()
 
 
-def test_a_client_that_comes_back_finds_its_work_going_on(make_node: Callable[..., Node]) -> None:
-    node = make_node(lease_seconds=60.0)
+def test_a_client_that_comes_back_finds_its_work_going_on(make_server: Callable[..., Node]) -> None:
+    node = make_server(lease_seconds=60.0)
     both = node.client()
     work = begin(both)
     at_work(node)
@@ -111,13 +118,13 @@ def test_a_client_that_comes_back_finds_its_work_going_on(make_node: Callable[..
     assert node.server.sessions()[0].away
     assert node.stopped() == 0
     session = cast(RemoteSession, both.session)
-    session.cancel()  # or it would take minutes
+    session.cancel_work()  # or it would take minutes
     with pytest.raises(Cancelled):
         session.fetch(work.outputs[1])
 
 
-def test_an_operator_ends_a_session(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_an_operator_ends_a_session(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both, other = node.client(), node.client()
     work = begin(both)
     at_work(node)
@@ -130,8 +137,8 @@ def test_an_operator_ends_a_session(make_node: Callable[..., Node]) -> None:
     still_good(other)
 
 
-def test_an_operator_stops_what_a_session_is_at(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_an_operator_stops_what_a_session_is_at(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     control = ControlPlane(node.server, lambda _: None)
     port = control.start("127.0.0.1", 0)
     try:
@@ -149,23 +156,23 @@ def test_an_operator_stops_what_a_session_is_at(make_node: Callable[..., Node]) 
         control.close()
 
 
-def test_a_client_cancels_what_it_asked(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_a_client_cancels_what_it_asked(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both = node.client()
     work = begin(both)
     begin(both)  # waits in the socket meanwhile
     session = cast(RemoteSession, both.session)
-    session.cancel()
+    session.cancel_work()
     with pytest.raises(Cancelled, match="its client asked"):
         session.fetch(work.outputs[1])
     still_good(both)
-    session.cancel()  # of nothing
+    session.cancel_work()  # of nothing
     still_good(both)
 
 
-def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_node: Callable[..., Node]) -> None:
+def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_server: Callable[..., Node]) -> None:
     """The prompt is back at once; whoever wants the node back, too, cancels."""
-    node = make_node()
+    node = make_server()
     both = node.client()
     work = begin(both)
     session = cast(RemoteSession, both.session)
@@ -177,14 +184,14 @@ def test_ctrl_c_while_waiting_leaves_the_work_going_on(make_node: Callable[..., 
     assert time.monotonic() - started < MOST
     interrupt.join()
     assert node.stopped() == 0
-    session.cancel()
+    session.cancel_work()
     with pytest.raises(Cancelled):
         session.fetch(work.outputs[1])
     still_good(both)
 
 
-def test_closing_a_node_at_work(make_node: Callable[..., Node]) -> None:
-    node = make_node()
+def test_closing_a_node_at_work(make_server: Callable[..., Node]) -> None:
+    node = make_server()
     both = node.client()
     begin(both)
     at_work(node)
@@ -196,14 +203,43 @@ def test_closing_a_node_at_work(make_node: Callable[..., Node]) -> None:
         both.session.close()
 
 
-def test_an_execution_that_takes_too_long(make_node: Callable[..., Node]) -> None:
-    node = make_node(execution_seconds=0.3)
+def test_an_execution_that_takes_too_long(make_server: Callable[..., Node]) -> None:
+    node = make_server(execution_seconds=0.3)
     both = node.client()
     work = begin(both)
     with pytest.raises(ExecutionTimedOut, match=r"longer than the 0\.3 s") as caught:
         both.session.fetch(work.outputs[1])
     assert caught.value.stage == "execute"
     assert caught.value.source == "train.py:12"
+    still_good(both)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2])
+def test_a_loop_that_is_stopped(make_server: Callable[..., Node], limit: float) -> None:
+    """By its client after some iterations; or in one that takes too long."""
+    node = make_server(execution_seconds=limit)
+    both = node.client()
+    program = Program()
+    x, carried = program.input(torch.eye(512)), program.input(torch.eye(512), donated=True)
+    value = carried
+    for _ in range(2000 if limit else 1):
+        value = program.call("aten::mm", value, x)
+    graph = program.graph(value, program.call("aten::sum", value, None))
+    handles = [both.put(tensor) for tensor in program.given]
+    words = [both.handles(2), *handles, *parameters(graph)]
+    bindings = Prediction(2, parameters(graph)).encode(words, anew=True)
+    iterations = both.session.loop(both.load(graph), bindings, Loop(carries=((1, 0),), emit=(1,)), 1 << 20)
+    if limit:
+        with pytest.raises(ExecutionTimedOut):
+            next(iterations)
+    else:
+        next(iterations)
+        cast(RemoteSession, both.session).cancel_work()
+        with pytest.raises(Cancelled):
+            for _ in iterations:
+                pass
+    with pytest.raises(StopIteration):
+        next(iterations)
     still_good(both)
 
 
@@ -219,3 +255,42 @@ def _interrupt_main() -> None:
     import signal
 
     signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGINT)
+
+
+def test_a_program_takes_back_what_it_asked(node: Process, user: Callable[..., None]) -> None:
+    user(node)
+    x = torch.eye(1024, device="remote_accelerator")
+    y = x
+    for _ in range(1000):
+        y = y @ x
+    interrupt = threading.Timer(0.5, _interrupt_main)
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        y.sum().item()
+    interrupt.join()
+    genie.cancel()
+    with pytest.raises(Cancelled, match="its client asked"):
+        y.sum().item()
+    assert x.sum().item() == 1024
+    assert (torch.ones(3, device="remote_accelerator") * 2).tolist() == [2.0] * 3
+
+
+def test_the_commands_of_an_operator(make_node: MakeNode) -> None:
+    node = make_node()
+    backend = RemoteBackend("tcp", TcpTransport(stall_timeout=10), (node.address,), timeout=MOST)
+    try:
+        both = Both(cast(Any, backend.connect(backend.devices()[-1])))
+        begin(both)
+        with ControlClient(node.control) as control:
+            (info,) = control.sessions()
+        done = command("node", "cancel", node.address, info.id, "--json")
+        assert (done.returncode, json.loads(done.stdout)["cancelled"]) == (0, "session"), done.stderr
+        node.wait_for_sessions(0)
+        again = command("node", "cancel", node.address, info.id, "--work")
+        assert again.returncode == 1
+        assert f"no session '{info.id}'" in again.stderr
+    finally:
+        backend.close()
+    drained = command("node", "drain", node.address, "--seconds", "1")
+    assert drained.returncode == 0, drained.stderr
+    assert "0 sessions have 1 s to end" in drained.stdout

@@ -81,7 +81,8 @@ def test_an_execution_that_takes_too_long(limited: Both) -> None:
         limited.session.fetch(running.outputs[1])
     error = caught.value
     assert isinstance(error, DeadlineExceeded)
-    assert (error.stage, error.source, error.plan) == (Stage.EXECUTE, "train.py:12", 0)
+    assert (error.stage, error.setting) == (Stage.EXECUTE, "execution_seconds")
+    assert (error.source, error.plan) == ("train.py:12", 0)
     assert error.op.startswith("aten::mm")
     assert error.step > 0
     limited.session.fetch(running.outputs[0])  # made in time

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from remote.peers import DEVICE, Node
 
@@ -101,6 +103,19 @@ def test_a_value_that_was_never_made_is_an_error_too(pair: tuple[Caller, Caller]
     receiver.receive(inlet, 0, 60)
     with pytest.raises(RemoteOpError, match="handle 999 is unknown"):
         pair[1].get(60)
+
+
+def test_a_receiver_that_cannot_be_reached_is_told_by_the_sender(pair: tuple[Caller, Caller]) -> None:
+    """At once: the receiver waits for half a minute before it gives the sender up."""
+    sender, receiver = sessions(pair)
+    inlet = receiver.inlet("the sender")
+    target = msgspec.structs.replace(inlet.target, address="nowhere:1", local_address="")
+    sender.send(sender.outlet(inlet._replace(target=target)), handle := pair[0].put([1.0]))
+    deadline = time.monotonic() + 10.0
+    with pytest.raises(NodeError, match="could not connect to nowhere:1, to send"):
+        while time.monotonic() < deadline:
+            assert pair[0].get(handle) == [1.0]
+    assert pair[0].get(handle) == [1.0]  # said once; the session goes on
 
 
 def test_a_sender_that_ends_leaves_nobody_waiting(pair: tuple[Caller, Caller]) -> None:

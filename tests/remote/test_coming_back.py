@@ -16,7 +16,7 @@ from remote.test_lasting import _program, _until
 from security.pki import Pki
 
 from genie.errors import AccessDenied, ConnectionLost
-from genie.remote import RemoteBackend, RemoteSession, rejoining
+from genie.remote import RemoteBackend, RemoteSession, retrying
 from genie.remote.access import Access
 from genie.remote.control import ControlPlane
 from genie.remote.greeting import meet
@@ -132,7 +132,7 @@ def test_by_a_new_ticket(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("seed", range(2))
 def test_random_cuts(guarded: Guarded, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of handshakes, too."""
-    monkeypatch.setattr(rejoining, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(retrying, "LONGEST", 0.1)
     plain, steady = guarded.client("bob")
     expected = list(_program(steady, seed, 40))
     executions = steady.session.stats()["executions"]

@@ -79,12 +79,12 @@ class SocketConnection:
             midway = assembler.abandon()  # whoever waits next starts with a message's beginning
             if isinstance(error, DeadlineExceeded):
                 error.midway = midway
-            if not isinstance(error, OSError) or isinstance(error, GenieError):
-                raise
-            told = self._translated(error, "sent", self._receive_timeout)
-            if isinstance(told, DeadlineExceeded):
-                told.midway = midway
-            raise told from error
+            elif isinstance(error, OSError) and not isinstance(error, GenieError):
+                told = self._translated(error, "sent", self._receive_timeout)
+                if isinstance(told, DeadlineExceeded):
+                    told.midway = midway
+                raise told from error
+            raise
 
     @property
     def _midway(self) -> bool:

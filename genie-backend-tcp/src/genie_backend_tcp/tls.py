@@ -50,6 +50,7 @@ class TlsConnection(SocketConnection):
     ) -> None:
         super().__init__(sock, peer, limits, stall_timeout, spin_us)
         self.subject = self.fingerprint = ""
+        self._sent = Pace(Stage.SEND, peer)  # of the message that is being sent
         self._is_client = host is not None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
@@ -206,6 +207,7 @@ class TlsConnection(SocketConnection):
 
     def _send_parts(self, parts: list[memoryview]) -> None:
         with self._sending:
+            self._sent = Pace(Stage.SEND, self.peer)
             if self._own_secret:
                 with self._crypto:
                     self._tls.write(self._own_secret)
@@ -233,11 +235,10 @@ class TlsConnection(SocketConnection):
 
     def _write(self, data: Buffer) -> None:
         view = memoryview(data)
-        pace = Pace(Stage.SEND, self.peer)
         while len(view):
-            pace.waits(self._stall)
+            self._sent.waits(self._stall)
             count = self._sock.send(view)
-            pace.moved(count)
+            self._sent.moved(count)
             view = view[count:]
 
     # --- in -----------------------------------------------------------------------------------------

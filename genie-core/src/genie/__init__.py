@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genie.api import (
     annotate,
+    cancel,
     capture,
     compile,
     device_count,
@@ -72,6 +73,7 @@ __all__ = [
     "__version__",
     "aio",
     "annotate",
+    "cancel",
     "capture",
     "compile",
     "device_count",

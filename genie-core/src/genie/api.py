@@ -68,6 +68,16 @@ def shutdown() -> None:
     _compiled.clear()
 
 
+def cancel() -> None:
+    """Take back what nodes were asked and have not done: they stop before their next operator. Ctrl-C alone gives the
+    prompt back and lets them go on. Values that are not made then raise :class:`genie.errors.Cancelled` when they are
+    looked at, and so do those that were to be written to, a model's parameters perhaps. Sessions go on.
+
+    To be called by the thread that looks at values, after Ctrl-C: another one waits for a look to end.
+    """
+    runtime.cancel()
+
+
 def on_shutdown(callback: Callable[[], None]) -> None:
     """Have ``callback`` called at every shutdown, before sessions end."""
     runtime.on_shutdown(callback)

@@ -158,9 +158,11 @@ class BackendError(GenieError):
 
 
 class BackendUnavailable(BackendError, ConnectionError):
-    """Nobody answers there. ``refused``: the host says that nobody listens."""
+    """Nobody answers there. ``refused``: the host says that nobody listens. ``transient``: somebody does, and hung up;
+    another attempt may do better."""
 
     refused: bool = False
+    transient: bool = False
 
 
 class TlsFailed(BackendError, ConnectionError):
@@ -176,7 +178,8 @@ class DeadlineExceeded(BackendError, TimeoutError):
     ``midway``: part of a message had come, which is lost."""
 
     midway: bool = False
-    always: ClassVar[Stage | None] = None  # the stage of a class that has but one
+    always: ClassVar[Stage | None] = None  # the stage of a class that has but one,
+    bound_by: ClassVar[str] = ""  # and its setting
 
     def __init__(
         self,
@@ -191,7 +194,7 @@ class DeadlineExceeded(BackendError, TimeoutError):
         super().__init__(message, where=where, hint=hint)
         self.stage = stage or self.always
         self.seconds = seconds
-        self.setting = setting
+        self.setting = setting or self.bound_by
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -277,6 +280,7 @@ class ExecutionTimedOut(RemoteOpError, DeadlineExceeded):
     """One execution took longer than the node allows. The operator is the one that ran when the time was up."""
 
     always = Stage.EXECUTE
+    bound_by = "execution_seconds"
 
 
 class AccessDenied(NodeError, PermissionError):

@@ -173,6 +173,16 @@ class Cancelling(Protocol):
 
 
 @runtime_checkable
+class Recalling(Protocol):
+    """What a session may be besides: one whose client can take back what it asked."""
+
+    def cancel_work(self) -> None:
+        """What was asked and is not done yet, is not done: what runs stops before its next operator. Values that are
+        missing then raise :class:`genie.errors.Cancelled`; so do those that should have been written to, for they may
+        be written to in part. The session goes on."""
+
+
+@runtime_checkable
 class Looping(Protocol):
     """What a session may be besides: one that repeats a plan by itself, without being told each time."""
 

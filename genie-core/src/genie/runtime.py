@@ -12,10 +12,10 @@ from genie import config, telemetry, tracing
 from genie.annotate import annotate
 from genie.device import Device
 from genie.engines import DeviceEngine, SpreadEngine, everything
-from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginError
+from genie.errors import BackendError, BackendUnavailable, ConfigError, GenieError, PluginError
 from genie.execute import Executor
 from genie.graph import Graph
-from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Session
+from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Recalling, Session
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
@@ -231,6 +231,16 @@ class Runtime:
                 total[name] = total.get(name, 0) + number
         return total
 
+    def cancel(self) -> None:
+        """Every session takes back what it asked, as far as it can; what one that ended had asked is lost anyway."""
+        for session in self.sessions():
+            if isinstance(session, Recalling):
+                try:
+                    session.cancel_work()
+                except BackendError:
+                    if not getattr(session, "closed", False):
+                        raise
+
     def close(self) -> None:
         """End every session and backend. What can't be ended in an orderly way is reported, not raised."""
         with self._lock:
@@ -330,6 +340,13 @@ def shutdown() -> None:
         except Exception as error:
             log.warning("shutdown callback failed", callback=repr(callback), error=str(error))
     runtime.close()
+
+
+def cancel() -> None:
+    """Of the runtime in force, if any."""
+    runtime = _current
+    if runtime is not None:
+        runtime.cancel()
 
 
 def on_shutdown(callback: Callable[[], None]) -> None:

@@ -127,4 +127,20 @@ def node_cancel(
         out.print(escape(f"cancelled {'the work of ' if work else ''}{session}"))
 
 
+@app.command("drain")
+def node_drain(
+    address: str,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="What sessions have to end.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Have a node take no more sessions, and end once it has none or the time is up."""
+    from genie.remote.orders import drain
+
+    left = drain(address, seconds)
+    if as_json:
+        print_json({"address": address, "sessions": left})
+    else:
+        out.print(escape(f"{address} drains: {left} sessions have {seconds:g} s to end"))
+
+
 app.command("memory")(memory)

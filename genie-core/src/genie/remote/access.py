@@ -12,6 +12,7 @@ from genie.config import Settings
 from genie.errors import AccessDenied, BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, TlsFailed
 from genie.interfaces import Transport, encrypts
 from genie.remote.greeting import Met, Wish, farewell, meet
+from genie.remote.retrying import connected
 from genie.security import Ticket, Tls, TlsFiles
 from genie.security.files import warn_if_exposed
 from genie.security.guard import NEEDED, NEEDED_HINT
@@ -71,7 +72,24 @@ class Access:
     ) -> Met:
         """As :func:`genie.remote.greeting.meet`, with a new ticket where the node wants one. ``node`` is the address
         that its control plane goes by, if ``address`` is a shortcut to it."""
-        node = node or address
+
+        def connect(left: float) -> Met:
+            return self._meet(transport, address, device, left, node or address, genie, resumes, back, wish)
+
+        return connect(timeout) if back is not None else connected(connect, timeout)
+
+    def _meet(
+        self,
+        transport: Transport,
+        address: str,
+        device: int,
+        timeout: float,
+        node: str,
+        genie: str,
+        resumes: bool,
+        back: Back | None,
+        wish: Wish | None,
+    ) -> Met:
         said = partial(meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back, wish=wish)
         with self._lock:
             control = self._controls.get(node, "")

@@ -5,11 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import structlog
-
 from genie.interfaces import Cancelling, Connection, Session, Watched
-
-log = structlog.get_logger("genie.node")
 
 _HALF = 1 << 31  # of the numbers of messages, which begin anew
 
@@ -57,20 +53,21 @@ class Cancellation:
         with self.turn:
             return self._hung_up()
 
-    def look(self, at_work: bool) -> None:
+    def look(self, at_work: bool) -> bool:
         """To be called now and then, by another thread: a session that has been at one message since the last time is
-        stopped if its client is gone."""
+        stopped if its client is gone. Whether it was."""
         before, self._seen = self._seen, self._messages
         if not at_work or self._over or before != self._messages or self._owes():
-            return
-        if self.turn.acquire(blocking=False):  # else it receives, and notices by itself
-            try:
-                gone = self._hung_up()
-            finally:
-                self.turn.release()
-            if gone:
-                log.info("work stopped: the client is gone")
-                self.over("its client is gone")
+            return False
+        if not self.turn.acquire(blocking=False):  # it receives, and notices by itself
+            return False
+        try:
+            gone = self._hung_up()
+        finally:
+            self.turn.release()
+        if gone:
+            self.over("its client is gone")
+        return gone
 
     def _hung_up(self) -> bool:
         return isinstance(self._connection, Watched) and self._connection.hung_up()

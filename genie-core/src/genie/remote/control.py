@@ -47,7 +47,7 @@ from genie.wire import PROTOCOL, Limits
 
 log = structlog.get_logger("genie.node")
 
-SERVICE = "genie.control.v1.Node"
+SERVICE = rpc.SERVICE
 _PACKAGES = ("genie-core", "genie-backend-local", "torch")
 
 # Who connects and says nothing, or asks for much at once, is cut off. Times are milliseconds.
@@ -59,6 +59,7 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),  # of TLS, and of HTTP/2's first settings
     ("grpc.keepalive_time_ms", 20_000),  # silent for so long: asked
     ("grpc.keepalive_timeout_ms", 10_000),  # no answer in so long: gone
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),  # no call in so long
 )

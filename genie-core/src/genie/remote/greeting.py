@@ -142,11 +142,13 @@ def meet(
         ) from error
     except ConnectionLost as error:
         connection.close()
-        raise BackendUnavailable(
+        hung_up = BackendUnavailable(
             f"{address} hung up during the greeting: {error.message}",
             where=address,
             hint="check that it is a Genie node's data port; see the node's log",
-        ) from error
+        )
+        hung_up.transient = True
+        raise hung_up from error
     except GenieError as error:
         connection.close()
         error.where = error.where or address

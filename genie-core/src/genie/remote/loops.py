@@ -66,7 +66,9 @@ class RemoteLoop:
                     emitted = self._answer()
                     if emitted is not None:
                         return emitted
-            except DeadlineExceeded:
+            except DeadlineExceeded as error:
+                if isinstance(error, NodeError):  # the node's own: the loop is over there
+                    self.close()
                 raise
             except BaseException:
                 self.close()

@@ -7,23 +7,26 @@ from genie.errors import NodeError
 from genie.interfaces import Transport
 from genie.plugins import registry
 from genie.remote.access import Access
+from genie.remote.control import ControlClient
 
 
-def cancel(
-    address: str,
-    session: str,
-    *,
-    work_only: bool = False,
-    transport: Transport | None = None,
-    timeout: float | None = None,
-) -> None:
+def cancel(address: str, session: str, *, work_only: bool = False) -> None:
     """End a session of the node at ``address``, or stop only what it is at. Raises :class:`NodeError` for one that the
     node does not have."""
-    settings = config.resolve().settings
-    timeout = settings.connect_timeout if timeout is None else timeout
-    transport = registry.make("transport", "tcp", settings) if transport is None else transport
-    with Access.from_settings(settings, transport).control(transport, address, timeout) as client:
+    with _control(address) as client:
         if not client.cancel(session, work_only=work_only):
             raise NodeError(
                 f"the node has no session {session!r}", where=address, hint="`genie node status` lists its sessions"
             )
+
+
+def drain(address: str, seconds: float) -> int:
+    """Have the node take no more sessions, and end when there are none or after so many seconds. How many there are."""
+    with _control(address) as client:
+        return client.drain(seconds)
+
+
+def _control(address: str) -> ControlClient:
+    settings = config.resolve().settings
+    transport: Transport = registry.make("transport", "tcp", settings)
+    return Access.from_settings(settings, transport).control(transport, address, settings.connect_timeout)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, NodeError, Stage
+from genie.errors import DeadlineExceeded, GenieError, NodeError, Stage
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -113,11 +113,10 @@ class Outlet:
     def _cannot(self, error: GenieError) -> None:
         with self._changed:
             wanted = not self._ended
-        if (
-            wanted and self._told is not None and not isinstance(error, NodeError)
-        ):  # else the receiver's session is gone
+        # A node that refuses says that the receiver's session is gone: its client knows.
+        if wanted and self._told is not None and not isinstance(error, NodeError):
             self._told(
-                ConnectionLost(
+                NodeError(
                     f"{self._node} could not connect to {self._target.address}, to send: {error.message}",
                     where=self._target.address,
                     hint=error.hint,

@@ -7,11 +7,10 @@ became of the connections. There is no thread: a broken link is noticed when it 
 
 from __future__ import annotations
 
-import random
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import structlog
@@ -28,6 +27,7 @@ from genie.errors import (
 from genie.interfaces import Connection, Message, Resumable
 from genie.remote.greeting import Met
 from genie.remote.kept import KEPT_DATA, Kept, Said
+from genie.remote.retrying import pauses
 from genie.wire import Allocate, Buffer, Kind, frames
 from genie.wire.messages import Back, Standing
 
@@ -37,8 +37,6 @@ _WINDOW_BYTES = 32 << 20
 _TIDY_BYTES = 1 << 16  # between two looks at what need not be kept any more
 _UNTOLD = 32  # answers that arrived, before the node is told
 _MOST_AGAIN = 1 << 15
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
 _SHORTEST_ATTEMPT = 1.0
 _GRACE_SECONDS = 0.5  # for what the node has told
 # Where nobody listens the node has ended, or what stands between is being restarted.
@@ -93,7 +91,7 @@ class Rejoining:
         self._came_back = 0.0  # when it did last
         self._over: ConnectionLost | None = None
         self._trouble = 0.0  # since when nothing gets through
-        self._pauses = _pauses()
+        self._pauses = pauses()
         self._missed = -1  # what had been heard when the node had told more
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
 
@@ -267,7 +265,7 @@ class Rejoining:
         now = time.monotonic()
         got_through = (self.heard, self._taken)
         if got_through != self._got_through or now - self._came_back > self.reunion.lease:
-            self._got_through, self._trouble, self._pauses = got_through, now, _pauses()
+            self._got_through, self._trouble, self._pauses = got_through, now, pauses()
         else:  # a link that breaks again and again before anything has got through is no link
             time.sleep(next(self._pauses))
         end = refused_end = self._trouble + self.reunion.lease
@@ -375,11 +373,3 @@ def _standing(met: Met) -> Standing:
     if standing is None:
         raise ProtocolError("the node does not say how things are with the session")
     return standing
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between attempts: at first short, then longer, and never the same for many clients of one node."""
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -22,7 +22,6 @@ from genie.errors import (
     AccessDenied,
     BackendError,
     BackendUnavailable,
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     GenieError,
@@ -37,12 +36,12 @@ from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.crowd import crowded
 from genie.remote.departed import Departed, may_come_back
-from genie.remote.directories import own_directory
 from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
 from genie.remote.lasting import Lasting, welcome_back
 from genie.remote.meters import Meters
+from genie.remote.nearby import listen_locally
 from genie.remote.node_session import NodeSession
 from genie.remote.realm import Realm
 from genie.remote.reception import Reception
@@ -156,8 +155,10 @@ class NodeServer:
         listener = self._transport.listen(self._wanted_address)
         self._listeners.append(listener)
         self.address = listener.address
-        if self._wanted_local:
-            self._listen_locally()
+        nearby, self._directory = listen_locally(self._transport, self._wanted_local)
+        if nearby is not None:
+            self._listeners.append(nearby)
+            self.local_address = self._inlets.local_address = nearby.address
         for each in self._listeners:
             thread = threading.Thread(target=self._accept, args=(each,), name=f"genie-accept-{each.address}")
             thread.daemon = True
@@ -499,30 +500,6 @@ class NodeServer:
         with contextlib.suppress(GenieError):
             dialogue.say(Kind.ERROR)
             connection.send(frames.one(max(dialogue.seq, 0), Kind.ERROR, messages.put_error(error)))
-
-    # --- listening --------------------------------------------------------------------------------
-
-    def _listen_locally(self) -> None:
-        if isinstance(self._wanted_local, str):
-            address = f"unix:{self._wanted_local}"
-        else:
-            self._directory = own_directory()
-            if self._directory is None:
-                log.warning("no Unix socket: there is no directory to put it in")
-                return
-            address = f"unix:{self._directory}/node.sock"
-        try:
-            listener = self._transport.listen(address)
-        except ConfigError as error:
-            if isinstance(self._wanted_local, str):
-                raise
-            log.debug("no Unix socket", transport=self._transport.name, reason=error.message)
-            if self._directory is not None:
-                os.rmdir(self._directory)
-                self._directory = None
-            return
-        self._listeners.append(listener)
-        self.local_address = self._inlets.local_address = listener.address
 
 
 def _stranger(connection: Connection) -> Identity:

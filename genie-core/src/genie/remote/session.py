@@ -323,10 +323,8 @@ class RemoteSession:
             self._settle()
             return self._state.stage(handle, spec, digest)
 
-    def cancel(self) -> None:
-        """What was asked and is not done yet, is not done: the node stops before its next operator. Values that are
-        missing then raise :class:`genie.errors.Cancelled`; so do those that should have been written to, for they are
-        written to in part. The session goes on."""
+    def cancel_work(self) -> None:
+        """See :class:`genie.interfaces.Recalling`."""
         with self._lock:
             self._conversation.cancel()
 

@@ -34,6 +34,7 @@ class Watch:
         while not self._ended.wait(_SECONDS):
             for session in self._sessions():
                 try:
-                    session.cancellation.look(session.meter.at_work())
+                    if session.cancellation.look(session.meter.at_work()):
+                        log.info("work stopped: its client is gone", session=session.name)
                 except Exception:  # of one session; the others are looked at all the same
                     log.exception("not looked at", session=session.name)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import grpc
 
 from genie.security.tls import Pems, Tls
+
+SERVICE = "genie.control.v1.Node"
+# Tried again by gRPC, with back-off and jitter, within the call's time: what only asks, and tickets.
+_ASKS = ("Open", "Capabilities", "Sessions", "View")
+_RETRIES = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": SERVICE, "method": method} for method in _ASKS],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
 
 
 def server_credentials(tls: Tls) -> Any:
@@ -35,11 +56,12 @@ def _configuration(pems: Pems) -> Any:
 
 def channel(address: str, tls: Tls | None) -> Any:
     """To a node's control plane; secure where ``tls`` says that we connect so."""
+    options = (("grpc.service_config", _RETRIES),)
     if tls is None or not tls.connects:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, options)
     tls.client()  # raises where there is nobody to believe
     pems = tls.pems()
     credentials = grpc.ssl_channel_credentials(
         root_certificates=pems.ca or pems.client_ca, private_key=pems.key, certificate_chain=pems.cert
     )
-    return grpc.secure_channel(address, credentials)
+    return grpc.secure_channel(address, credentials, options)

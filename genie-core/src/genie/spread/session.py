@@ -11,7 +11,7 @@ from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import BackendError, RemoteOpError
 from genie.graph import Graph, TensorSpec
-from genie.interfaces import Buffer, Fetched, Looping, Session
+from genie.interfaces import Buffer, Fetched, Looping, Recalling, Session
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
 from genie.spread.parts import Part
@@ -269,6 +269,18 @@ class SpreadSession:
             self._sweep()
             for member in self.members:
                 member.synchronize()
+
+    def cancel_work(self) -> None:
+        """See :class:`genie.interfaces.Recalling`: of all members that can, each of which is told."""
+        failure: BackendError | None = None
+        for member in self.members:
+            if isinstance(member, Recalling):
+                try:
+                    member.cancel_work()
+                except BackendError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     # --- random numbers: of the first member --------------------------------------------------------
 
