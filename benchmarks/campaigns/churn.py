@@ -26,7 +26,7 @@ from measure import table
 from campaigns.calls import KINDS, Client, Program, WrongValue
 from campaigns.load import held, prepared
 from campaigns.proxy import Proxy
-from campaigns.serving import Node, Standing, client, serve
+from campaigns.serving import REST_SECONDS, Node, Standing, client, serve
 from genie import telemetry
 from genie.errors import GenieError
 
@@ -122,18 +122,18 @@ def _cycles(node: Node, programs: Path, count: int, workers: int) -> tuple[int, 
     return done, problems
 
 
-def run(count: int = 10_000, workers: int = 4, tiny: bool = True) -> Row:
+def run(count: int = 10_000, workers: int = 4, rest: float = REST_SECONDS) -> Row:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        programs = prepared(directory, tiny)
+        programs = prepared(directory, tiny=True)
         with serve(directory, ["tenant"], sessions=1000, lease=_LEASE) as node:
             empty = node.standing()
             first, problems = _cycles(node, programs, max(count // 20, 10), workers)
-            warm = node.settled(30 + _LEASE)
+            warm = node.settled(30 + _LEASE, rest)
             began = time.monotonic()
             done, more = _cycles(node, programs, count, workers)
             seconds = time.monotonic() - began
-            after = node.settled(30 + _LEASE)
+            after = node.settled(30 + _LEASE, rest)
             opened = sum(tenant.opened for tenant in node.view().tenants)
     growth = (after.anonymous - after.kept) / (warm.anonymous - warm.kept) - 1
     return {
@@ -144,7 +144,7 @@ def run(count: int = 10_000, workers: int = 4, tiny: bool = True) -> Row:
         "problems": sorted({*problems, *more})[:20],
         "node": [held(*each) for each in (("empty", empty), ("warm", warm), ("after", after))],
         "growth": growth,
-        "clean": _clean(empty, after) and after.contents == warm.contents,
+        "clean": _clean(warm, after) and after.contents == warm.contents,
     }
 
 

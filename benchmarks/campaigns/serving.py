@@ -24,9 +24,10 @@ from genie_backend_tcp import TcpTransport
 
 _START_SECONDS = 120.0
 _OPERATOR = "operator"
+REST_SECONDS = 35.0  # longer than the pauses between two times that a node gives back what it kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What a node has at one moment. Bytes; ``kept`` is free, for the values of sessions to come, and ``anonymous`` all
     memory of the process that no file backs."""
@@ -72,8 +73,14 @@ class Node:
             threads=len(list((proc / "task").iterdir())),
         )
 
-    def settled(self, seconds: float) -> Standing:
-        """Once nobody is there any more and what served them has ended, or as it is after so many seconds."""
+    def settled(self, seconds: float, rest: float = 0.0) -> Standing:
+        """Once nobody is there any more and what served them has ended, or as it is after so many seconds; and after a
+        ``rest``, in which a node looks after itself."""
+        self._left_alone(seconds)
+        time.sleep(rest)
+        return self.standing()
+
+    def _left_alone(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         before = self.standing()
         while True:
@@ -81,7 +88,7 @@ class Node:
             now = self.standing()
             same = (now.descriptors, now.threads) == (before.descriptors, before.threads)
             if (not now.sessions and same) or time.monotonic() > deadline:
-                return now
+                return
             before = now
 
 

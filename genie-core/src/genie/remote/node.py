@@ -21,6 +21,7 @@ from genie.remote.control import ControlPlane
 from genie.remote.exposure import check_open
 from genie.remote.server import NodeServer
 from genie.remote.status_page import StatusPage
+from genie.remote.tidying import settle
 from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
 
 log = structlog.get_logger("genie.node")
@@ -104,6 +105,7 @@ def serve(
         data_port = int(node.address.rpartition(":")[2])
         node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
         try:
+            settle()
             with _signals(stop):
                 _ready(node, page.address, json=json, out=out or sys.stdout)
                 stop.wait(node)

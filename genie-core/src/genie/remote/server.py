@@ -44,6 +44,7 @@ from genie.remote.lasting import Lasting, welcome_back
 from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
 from genie.remote.served import choose, each_its_name
+from genie.remote.tidying import tidy
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
 from genie.wire import PROTOCOL, RESUMING, Dialogue, Kind, Limits, frames, messages
@@ -119,6 +120,7 @@ class NodeServer:
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
         self._departed = Departed()
+        self._untidy = False  # sessions have ended since it was looked after
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -222,6 +224,9 @@ class NodeServer:
             self._backend.trim()
         with self._changed:
             sessions = list(self._sessions.values())
+            untidy, self._untidy = self._untidy, False
+        if untidy:
+            tidy()
         for session, _ in sessions:
             if not self.guard.still_welcome(session.owner):
                 log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
@@ -295,6 +300,7 @@ class NodeServer:
         with self._changed:
             self._sessions.pop(session.name, None)
             self._departed.add(session)
+            self._untidy = True
             self._changed.notify_all()
 
     def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | Back | None:
