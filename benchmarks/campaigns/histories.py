@@ -145,7 +145,7 @@ class Person:
 
     def _session(self, proxy: Proxy, name: str) -> None:
         proxy.faults = None
-        backend = client(proxy.address, self._node.token(self._tenant), checksums="on", timeout=20.0)
+        backend = client(proxy.address, self._node.token(self._tenant), checksums="on", timeout=20.0, heartbeat=0.5)
         try:
             caller = Caller(backend.connect(backend.devices()[0]))
             self._told.sessions += 1

@@ -59,7 +59,7 @@ def _row(
     for number in range(count):
         cuts = name in ("cut", "all of these")
         proxy = Proxy(node.address, seed=choose.randrange(1 << 30), budget=_budgets(choose) if cuts else None)
-        backend = client(proxy.address, node.token("tenant"), checksums="on" if checked else "off", timeout=10.0)
+        backend = client(proxy.address, node.token("tenant"), checksums="on" if checked else "off", timeout=30.0, heartbeat=0.5)
         until = time.monotonic() + share
         try:
             session = backend.connect(backend.devices()[0])
@@ -73,8 +73,9 @@ def _row(
             row["lost"] += 1
         except WrongValue:
             row["wrong"] += 1
-        except (GenieError, StopIteration):
+        except GenieError as error:
             row["other errors"] += 1
+            others.add(f"{name}: {type(error).__name__}: {error.message}")
         finally:
             proxy.faults = None
             backend.close()
@@ -91,11 +92,11 @@ def run(count: int = 20, seconds: float = 20.0, seed: int = 0) -> Row:
         at = prepared(directory, tiny=True)
         programs = {kind: Program(at, kind) for kind in KINDS}
         with serve(directory, ["tenant"], sessions=1000, lease=10.0) as node:
-            share = seconds / count
-            rows = [_row(node, programs, fault, True, count, share, seed) for fault in FAULTS]
-            rows += [_row(node, programs, fault, False, count, share, seed) for fault in _UNCHECKED]
+            share, others = seconds / count, set[str]()
+            rows = [_row(node, programs, fault, True, count, share, seed, others) for fault in FAULTS]
+            rows += [_row(node, programs, fault, False, count, share, seed, set()) for fault in _UNCHECKED]
     good = not any(row["wrong"] or row["other errors"] for row in rows if row["checksums"])
-    return {"rows": rows, "good": good}
+    return {"rows": rows, "good": good, "errors": sorted(others)}
 
 
 def main() -> None:
@@ -111,7 +112,8 @@ def main() -> None:
         print(json.dumps(found))
     else:
         print(table(found["rows"]))
-        print(f"\nnever a wrong value with checksums: {'yes' if found['good'] else 'NO'}")
+        print("\n".join(["", *found["errors"]]))
+        print(f"never a wrong value with checksums: {'yes' if found['good'] else 'NO'}")
     sys.exit(0 if found["good"] else 1)
 
 

@@ -7,8 +7,8 @@ light processes, each with its own session over TCP and its tenant's token, that
 encode as BERT does, or classify pictures. Every result is compared with the native one, bit by bit.
 
 After a warm-up (a tenth of the time) phases alternate: alone, and with as many slow readers (a byte a second) and as
-many stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says; while those come and go nothing is
-counted. Percentiles are of the phases alone; "p99 beside" is the median over the pairs of phases of p99 with them over p99 without. Shares are of the time that the
+many stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says; while those come and go nothing
+is counted. Percentiles are of the phases alone; "p99 beside" is the median over the pairs of phases of p99 with them over p99 without. Shares are of the time that the
 calls take natively. What the node has is taken at the end of each phase alone; "left" is after the last client has
 gone. ``--options`` are given to ``genie serve``. The exit status says whether all was equal, nothing failed or stayed.
 """

@@ -92,12 +92,20 @@ class Node:
             before = now
 
 
-def client(address: str, token: str, *, checksums: str = "off", timeout: float = 120.0) -> RemoteBackend:
+def client(
+    address: str, token: str, *, checksums: str = "off", timeout: float = 120.0, heartbeat: float = 10.0
+) -> RemoteBackend:
     """A backend with a session to come. It does not poll: there are many, and few cores."""
     transport = TcpTransport(stall_timeout=timeout, spin_us=0, checksums=checksums)
-    access = Access(None, token)
     return RemoteBackend(
-        "tcp", transport, (address,), timeout=timeout, connect_timeout=60.0, shortcut=False, access=access
+        "tcp",
+        transport,
+        (address,),
+        timeout=timeout,
+        connect_timeout=60.0,
+        shortcut=False,
+        access=Access(None, token),
+        heartbeat=heartbeat,
     )
 
 

@@ -70,7 +70,7 @@ class NodeSession:
         self.name = name
         self.owner = owner or Identity()
         self.device: Device = session.device
-        self.since = time.time()
+        self.began = time.monotonic()
         self.lasting = connection if isinstance(connection, Lasting) else None
         self.reason = ""  # why it ended, if not as the client wished
         self._connection = connection

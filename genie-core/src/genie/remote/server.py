@@ -294,7 +294,7 @@ class NodeServer:
             self._forget(session)
 
     def _forget(self, session: NodeSession) -> None:
-        seconds = round(time.time() - session.since, 3)
+        seconds = round(time.monotonic() - session.began, 3)
         self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
         self.meters.closed(session.meter)
         with self._changed:
