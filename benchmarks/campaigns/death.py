@@ -2,10 +2,10 @@
 
     python -m campaigns.death [--count 200] [--seed 0] [--json]
 
-run in ``benchmarks/``. One after the other, a process uploads, generates (by a small language model, one of two times by
-the node's loop), or trains (a small net on the remote device, with Adam), and is killed (SIGKILL) within a second. When
-the lease is over, the node must have no session and no value, and no more descriptors and threads than before the first.
-The exit status says whether that was so each time.
+run in ``benchmarks/``. One after the other, a process uploads, generates (by a small language model, one of two times
+by the node's loop), or trains (a small net on the remote device, with Adam), and is killed (SIGKILL) within a second.
+When the lease is over, the node must have no session and no value, and no more descriptors and threads than before the
+first. The exit status says whether that was so each time.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def run(count: int = 200, seed: int = 0) -> Row:
                 seconds[work].append(time.monotonic() - began)
                 rows[work]["killed"] += 1
                 rows[work]["at work"] += at_work
-                rows[work]["all freed"] += _freed(before, after)
+                rows[work]["all freed"] += after.clean_since(before)
     return {
         "rows": [
             {
@@ -160,14 +160,6 @@ def run(count: int = 200, seed: int = 0) -> Row:
         "node": [held("before", before), held("after", after)],
         "clean": all(its["killed"] == its["at work"] == its["all freed"] for its in rows.values()),
     }
-
-
-def _freed(before: Standing, after: Standing) -> bool:
-    return (
-        not (after.sessions or after.values)
-        and after.descriptors <= before.descriptors
-        and after.threads <= before.threads
-    )
 
 
 def main() -> None:

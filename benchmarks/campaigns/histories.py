@@ -3,10 +3,10 @@
     python -m campaigns.histories [--clients 16] [--seconds 60] [--seed 0] [--json]
 
 run in ``benchmarks/``. Each client updates lists on the node at random: appends of values nobody else writes, at a
-place that is counted there, too; exchanges; copies. All lists begin as one content, which all sessions of the node share
-until they write. Each client's link goes through a proxy that cuts it and damages, repeats, delays and swallows its
-bytes; with checksums, since without them damage is seen as values. Then :mod:`campaigns.history` looks at what was done
-and seen. The exit status says whether it found nothing, and no error came but a lost connection.
+place that is counted there, too; exchanges; copies. All lists begin as one content, which all sessions of the node
+share until they write. Each client's link goes through a proxy that cuts it and damages, repeats, delays and swallows
+its bytes; with checksums, since without them damage is seen as values. Then :mod:`campaigns.history` looks at what was
+done and seen. The exit status says whether it found nothing, and no error came but a lost connection.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,7 +51,15 @@ def _budgets(choose: random.Random) -> Iterator[int | None]:
 
 
 def _row(
-    node: Node, programs: dict[str, Program], name: str, checked: bool, count: int, share: float, seed: int
+    node: Node,
+    programs: dict[str, Program],
+    name: str,
+    *,
+    checked: bool,
+    count: int,
+    share: float,
+    seed: int,
+    others: set[str],
 ) -> Row:
     choose = random.Random(f"{seed} {name}")
     row: Row = {"faults": name, "checksums": checked, "sessions": 0, "calls": 0, "struck": 0}
@@ -59,7 +67,8 @@ def _row(
     for number in range(count):
         cuts = name in ("cut", "all of these")
         proxy = Proxy(node.address, seed=choose.randrange(1 << 30), budget=_budgets(choose) if cuts else None)
-        backend = client(proxy.address, node.token("tenant"), checksums="on" if checked else "off", timeout=30.0, heartbeat=0.5)
+        checksums = "on" if checked else "off"
+        backend = client(proxy.address, node.token("tenant"), checksums=checksums, timeout=30.0, heartbeat=0.5)
         until = time.monotonic() + share
         try:
             session = backend.connect(backend.devices()[0])
@@ -85,7 +94,7 @@ def _row(
     return row
 
 
-def run(count: int = 20, seconds: float = 20.0, seed: int = 0) -> Row:
+def run(count: int = 20, seconds: float = 20.0, seed: int = 0, only: Collection[str] = ()) -> Row:
     """``seconds`` for each kind of fault."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -93,8 +102,17 @@ def run(count: int = 20, seconds: float = 20.0, seed: int = 0) -> Row:
         programs = {kind: Program(at, kind) for kind in KINDS}
         with serve(directory, ["tenant"], sessions=1000, lease=10.0) as node:
             share, others = seconds / count, set[str]()
-            rows = [_row(node, programs, fault, True, count, share, seed, others) for fault in FAULTS]
-            rows += [_row(node, programs, fault, False, count, share, seed, set()) for fault in _UNCHECKED]
+            how: dict[str, Any] = {"count": count, "share": share, "seed": seed}
+            rows = [
+                _row(node, programs, fault, checked=True, others=others, **how)
+                for fault in FAULTS
+                if not only or fault in only
+            ]
+            rows += [
+                _row(node, programs, fault, checked=False, others=set(), **how)
+                for fault in _UNCHECKED
+                if not only or fault in only
+            ]
     good = not any(row["wrong"] or row["other errors"] for row in rows if row["checksums"])
     return {"rows": rows, "good": good, "errors": sorted(others)}
 
@@ -105,9 +123,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="kinds of faults, separated by commas")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = run(given.count, given.seconds, given.seed)
+    found = run(given.count, given.seconds, given.seed, [name for name in given.only.split(",") if name])
     if given.json:
         print(json.dumps(found))
     else:

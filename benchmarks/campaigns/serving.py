@@ -24,6 +24,7 @@ from genie_backend_tcp import TcpTransport
 
 _START_SECONDS = 120.0
 _OPERATOR = "operator"
+CONTROL_THREADS = 4
 REST_SECONDS = 35.0  # longer than the pauses between two times that a node gives back what it kept
 
 
@@ -39,6 +40,14 @@ class Standing:
     anonymous: int
     descriptors: int
     threads: int
+
+    def clean_since(self, before: Standing) -> bool:
+        """Nothing of any client is left. The control plane's workers come as they are needed, and stay."""
+        return (
+            not (self.sessions or self.values)
+            and self.descriptors <= before.descriptors
+            and self.threads <= before.threads + CONTROL_THREADS
+        )
 
 
 @dataclass

@@ -3,10 +3,10 @@
     python -m campaigns.surroundings [--count 50] [--json]
 
 run in ``benchmarks/``. The full disk: no file of the node may grow beyond 16 KiB, its audit log and its own log among
-them (RLIMIT_FSIZE: writing fails as it does without room). The clock: a library of a page of C, put before the system's,
-lets the node's wall clock jump by a day forth and by two back while sessions work, break, come back and are left. What
-the kernel waits by is not changed. ``--count`` sessions each; every result is compared with the native one. The exit
-status says whether all was as it should be.
+them (RLIMIT_FSIZE: writing fails as it does without room). The clock: a library of a page of C, put before the
+system's, lets the node's wall clock jump by a day forth and by two back while sessions work, break, come back and are
+left. What the kernel waits by is not changed. ``--count`` sessions each; every result is compared with the native one.
+The exit status says whether all was as it should be.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from campaigns.calls import KINDS, Client, Program
 from campaigns.load import prepared
 from campaigns.proxy import Proxy
 from campaigns.serving import Node, client, serve
-
 from genie import telemetry
 
 _ROOM = 16 << 10

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 if TYPE_CHECKING:
-    import structlog
+    pass
 
 Number: TypeAlias = int | float
 Source: TypeAlias = Callable[[], Mapping[str, Number]]
