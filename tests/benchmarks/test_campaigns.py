@@ -14,17 +14,16 @@ from campaigns.proxy import Faults, Proxy
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def run(module: str, call: str, timeout: float = 170.0) -> Any:
-    """What the call of the module gives, in a process of its own: the campaigns start and fork others."""
-    code = f"import json\nfrom campaigns import {module}\n"
-    code += f"if __name__ == '__main__':\n    print(json.dumps({module}.{call}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, cwd=BENCHMARKS)
-    assert done.returncode == 0, done.stderr
+def run(module: str, *options: str, timeout: float = 170.0) -> Any:
+    """What the campaign found, in a process of its own, as JSON; its exit status says that all was well."""
+    command = [sys.executable, "-m", f"campaigns.{module}", *options, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
 
 def test_load() -> None:
-    found = run("load", "run(clients=12, seconds=4, pairs=1, beside=1, tiny=True)")
+    found = run("load", *"--clients 12 --seconds 4 --pairs 1 --neighbours 1 --tiny".split())
     assert found["equal"] is True
     assert found["errors"] == []
     assert found["clean"] is True
@@ -36,28 +35,20 @@ def test_load() -> None:
 
 
 def test_churn() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "campaigns.churn", "--count", "20", "--workers", "1", "--rest", "0", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=170,
-        cwd=BENCHMARKS,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    found = json.loads(done.stdout)
+    found = run("churn", *"--count 20 --workers 1 --rest 0".split())
     assert found["equal"] is True
     assert found["clean"] is True
     assert found["cycles"] == found["opened"] == 30
 
 
 def test_death() -> None:
-    found = run("death", "run(count=3)")
+    found = run("death", "--count", "3")
     assert found["clean"] is True
     assert [row["all freed"] for row in found["rows"]] == [1, 1, 1]
 
 
 def test_links() -> None:
-    found = run("links", "run(count=3, seconds=1.5, only=('cut', 'bit flips'))")
+    found = run("links", *"--count 3 --seconds 1.5 --only".split(), "cut,bit flips")
     assert found["good"] is True
     rows = {row["faults"]: row for row in found["rows"] if row["checksums"]}
     assert rows["cut"]["came back"] > 0
@@ -65,7 +56,7 @@ def test_links() -> None:
 
 
 def test_histories() -> None:
-    found = run("histories", "run(clients=4, seconds=4)")
+    found = run("histories", "--clients", "4", "--seconds", "4")
     assert found["anomalies"] == []
     assert found["errors"] == []
     assert found["row"]["updates"] > 0
@@ -73,7 +64,7 @@ def test_histories() -> None:
 
 
 def test_surroundings() -> None:
-    found = run("surroundings", "run(count=12)")
+    found = run("surroundings", "--count", "12")
     assert found["full_disk"]["good"] is True
     assert found["jumping_clock"]["good"] is True
     assert found["jumping_clock"]["days off"] == [1, -1, 0]
@@ -89,7 +80,8 @@ def test_a_wrong_value_is_told() -> None:
         "data[its.cases[0].due[0].start] ^= 1\n(at / 'vision.bin').write_bytes(data)\n"
         "with serve(directory, ['tenant']) as node:\n"
         "    backend = client(node.address, node.token('tenant'))\n"
-        "    try:\n        next(calls.Client(backend.connect(backend.devices()[0]), calls.Program(at, 'vision'), 0).calls())\n"
+        "    session = backend.connect(backend.devices()[0])\n"
+        "    try:\n        next(calls.Client(session, calls.Program(at, 'vision'), 0).calls())\n"
         "    except calls.WrongValue as error:\n        print(json.dumps(str(error)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=170, cwd=BENCHMARKS)
