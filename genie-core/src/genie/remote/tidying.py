@@ -24,7 +24,7 @@ def tidy() -> None:
 
 def _find() -> Callable[[int], int]:
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except AttributeError:  # a C library that has none
         return lambda _: 0
 
