@@ -103,7 +103,7 @@ class _Printer:
     log = debug = info = warn = warning = error = critical = fatal = failure = exception = msg
 
 
-_printing = threading.Lock()
+_printing = threading.RLock()  # a signal may arrive while it is held
 
 
 class Counters:
