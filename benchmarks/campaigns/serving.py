@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genie.errors import GenieError
 from genie.remote import RemoteBackend
 from genie.remote.access import Access
 from genie.remote.control import ControlClient
@@ -163,11 +162,3 @@ def serve(
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-def reachable(node: Node) -> bool:
-    """Whether it still answers."""
-    try:
-        return bool(node.view().address)
-    except GenieError:
-        return False
