@@ -2,10 +2,10 @@
 
     python -m campaigns.churn [--count 10000] [--workers 4] [--json]
 
-run in ``benchmarks/``. A cycle is a new session that gets its weights, makes some calls whose results are compared with
-the native ones, and ends: of ten, six say BYE, three have their link cut and never come back, one is killed (SIGKILL) at
-work. What the node has is taken before, after a twentieth of the cycles, and after all of them, each time when the last
-lease is over. The exit status says whether all results were equal, and nothing stayed.
+run in ``benchmarks/``. A cycle is a new session that gets its weights, makes some calls whose results are compared
+with the native ones, and ends: of ten, six say BYE, three have their link cut and never come back, one is killed
+(SIGKILL) at work. What the node has is taken before, after a twentieth of the cycles, and after all of them, each time
+when the last lease is over. The exit status says whether all results were equal, and nothing stayed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from measure import table
 from campaigns.calls import KINDS, Client, Program, WrongValue
 from campaigns.load import held, prepared
 from campaigns.proxy import Proxy
-from campaigns.serving import Node, Standing, client, serve
+from campaigns.serving import REST_SECONDS, Node, client, serve
 from genie import telemetry
 from genie.errors import GenieError
 
@@ -122,18 +122,18 @@ def _cycles(node: Node, programs: Path, count: int, workers: int) -> tuple[int, 
     return done, problems
 
 
-def run(count: int = 10_000, workers: int = 4, tiny: bool = True) -> Row:
+def run(count: int = 10_000, workers: int = 4, rest: float = REST_SECONDS) -> Row:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        programs = prepared(directory, tiny)
+        programs = prepared(directory, tiny=True)
         with serve(directory, ["tenant"], sessions=1000, lease=_LEASE) as node:
             empty = node.standing()
             first, problems = _cycles(node, programs, max(count // 20, 10), workers)
-            warm = node.settled(30 + _LEASE)
+            warm = node.settled(30 + _LEASE, rest)
             began = time.monotonic()
             done, more = _cycles(node, programs, count, workers)
             seconds = time.monotonic() - began
-            after = node.settled(30 + _LEASE)
+            after = node.settled(30 + _LEASE, rest)
             opened = sum(tenant.opened for tenant in node.view().tenants)
     growth = (after.anonymous - after.kept) / (warm.anonymous - warm.kept) - 1
     return {
@@ -144,33 +144,28 @@ def run(count: int = 10_000, workers: int = 4, tiny: bool = True) -> Row:
         "problems": sorted({*problems, *more})[:20],
         "node": [held(*each) for each in (("empty", empty), ("warm", warm), ("after", after))],
         "growth": growth,
-        "clean": _clean(empty, after) and after.contents == warm.contents,
+        "clean": after.clean_since(warm) and after.contents == warm.contents,
     }
-
-
-def _clean(before: Standing, after: Standing) -> bool:
-    return (
-        not (after.sessions or after.values)
-        and after.descriptors <= before.descriptors
-        and after.threads <= before.threads
-    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument(
+        "--rest", type=float, default=REST_SECONDS, help="seconds left to the node before it is looked at"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = run(given.count, given.workers)
+    found = run(given.count, given.workers, given.rest)
     if given.json:
         print(json.dumps(found))
     else:
         print(table(found["node"]))
         print(
-            f"\n{found['cycles']:,} cycles, {found['cycles/s']:.0f} a second; equal: {'yes' if found['equal'] else 'NO'}; "
-            f"problems: {found['problems'] or 'none'}; memory grew by {found['growth']:.2%} (target "
-            f"{TARGET_GROWTH:.0%}); nothing left: {'yes' if found['clean'] else 'NO'}"
+            f"\n{found['cycles']:,} cycles, {found['cycles/s']:.0f} a second; equal: "
+            f"{'yes' if found['equal'] else 'NO'}; problems: {found['problems'] or 'none'}; memory grew by "
+            f"{found['growth']:.2%} (target {TARGET_GROWTH:.0%}); nothing left: {'yes' if found['clean'] else 'NO'}"
         )
     sys.exit(0 if found["equal"] and found["clean"] else 1)
 

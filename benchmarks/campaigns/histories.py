@@ -3,10 +3,10 @@
     python -m campaigns.histories [--clients 16] [--seconds 60] [--seed 0] [--json]
 
 run in ``benchmarks/``. Each client updates lists on the node at random: appends of values nobody else writes, at a
-place that is counted there, too; exchanges; copies. All lists begin as one content, which all sessions of the node share
-until they write. Each client's link goes through a proxy that cuts it and damages, repeats, delays and swallows its
-bytes; with checksums, since without them damage is seen as values. Then :mod:`campaigns.history` looks at what was done
-and seen. The exit status says whether it found nothing, and no error came but a lost connection.
+place that is counted there, too; exchanges; copies. All lists begin as one content, which all sessions of the node
+share until they write. Each client's link goes through a proxy that cuts it and damages, repeats, delays and swallows
+its bytes; with checksums, since without them damage is seen as values. Then :mod:`campaigns.history` looks at what was
+done and seen. The exit status says whether it found nothing, and no error came but a lost connection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from measure import table
 
-from campaigns.history import Event, Found, check
+from campaigns.history import Event, check
 from campaigns.proxy import Faults, Proxy
 from campaigns.serving import Node, client, serve
 from genie import telemetry
@@ -48,63 +48,39 @@ Row: TypeAlias = dict[str, Any]
 Register: TypeAlias = tuple[int, int]  # the handles of the list and of how many values are in it
 
 
-def _graph(values: list[TensorSpec], steps: list[Step]) -> Graph:
-    """All of ``values`` are inputs; what steps give beyond them is theirs, again."""
-    made = sum(len(step.outputs) for step in steps)
+def _graph(inputs: list[TensorSpec], made: list[TensorSpec], steps: list[Step]) -> Graph:
+    """What steps make comes after the inputs; the last of it is what the plan gives."""
     return Graph(
-        values=(*values, *(_spec_of(values, step) for step in steps)),
-        inputs=tuple(Input(value) for value in range(len(values))),
+        values=(*inputs, *made),
+        inputs=tuple(Input(value) for value in range(len(inputs))),
         steps=tuple(steps),
-        outputs=(len(values) + made - 1,),
+        outputs=(len(inputs) + len(made) - 1,),
     )
-
-
-def _spec_of(values: list[TensorSpec], step: Step) -> TensorSpec:
-    first = step.args[0]
-    assert isinstance(first, Ref)
-    return values[first.value] if first.value < len(values) else _LIST
 
 
 def _append() -> Graph:
-    return _graph(
-        [_LIST, _ONE, _ONE],
-        [
-            Step(0, "aten::index_copy_", "", (Ref(0), 0, Ref(1), Ref(2)), (3,), mutates=(0,), aliases=((3, 0),)),
-            Step(1, "aten::add_", "Scalar", (Ref(1), 1, 1), (4,), mutates=(1,), aliases=((4, 1),)),
-        ],
-    )
+    put = Step(0, "aten::index_copy_", "", (Ref(0), 0, Ref(1), Ref(2)), (3,), mutates=(0,), aliases=((3, 0),))
+    count = Step(1, "aten::add_", "Scalar", (Ref(1), 1, 1), (4,), mutates=(1,), aliases=((4, 1),))
+    return _graph([_LIST, _ONE, _ONE], [_LIST, _ONE], [put, count])
 
 
-def _copy(target: int, source: int, made: int, number: int) -> Step:
-    return Step(
-        number,
-        "aten::copy_",
-        "",
-        (Ref(target), Ref(source), False),
-        (made,),
-        mutates=(target,),
-        aliases=((made, target),),
-    )
+def _move(target: int, source: int, made: int, number: int) -> Step:
+    args = (Ref(target), Ref(source), False)
+    return Step(number, "aten::copy_", "", args, (made,), mutates=(target,), aliases=((made, target),))
 
 
-def _copied() -> Graph:
-    return _graph([_LIST, _ONE, _LIST, _ONE], [_copy(0, 2, 4, 0), _copy(1, 3, 5, 1)])
+def _copy() -> Graph:
+    return _graph([_LIST, _ONE] * 2, [_LIST, _ONE], [_move(0, 2, 4, 0), _move(1, 3, 5, 1)])
 
 
-def _swapped() -> Graph:
+def _swap() -> Graph:
     """Two lists, exchanged by way of a third."""
     kept = [Step(number, "aten::clone", "", (Ref(number),), (4 + number,)) for number in (0, 1)]
-    moves = [_copy(0, 2, 6, 2), _copy(1, 3, 7, 3), _copy(2, 4, 8, 4), _copy(3, 5, 9, 5)]
-    specs = [_LIST, _ONE, _LIST, _ONE]
-    return Graph(
-        values=(*specs, _LIST, _ONE, _LIST, _ONE, _LIST, _ONE),
-        inputs=tuple(Input(value) for value in range(4)),
-        steps=(*kept, *moves),
-        outputs=(9,),
-    )
+    moves = [_move(0, 2, 6, 2), _move(1, 3, 7, 3), _move(2, 4, 8, 4), _move(3, 5, 9, 5)]
+    return _graph([_LIST, _ONE] * 2, [_LIST, _ONE] * 3, [*kept, *moves])
 
 
-APPEND, COPY, SWAP = _append(), _copied(), _swapped()
+APPEND, COPY, SWAP = _append(), _copy(), _swap()
 
 
 @dataclass
@@ -145,7 +121,7 @@ class Person:
 
     def _session(self, proxy: Proxy, name: str) -> None:
         proxy.faults = None
-        backend = client(proxy.address, self._node.token(self._tenant), checksums="on", timeout=20.0)
+        backend = client(proxy.address, self._node.token(self._tenant), checksums="on", timeout=20.0, heartbeat=0.5)
         try:
             caller = Caller(backend.connect(backend.devices()[0]))
             self._told.sessions += 1
@@ -217,13 +193,9 @@ def run(clients: int = 16, seconds: float = 60.0, seed: int = 0) -> Row:
             "lost sessions": told.lost,
             "anomalies": len(found),
         },
-        "anomalies": [str(each) for each in _first(found)],
+        "anomalies": [str(each) for each in found[:20]],
         "errors": sorted(set(told.errors)),
     }
-
-
-def _first(found: list[Found]) -> list[Found]:
-    return found[:20]
 
 
 def main() -> None:

@@ -7,10 +7,11 @@ light processes, each with its own session over TCP and its tenant's token, that
 encode as BERT does, or classify pictures. Every result is compared with the native one, bit by bit.
 
 After a warm-up (a tenth of the time) phases alternate: alone, and with as many slow readers (a byte a second) and as
-many stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says; while those come and go nothing is
-counted. Percentiles are of the phases alone; "p99 beside" is the median over the pairs of phases of p99 with them over p99 without. Shares are of the time that the
-calls take natively. What the node has is taken at the end of each phase alone; "left" is after the last client has
-gone. ``--options`` are given to ``genie serve``. The exit status says whether all was equal, nothing failed or stayed.
+many stopped clients (SIGSTOP, in the middle of an answer) as ``--neighbours`` says; while those come and go nothing
+is counted. Percentiles are of the phases alone; "p99 beside" is the median over the pairs of phases of p99 with them
+over p99 without. Shares are of the time that the calls take natively. What the node has is taken at the end of each
+phase alone; "left" is after the last client has gone. ``--options`` are given to ``genie serve``. The exit status says
+whether all was equal, nothing failed and nothing stayed.
 """
 
 from __future__ import annotations
@@ -247,9 +248,7 @@ def _report(
             held(*each) for each in (("empty", empty), ("first", samples[0]), ("last", samples[-1]), ("left", left))
         ],
         "growth": (samples[-1].anonymous - samples[-1].kept) / (samples[0].anonymous - samples[0].kept) - 1,
-        "clean": not (left.sessions or left.values)
-        and left.descriptors <= empty.descriptors
-        and left.threads <= empty.threads,
+        "clean": left.clean_since(empty),
     }
 
 
@@ -282,10 +281,11 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=4, help="slow readers, and as many stopped clients")
     parser.add_argument("--weights", default="1,1,1,1", help="of the tenants tenant0, tenant1, …")
     parser.add_argument("--options", default="", help="for genie serve")
+    parser.add_argument("--tiny", action="store_true", help="programs of a tenth of the size")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     weights = [float(weight) for weight in given.weights.split(",")]
-    found = run(given.clients, given.seconds, given.pairs, given.neighbours, weights, given.options.split())
+    found = run(given.clients, given.seconds, given.pairs, given.neighbours, weights, given.options.split(), given.tiny)
     if given.json:
         print(json.dumps(found, ensure_ascii=False))
     else:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genie.errors import GenieError
 from genie.remote import RemoteBackend
 from genie.remote.access import Access
 from genie.remote.control import ControlClient
@@ -24,9 +23,11 @@ from genie_backend_tcp import TcpTransport
 
 _START_SECONDS = 120.0
 _OPERATOR = "operator"
+CONTROL_THREADS = 4
+REST_SECONDS = 35.0  # longer than the pauses between two times that a node gives back what it kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What a node has at one moment. Bytes; ``kept`` is free, for the values of sessions to come, and ``anonymous`` all
     memory of the process that no file backs."""
@@ -38,6 +39,14 @@ class Standing:
     anonymous: int
     descriptors: int
     threads: int
+
+    def clean_since(self, before: Standing) -> bool:
+        """Nothing of any client is left. The control plane's workers come as they are needed, and stay."""
+        return (
+            not (self.sessions or self.values)
+            and self.descriptors <= before.descriptors
+            and self.threads <= before.threads + CONTROL_THREADS
+        )
 
 
 @dataclass
@@ -72,8 +81,14 @@ class Node:
             threads=len(list((proc / "task").iterdir())),
         )
 
-    def settled(self, seconds: float) -> Standing:
-        """Once nobody is there any more and what served them has ended, or as it is after so many seconds."""
+    def settled(self, seconds: float, rest: float = 0.0) -> Standing:
+        """Once nobody is there any more and what served them has ended, or as it is after so many seconds; and after a
+        ``rest``, in which a node looks after itself."""
+        self._left_alone(seconds)
+        time.sleep(rest)
+        return self.standing()
+
+    def _left_alone(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         before = self.standing()
         while True:
@@ -81,16 +96,24 @@ class Node:
             now = self.standing()
             same = (now.descriptors, now.threads) == (before.descriptors, before.threads)
             if (not now.sessions and same) or time.monotonic() > deadline:
-                return now
+                return
             before = now
 
 
-def client(address: str, token: str, *, checksums: str = "off", timeout: float = 120.0) -> RemoteBackend:
+def client(
+    address: str, token: str, *, checksums: str = "off", timeout: float = 120.0, heartbeat: float = 10.0
+) -> RemoteBackend:
     """A backend with a session to come. It does not poll: there are many, and few cores."""
     transport = TcpTransport(stall_timeout=timeout, spin_us=0, checksums=checksums)
-    access = Access(None, token)
     return RemoteBackend(
-        "tcp", transport, (address,), timeout=timeout, connect_timeout=60.0, shortcut=False, access=access
+        "tcp",
+        transport,
+        (address,),
+        timeout=timeout,
+        connect_timeout=60.0,
+        shortcut=False,
+        access=Access(None, token),
+        heartbeat=heartbeat,
     )
 
 
@@ -139,11 +162,3 @@ def serve(
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-def reachable(node: Node) -> bool:
-    """Whether it still answers."""
-    try:
-        return bool(node.view().address)
-    except GenieError:
-        return False

@@ -79,3 +79,14 @@ def test_a_programs_own_logging_is_left_alone() -> None:
         "telemetry.configure('CRITICAL'); structlog.get_logger().info('mine')\n"
     )
     assert json.loads(done.stdout) == {"event": "mine"}
+
+
+def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+    done = python(
+        "import sys\nfrom genie import telemetry\n"
+        "telemetry.configure('INFO')\nerror, sys.stderr = sys.stderr, open('/dev/full', 'w', buffering=1)\n"
+        "telemetry.get_logger('x').info('lost')\nsys.stderr = error\n"
+        "telemetry.get_logger('x').info('there again')\nprint('went on')"
+    )
+    assert done.stdout == "went on\n"
+    assert "there again" in done.stderr

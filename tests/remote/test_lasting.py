@@ -699,3 +699,14 @@ def test_interrupted_while_the_link_is_made_anew(lasting: Node, through: Through
             caller.get(total)
         proxy.cut()
     assert at > 60
+
+
+def test_a_client_that_leaves_while_it_is_answered_is_not_waited_for(lasting: Node) -> None:
+    """Its end of the connection is closed with answers unread, which may break the link before its BYE is read."""
+    transport = TcpTransport(stall_timeout=10)
+    for _ in range(20):
+        backend = RemoteBackend("tcp", transport, (lasting.server.address,), timeout=10, shortcut=False)
+        _, iterations = begin(Caller(backend.connect(backend.devices()[0])), 5_000)
+        next(iterations)
+        backend.close()
+    lasting.wait_for_sessions(0)  # within 10 s; the lease is 20 s

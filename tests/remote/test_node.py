@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from structlog.testing import capture_logs
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, RemoteOpError
 from genie.remote import NodeServer, RemoteBackend, RemoteClient, status
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.node_session import NodeSession
 from genie.testing import Caller, MemoryTransport, NullBackend, single
 from genie.testing.plans import spec
 from genie_backend_tcp import TcpTransport
@@ -249,6 +251,28 @@ def test_housekeeping_gives_back_what_lies_idle(make_node: Callable[..., Node]) 
     NodeServer(hoarder, MemoryTransport()).housekeep()
     assert hoarder.kept == 0
     make_node().server.housekeep()  # whoever keeps nothing is not asked
+
+
+def test_housekeeping_frees_what_ended_sessions_leave(node: Node) -> None:
+    """Their objects refer to each other, so nothing but the garbage collector finds them."""
+
+    def there() -> int:
+        return sum(isinstance(each, NodeSession) and each.meter in ours for each in gc.get_objects())
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            caller = node.client()
+            caller.get(caller.put([1]))
+        ours = [each.meter for each in gc.get_objects() if isinstance(each, NodeSession)]
+        for backend in node.backends:
+            backend.close()
+        node.wait_for_sessions(0)
+        assert there() >= 3
+        node.server.housekeep()
+        assert there() == 0
+    finally:
+        gc.enable()
 
 
 # --- the host's own way --------------------------------------------------------------------------

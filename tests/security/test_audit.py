@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import time
 from pathlib import Path
@@ -63,3 +64,18 @@ def test_who_guesses_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="audit log"):
         AuditLog(tmp_path / "none" / "audit")
+
+
+def test_after_a_line_that_was_cut_short_the_next_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:10]))  # the disk is nearly full
+    log.write("one")
+    monkeypatch.setattr(os, "write", write)
+    log.write("two")
+    log.write("three")
+    log.close()
+    cut, *whole = path.read_text().splitlines()
+    assert len(cut) == 10
+    assert [json.loads(line)["event"] for line in whole] == ["two", "three"]

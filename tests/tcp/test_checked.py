@@ -13,7 +13,7 @@ import pytest
 from remote.proxy import Faults, Proxy
 from remote.test_lasting import _program
 
-from genie.errors import AccessDenied, ConnectionLost, ProtocolError, VersionMismatch
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, ProtocolError, VersionMismatch
 from genie.interfaces import Connection
 from genie.remote import NodeServer, RemoteBackend, rejoining
 from genie.testing import Caller, NullBackend, TransportSuite
@@ -227,6 +227,21 @@ def test_the_error_of_a_damaged_greeting_is_clean() -> None:
     with pytest.raises(ConnectionLost, match="damaged"):
         connection.receive(_fresh, 5.0)
     connection.close()
+    theirs.close()
+
+
+def test_who_says_nothing_is_not_waited_for_twice() -> None:
+    sock, theirs = socket.socketpair()
+    node = CheckedConnection(sock, "peer", Limits(), 30.0, 0.0, accepted=True)
+    with pytest.raises(DeadlineExceeded):
+        node.receive(_fresh, 0.05)
+    with pytest.raises(DeadlineExceeded):  # at once: else the receiver's time would pass once more
+        node.send(frames.one(0, Kind.ERROR))
+    theirs.sendall(frames.one(7, Kind.SYNC))
+    assert frames.sequence(node.receive(_fresh, 5.0).header) == 7
+    node.send(frames.one(7, Kind.DONE))
+    assert theirs.recv(100) == frames.one(7, Kind.DONE)
+    node.close()
     theirs.close()
 
 

@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from xxhash import xxh3_64_intdigest as digest
 
-from genie.errors import AccessDenied, ConnectionLost, GenieError, Stage, VersionMismatch
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, Stage, VersionMismatch
 from genie.wire import Buffer, Limits, frames
 from genie_backend_tcp.connection import SocketConnection, behind
 from genie_backend_tcp.pace import Pace
@@ -67,6 +67,7 @@ class CheckedConnection(SocketConnection):
         self._required = required
         self._redial = redial
         self._opening: bytearray | None = bytearray()  # what has come of the other side's preamble
+        self._silent = False  # it was waited for, in vain
         self._unanswered: list[bytes] = []  # what was sent before that
         self._checks = not accepted
         self._said, self._heard = (_LISTENER, 0) if accepted else (0, _LISTENER)  # the numbers of the next records
@@ -89,7 +90,9 @@ class CheckedConnection(SocketConnection):
         assert opening is not None
         while len(opening) < len(PREAMBLE):
             piece = memoryview(bytearray(len(PREAMBLE) - len(opening)))
+            self._silent = True
             count = super()._read(piece)
+            self._silent = False
             if not count:
                 return False
             opening += piece[:count]
@@ -139,6 +142,8 @@ class CheckedConnection(SocketConnection):
     def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
         try:
             if self._opening is not None:
+                if self._accepted and self._silent:
+                    raise DeadlineExceeded("the peer has not said how it wants to be spoken to", where=self.peer)
                 if self._accepted:
                     self._begin()
                 elif not buffers:

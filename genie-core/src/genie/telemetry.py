@@ -5,14 +5,15 @@ structlog is imported with the first event: it takes longer to import than all o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 if TYPE_CHECKING:
-    import structlog
+    pass
 
 Number: TypeAlias = int | float
 Source: TypeAlias = Callable[[], Mapping[str, Number]]
@@ -84,10 +85,25 @@ def _apply() -> None:
 class _StandardError:
     """Looks standard error up each time, so that a program which replaces it gets our events too."""
 
-    def __call__(self, *_args: Any) -> structlog.PrintLogger:
-        import structlog
+    def __call__(self, *_args: Any) -> _Printer:
+        return _Printer(sys.stderr)
 
-        return structlog.PrintLogger(sys.stderr)
+
+class _Printer:
+    """What cannot be written, as on a full disk, is dropped: nothing fails for its log."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError), _printing:
+            self._file.write(message + "\n")
+            self._file.flush()
+
+    log = debug = info = warn = warning = error = critical = fatal = failure = exception = msg
+
+
+_printing = threading.RLock()  # a signal may arrive while it is held
 
 
 class Counters:

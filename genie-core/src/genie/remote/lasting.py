@@ -102,7 +102,11 @@ class Lasting:
             try:
                 self._connection.send(header, buffers)
             except BackendError as error:
-                self._break(error)
+                # A client may have said BYE while it was answered: that is to be heard.
+                if isinstance(error, ConnectionLost) and not self._left:
+                    self._left = self._read_ahead(self._connection)
+                if not self._broken:
+                    self._break(error)
 
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
         """The client's next message, however often it comes back for it. Raises :class:`ConnectionLost` when the lease

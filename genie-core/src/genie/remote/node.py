@@ -22,6 +22,7 @@ from genie.remote.control import ControlPlane, check_free
 from genie.remote.exposure import check_metrics, check_open, check_quotas
 from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
+from genie.remote.tidying import settle
 from genie.security import AuditLog, Guard, RevokedFile, Tls, TlsFiles, TokenFile
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile
@@ -125,6 +126,7 @@ def serve(
         try:
             if control_port and node.control_port != control_port:
                 raise ConfigError(f"cannot listen at {host}:{control_port}", where="--control-port")
+            settle()
             with _signals(stop):
                 _ready(node, page.address, json=json, out=out or sys.stdout)
                 stop.wait(node)

@@ -76,7 +76,7 @@ class NodeSession:
         self.owner = owner
         self.pace = pace
         self.device: Device = session.device
-        self.since = time.time()
+        self.began = time.monotonic()
         self.lasting = connection if isinstance(connection, Lasting) else None
         self.reason = ""  # why it ended, if not as the client wished
         self._connection = connection

@@ -46,6 +46,7 @@ from genie.remote.node_session import NodeSession
 from genie.remote.realm import Realm
 from genie.remote.reception import Reception
 from genie.remote.served import choose, each_its_name
+from genie.remote.tidying import tidy
 from genie.remote.watching import Watch
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
@@ -136,6 +137,7 @@ class NodeServer:
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
         self._departed = Departed()
         self._watch = Watch(self._open_sessions)
+        self._untidy = False  # sessions have ended since it was looked after
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -267,6 +269,9 @@ class NodeServer:
             self._backend.trim()
         with self._changed:
             sessions = list(self._sessions.values())
+            untidy, self._untidy = self._untidy, False
+        if untidy:
+            tidy()
         for session, _ in sessions:
             if reason := self.guard.unwelcome(session.owner):
                 log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
@@ -335,13 +340,14 @@ class NodeServer:
             self._forget(session)
 
     def _forget(self, session: NodeSession) -> None:
-        seconds = round(time.time() - session.since, 3)
+        seconds = round(time.monotonic() - session.began, 3)
         self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
         self.meters.closed(session.meter)
         self.reception.leave(session.pace)
         with self._changed:
             self._sessions.pop(session.name, None)
             self._departed.add(session)
+            self._untidy = True
             self._changed.notify_all()
 
     def _greet(self, connection: Connection, dialogue: Dialogue) -> NodeSession | Inlet | Back | None:

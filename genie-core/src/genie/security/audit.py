@@ -29,6 +29,7 @@ class AuditLog:
         self._second = 0
         self._refused = 0
         self._unsaid = 0
+        self._cut = False  # in the middle of a line: the next begins with one's end
         if self._path is not None:
             try:
                 self._descriptor = _open(self._path)
@@ -54,7 +55,11 @@ class AuditLog:
             data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
             try:
                 self._reopen_if_moved(self._path)
-                if os.write(self._descriptor, data) != len(data):
+                if self._cut:
+                    data = b"\n" + data
+                written = os.write(self._descriptor, data)
+                self._cut = written != len(data)
+                if self._cut:
                     raise OSError("the line was cut short")
             except OSError as error:
                 log.error("the audit log is not written", reason=error.strerror or str(error), path=str(self._path))
