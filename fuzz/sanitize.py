@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.build_only:
         return 0
     tests = options.tests or [test for package in wanted for test in TESTS[package]]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "--capture=sys", *tests]
     return subprocess.run(command, cwd=ROOT, env=environment(folders), check=False).returncode
 
 

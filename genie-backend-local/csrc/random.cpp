@@ -91,7 +91,9 @@ std::string Generators::state(int64_t number) {
 void Generators::set_state(int64_t number, const void* data, size_t size) {
   auto& generator = get(number, device_);
   const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
-  std::memcpy(state.mutable_data_ptr(), data, size);
+  if (size > 0) {
+    std::memcpy(state.mutable_data_ptr(), data, size);
+  }
   const std::lock_guard<std::mutex> lock(generator.mutex());
   try {
     generator.set_state(state);

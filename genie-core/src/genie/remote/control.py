@@ -105,7 +105,11 @@ class ControlPlane:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=4, thread_name_prefix="genie-control"),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", 1 << 20),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a few bytes may unpack to gigabytes
+            ],
             maximum_concurrent_rpcs=64,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -171,7 +171,9 @@ class NodeSession:
                 self._repeat(seq, body)
                 meter.done(kind)
             else:
-                self._dialogue.hear(kind)  # raises for all but BYE
+                self._dialogue.hear(kind)
+                if kind != _BYE:
+                    raise ProtocolError(f"record kind {kind} came without its data")
                 return False
         return True
 
