@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def main(arguments: list[str]) -> None:
         plain: bytes = atheris.Mutate(data, most)
         return plain
 
-    arguments = [sys.argv[0], f"-max_len={target.largest}", "-rss_limit_mb=4096", "-timeout=60", *options]
+    # To merge, libFuzzer runs its first argument again, through a shell.
+    itself = shlex.join((sys.executable, str(Path(__file__).resolve()), name))
+    arguments = [itself, f"-max_len={target.largest}", "-rss_limit_mb=4096", "-timeout=60", *options]
     if target.msgpack_at >= 0:
         atheris.Setup(arguments, one, custom_mutator=mutate)
     else:
