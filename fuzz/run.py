@@ -1,9 +1,10 @@
 """Fuzz for a while, and say what was done: ``python fuzz/run.py --minutes 30``.
 
 The time is shared out to the targets. Each runs under atheris in a process of its own, ``--workers`` of them at a time,
-from its committed corpus and what earlier runs found (``.build/fuzz``, or ``--work``); after a finding it goes on. ``--minimise`` then makes the committed corpus anew: the fewest
-small inputs that reach what was reached (libFuzzer's merge). Ends with a table, of which ``report.json`` keeps those of
-all runs, and with status 1 if anything was found; the input that shows it lies beside.
+from its committed corpus and what earlier runs found (``.build/fuzz``, or ``--work``); after a finding it goes on.
+``--minimise`` then makes the committed corpus anew: the fewest small inputs that reach what was reached (libFuzzer's
+merge). Ends with a table (``report.json`` keeps those of all runs), and with status 1 if anything was found; the input
+that shows it lies beside.
 """
 
 from __future__ import annotations
@@ -93,8 +94,13 @@ def minimise(name: str, work: Path) -> int:
     command = [sys.executable, str(ROOT / "fuzz" / "one.py"), name, "-merge=1", str(merged), *sources]
     with (work / name / "merge.txt").open("w") as log:
         subprocess.run(command, cwd=work, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment())
-    kept = [path.read_bytes() for path in committed.iterdir() if path.name.startswith("found-")] if committed.is_dir() else []
-    chosen, total = [], 0
+    kept = (
+        [path.read_bytes() for path in committed.iterdir() if path.name.startswith("found-")]
+        if committed.is_dir()
+        else []
+    )
+    chosen: list[bytes] = []
+    total = 0
     for data in sorted((path.read_bytes() for path in merged.iterdir()), key=lambda data: (len(data), data)):
         if len(chosen) < MOST_COMMITTED and total + len(data) <= LARGEST_COMMITTED and data not in kept:
             chosen.append(data)
@@ -125,13 +131,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['corpus']:>8}  {told}"
         )
     inputs, seconds = sum(row["inputs"] for row in rows), sum(row["seconds"] for row in rows)
-    lines.append(f"{'all':<12}{inputs:>12,}{inputs / max(seconds, 1e-9):>12,.0f}   in {seconds / 60:.1f} minutes of processes")
+    lines.append(
+        f"{'all':<12}{inputs:>12,}{inputs / max(seconds, 1e-9):>12,.0f}   in {seconds / 60:.1f} minutes of processes"
+    )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="TARGET", help=f"of {', '.join(targets.NAMES)}; all if none is named")
+    parser.add_argument(
+        "names", nargs="*", metavar="TARGET", help=f"of {', '.join(targets.NAMES)}; all if none is named"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of all targets together; 0: only minimise")
     parser.add_argument("--workers", type=int, default=1, help="targets that run at a time")
     parser.add_argument("--seed", type=int, default=1)

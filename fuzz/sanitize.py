@@ -23,8 +23,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / ".build" / "sanitized"
-SUPPRESSIONS = ROOT / "fuzz" / "sanitizers"
-PATTERNS = ("genie-patterns-llm", "genie-patterns-vision", "genie-patterns-multimodal")
 
 FLAGS = (
     "-std=c++20 -O1 -g1 -fPIC -shared -fvisibility=hidden -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS "
@@ -69,7 +67,14 @@ def compiler(module: Module) -> list[str]:
     paths = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     linked = ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
-    return [*command, *paths, f"-DGENIE_MODULE={module.name}", f"-DTORCH_EXTENSION_NAME={module.name}", *libraries, *linked]
+    return [
+        *command,
+        *paths,
+        f"-DGENIE_MODULE={module.name}",
+        f"-DTORCH_EXTENSION_NAME={module.name}",
+        *libraries,
+        *linked,
+    ]
 
 
 def build(module: Module) -> Path:
@@ -120,9 +125,9 @@ def environment(folders: Sequence[Path]) -> dict[str, str]:
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')} {runtime('libstdc++.so')}",
         "ASAN_OPTIONS": (
             "detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=0:handle_segv=1:"
-            f"strict_string_checks=1:suppressions={SUPPRESSIONS / 'asan.txt'}"
+            "strict_string_checks=1"
         ),
-        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:suppressions={SUPPRESSIONS / 'ubsan.txt'}",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "PYTHONPATH": os.pathsep.join([*paths, *([known] if known else [])]),
         "PYTHONMALLOC": "malloc",  # so that buffers of Python's have edges, too
         "OMP_NUM_THREADS": "1",

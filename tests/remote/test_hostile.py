@@ -168,7 +168,8 @@ def test_a_question_that_makes_no_sense_is_answered_and_the_session_goes_on(
 
 
 @pytest.mark.parametrize(
-    "body", [_DEEP, _MANY, _LONG, b"\x81\xa5graph" + _MANY, b"\x8e" + b"\xa5graph" * 20_000, b"\xc7", b"\xdf\xff\xff\xff\xff"]
+    "body",
+    [_DEEP, _MANY, _LONG, b"\x81\xa5graph" + _MANY, b"\x8e" + b"\xa5graph" * 20_000, b"\xc7", b"\xdf\xff\xff\xff\xff"],
 )
 def test_a_plan_that_is_a_bomb_is_refused_and_the_session_goes_on(node: Node, bystander: Caller, body: bytes) -> None:
     connection = _attacker(node)
