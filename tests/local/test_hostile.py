@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from local.both import Program
@@ -211,6 +213,22 @@ def test_bombs_do_not_decode(body: bytes) -> None:
     for kind in (1, 2):
         with pytest.raises(CodecError):
             codec.decode(headed(kind, body))
+
+
+def test_tables_beyond_their_bounds_are_refused_before_an_entry_is_made() -> None:
+    """An empty label is one byte, and a hundred and sixty as an object."""
+    from genie_fuzz.targets.codec import headed
+
+    count = (1 << 20) + 1
+    empty = {"values": [], "inputs": [], "steps": [], "outputs": []}
+    body = msgspec.msgpack.encode({**empty, "marks": [{}] * count})
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match="marks"):
+            codec.decode(headed(1, body))
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 # --- memory that is not one's own -------------------------------------------------------------------
