@@ -8,7 +8,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 endif
 BIN := .venv/bin
 
-.PHONY: env demo test bench lint clean
+MINUTES ?= 10
+
+.PHONY: env demo test bench lint fuzz sanitize clean
 
 env:
 	@command -v $(PYTHON) >/dev/null || { echo "Genie needs Python 3.11 or newer, and finds no '$(PYTHON)'." >&2; exit 1; }
@@ -25,6 +27,13 @@ lint: env
 
 bench: env
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+fuzz: env
+	@$(BIN)/python -m pip install -qq -r fuzz/requirements.txt
+	@$(BIN)/python fuzz/run.py --minutes $(MINUTES)
+
+sanitize: env
+	@$(BIN)/python fuzz/sanitize.py
 
 clean:
 	rm -rf .venv .tox .build .pytest_cache .mypy_cache .ruff_cache .hypothesis genie-*/build genie-*/src/*.egg-info

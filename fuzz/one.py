@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import atheris
 
@@ -44,7 +47,9 @@ def main(arguments: list[str]) -> None:
         plain: bytes = atheris.Mutate(data, most)
         return plain
 
-    arguments = [sys.argv[0], f"-max_len={target.largest}", "-rss_limit_mb=4096", "-timeout=60", *options]
+    # To merge, libFuzzer runs its first argument again, through a shell.
+    itself = shlex.join((sys.executable, str(Path(__file__).resolve()), name))
+    arguments = [itself, f"-max_len={target.largest}", "-rss_limit_mb=4096", "-timeout=60", *options]
     if target.msgpack_at >= 0:
         atheris.Setup(arguments, one, custom_mutator=mutate)
     else:
@@ -56,24 +61,17 @@ def main(arguments: list[str]) -> None:
 def instrumented(name: str) -> None:
     """Measure coverage of all functions of a module, and of a package's modules."""
     for key, module in sorted(sys.modules.items()):
-        if (key == name or key.startswith(name + ".")) and module is not None:
-            _functions(module.__dict__, key)
+        if key == name or key.startswith(name + "."):
+            for value in list(vars(module).values()):
+                if getattr(value, "__module__", None) == key:
+                    _measure(*(vars(value).values() if isinstance(value, type) else (value,)))
 
 
-def _functions(space: dict[str, object], module: str) -> None:
-    for value in list(space.values()):
-        if getattr(value, "__module__", None) != module:
-            continue
-        if isinstance(value, type):
-            _methods(value)
-        elif hasattr(value, "__code__"):
-            value.__code__ = atheris.patch_code(value.__code__, True, True)  # type: ignore[attr-defined]
-
-
-def _methods(kind: type) -> None:
-    for value in list(vars(kind).values()):
-        for function in (getattr(value, "__func__", value), getattr(value, "fget", None)):
-            if hasattr(function, "__code__"):
+def _measure(*members: Any) -> None:
+    """Those that are functions, methods or properties."""
+    for member in members:
+        for function in (getattr(member, "__func__", member), getattr(member, "fget", None)):
+            if isinstance(function, FunctionType):
                 function.__code__ = atheris.patch_code(function.__code__, True, True)
 
 

@@ -1,9 +1,10 @@
 """Fuzz for a while, and say what was done: ``python fuzz/run.py --minutes 30``.
 
 The time is shared out to the targets. Each runs under atheris in a process of its own, ``--workers`` of them at a time,
-from its committed corpus and what earlier runs found (``.build/fuzz``, or ``--work``); after a finding it goes on. ``--minimise`` then makes the committed corpus anew: the fewest
-small inputs that reach what was reached (libFuzzer's merge). Ends with a table, in ``report.json`` too, and with status
-1 if anything was found; the input that shows it lies beside.
+from its committed corpus and what earlier runs found (``.build/fuzz``, or ``--work``); after a finding it goes on.
+``--minimise`` then makes the committed corpus anew: the fewest small inputs that reach what was reached (libFuzzer's
+merge). Ends with a table (``report.json`` keeps those of all runs), and with status 1 if anything was found; the input
+that shows it lies beside.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from genie_fuzz import targets
 from genie_fuzz.harness import CORPUS
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_COMMITTED = 48  # inputs of a target, and
-LARGEST_COMMITTED = 48 << 10  # bytes of them together
+MOST_COMMITTED = 32  # inputs of a target, and
+LARGEST_COMMITTED = 32 << 10  # bytes of them together
 MOST_FINDINGS = 16  # of a target in one run: more say the same
 
 _STATUS = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
@@ -93,8 +94,13 @@ def minimise(name: str, work: Path) -> int:
     command = [sys.executable, str(ROOT / "fuzz" / "one.py"), name, "-merge=1", str(merged), *sources]
     with (work / name / "merge.txt").open("w") as log:
         subprocess.run(command, cwd=work, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment())
-    kept = [path.read_bytes() for path in committed.iterdir() if path.name.startswith("found-")] if committed.is_dir() else []
-    chosen, total = [], 0
+    kept = (
+        [path.read_bytes() for path in committed.iterdir() if path.name.startswith("found-")]
+        if committed.is_dir()
+        else []
+    )
+    chosen: list[bytes] = []
+    total = 0
     for data in sorted((path.read_bytes() for path in merged.iterdir()), key=lambda data: (len(data), data)):
         if len(chosen) < MOST_COMMITTED and total + len(data) <= LARGEST_COMMITTED and data not in kept:
             chosen.append(data)
@@ -125,14 +131,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['corpus']:>8}  {told}"
         )
     inputs, seconds = sum(row["inputs"] for row in rows), sum(row["seconds"] for row in rows)
-    lines.append(f"{'all':<12}{inputs:>12,}{inputs / max(seconds, 1e-9):>12,.0f}   in {seconds / 60:.1f} minutes of processes")
+    lines.append(
+        f"{'all':<12}{inputs:>12,}{inputs / max(seconds, 1e-9):>12,.0f}   in {seconds / 60:.1f} minutes of processes"
+    )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="TARGET", help=f"of {', '.join(targets.NAMES)}; all if none is named")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of all targets together, per worker")
+    parser.add_argument(
+        "names", nargs="*", metavar="TARGET", help=f"of {', '.join(targets.NAMES)}; all if none is named"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all targets together; 0: only minimise")
     parser.add_argument("--workers", type=int, default=1, help="targets that run at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".build" / "fuzz", help="where inputs and logs are kept")
@@ -143,15 +153,29 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}; there are {', '.join(targets.NAMES)}")
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    part = 60 * options.minutes * options.workers / sum(targets.load(name).share for name in names)
-    with ThreadPoolExecutor(options.workers) as pool:
-        rows = list(pool.map(lambda name: fuzz(name, part * targets.load(name).share, options.seed, work), names))
-    print(table(rows))
-    (work / "report.json").write_text(json.dumps(rows, indent=1))
+    failed = False
+    if options.minutes > 0:
+        rows = campaign(names, 60 * options.minutes * options.workers, options.workers, options.seed, work)
+        failed = any(row["failed"] or row["findings"] for row in rows)
     if options.minimise:
         for name in names:
             print(f"{name}: {minimise(name, work)} inputs in the committed corpus")
-    return 1 if any(row["failed"] or row["findings"] for row in rows) else 0
+    return int(failed)
+
+
+def campaign(names: Sequence[str], seconds: float, workers: int, seed: int, work: Path) -> list[dict[str, Any]]:
+    """All targets, told in a table. The report in ``work`` has this run and those before it."""
+    part = seconds / sum(targets.load(name).share for name in names)
+    with ThreadPoolExecutor(workers) as pool:
+        rows = list(pool.map(lambda name: fuzz(name, part * targets.load(name).share, seed, work), names))
+    print(table(rows))
+    report = work / "report.json"
+    known = json.loads(report.read_text()) if report.is_file() else []
+    if known:
+        print("\nwith the runs before it:")
+        print(table([*known, *rows]))
+    report.write_text(json.dumps([*known, *rows], indent=1))
+    return rows
 
 
 if __name__ == "__main__":

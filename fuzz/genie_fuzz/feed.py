@@ -8,9 +8,8 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 # Where checks of sizes and signs are: one off, and wrapped.
-EDGES = (0, 1, 2, 127, 128, 255, 256, 1 << 15, 1 << 16, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 32) - 1) + (
-    (1 << 62, (1 << 63) - 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-)
+_POWERS = (7, 8, 15, 16, 31, 32, 62, 63)
+EDGES = (0, 1, 2, *(number for power in _POWERS for number in ((1 << power) - 1, 1 << power)), (1 << 64) - 1)
 
 
 class Feed:

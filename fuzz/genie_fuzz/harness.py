@@ -8,11 +8,14 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import attrs
 import structlog
 
 from genie.errors import GenieError
+
+_T = TypeVar("_T")
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
@@ -26,8 +29,9 @@ class Target:
     """``one`` takes an input and raises nothing, unless it found something.
 
     ``bytes_per_byte`` and ``bytes_at_least`` bound what Python's allocators give out while an input is looked at, by
-    its length; ``seconds`` bounds the time. ``share`` is the target's part of a campaign's time. ``modules`` are measured for coverage. ``msgpack_at`` is where an input's
-    msgpack begins, for mutations that keep its structure; -1: it has none.
+    its length; ``seconds`` bounds the time. ``modules`` are measured for coverage. ``msgpack_at`` is where an input's
+    msgpack begins, for mutations that keep its structure; -1: it has none. ``share`` is the target's part of a
+    campaign's time.
     """
 
     name: str
@@ -42,8 +46,8 @@ class Target:
     share: float = 1.0
 
 
-def refuses(allowed: tuple[type[GenieError], ...], call: Callable[[], object]) -> object:
-    """What ``call`` gives, or ``None`` when it raised one of ``allowed``, with a message. Anything else goes through."""
+def refuses(allowed: tuple[type[GenieError], ...], call: Callable[[], _T]) -> _T | None:
+    """What ``call`` gives, or ``None`` when it raised one of ``allowed``, with a message."""
     try:
         return call()
     except allowed as error:
@@ -94,7 +98,7 @@ class _Log:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def bind(self, **_: object) -> _Log:
+    def bind(self, *_: object, **__: object) -> _Log:
         return self
 
     new = unbind = try_unbind = bind
@@ -112,7 +116,8 @@ class _Log:
 def watched() -> Iterator[None]:
     """Within it, what the product logs as an unforeseen exception is a finding."""
     before = structlog.get_config()
-    structlog.configure(wrapper_class=_Log, processors=[], cache_logger_on_first_use=False)
+    wrapper: Any = _Log
+    structlog.configure(wrapper_class=wrapper, processors=[], cache_logger_on_first_use=False)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A node in this process whose clients are scripts: no socket, no thread of theirs, and a bystander who must not notice."""
+"""A node in this process whose clients are scripts, without sockets or threads, and a bystander who must not notice."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ class Bench:
         check(threading.active_count() <= threads, f"threads are left: {threading.enumerate()}")
         for session in [each for each in self.backend._sessions if each is not self.bystander]:
             left = session.stats()
-            check(not (left["values"] or left["plans"] or left["memory_bytes"]), f"a session that ended still has {left}")
+            check(
+                not (left["values"] or left["plans"] or left["memory_bytes"]), f"a session that ended still has {left}"
+            )
             self.backend._sessions.discard(session)
         check(bytes(self.bystander.fetch(_OWN).data) == _SECRET, "another session's value was changed")
         check(bytes(self.bystander.fetch(_SHARED).data) == WEIGHT, "another session's shared weight was changed")

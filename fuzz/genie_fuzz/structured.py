@@ -9,8 +9,36 @@ import msgspec
 
 from genie_fuzz.feed import EDGES
 
-_TEXTS = ("", "float32", "int64", "bool", "aten::add", "Tensor", "v", "l", "c", "s", "dtype", "generator", "self", "\x00")
-_SPECIAL: tuple[Any, ...] = (None, True, False, 0.0, -0.0, 1e308, float("inf"), float("-inf"), float("nan"), b"", [], {})
+_TEXTS = (
+    "",
+    "float32",
+    "int64",
+    "bool",
+    "aten::add",
+    "Tensor",
+    "v",
+    "l",
+    "c",
+    "s",
+    "dtype",
+    "generator",
+    "self",
+    "\x00",
+)
+_SPECIAL: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0.0,
+    -0.0,
+    1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    b"",
+    [],
+    {},
+)
 
 
 def mutate(data: bytes, at: int, seed: int, largest: int) -> bytes | None:
@@ -74,7 +102,7 @@ def _list(part: list[Any], rng: random.Random) -> list[Any]:
         case 0:
             return part[:one] + part[one + 1 :]
         case 1:
-            return part[:one] + [part[other]] + part[one:]
+            return [*part[:one], part[other], *part[one:]]
         case 2:
             swapped = list(part)
             swapped[one], swapped[other] = part[other], part[one]

@@ -48,7 +48,9 @@ std::string state_of(at::Generator& generator) {
 
 void give_state(at::Generator& generator, const void* data, size_t size) {
   const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
-  std::memcpy(state.mutable_data_ptr(), data, size);
+  if (size > 0) {
+    std::memcpy(state.mutable_data_ptr(), data, size);
+  }
   const std::lock_guard<std::mutex> lock(generator.mutex());
   try {
     generator.set_state(state);
@@ -117,12 +119,16 @@ std::vector<GeneratorState> Generators::states() {
 void Generators::restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds) {
   Generators restored(device_);
   restored.seeds_ = seeds;
+  for (const auto& [number, seed] : seeds) {
+    restored.admit(number);
+  }
   for (const auto& [number, host, state] : states) {
     const auto device = host ? c10::Device(c10::kCPU) : device_;
     give_state(restored.get(number, device), state.data(), state.size());
   }
   generators_.swap(restored.generators_);
   seeds_.swap(restored.seeds_);
+  numbers_.swap(restored.numbers_);
 }
 
 AsDefault::AsDefault(at::Generator& generator)

@@ -237,7 +237,9 @@ void Session::upload(int64_t handle, const Spec& spec, const void* data, size_t 
   }
   const auto extent = spec.stride.empty() ? 0 : extent_of(spec);
   const auto host = allocate(spec);
-  std::memcpy(host.mutable_data_ptr(), data, size);
+  if (size > 0) {  // nothing may be at no address
+    std::memcpy(host.mutable_data_ptr(), data, size);
+  }
   if (extent > 0) {
     commit(handle, lay_out(host, spec, extent));
   } else {

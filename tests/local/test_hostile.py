@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from local.both import Program
 
 from genie import codec
 from genie.bindings import Prediction, parameters
-from genie.errors import CodecError, GenieError, GraphError, NodeError, OutOfMemory, PlanError, ProtocolError, RemoteOpError
+from genie.errors import (
+    CodecError,
+    GenieError,
+    GraphError,
+    NodeError,
+    OutOfMemory,
+    PlanError,
+    ProtocolError,
+    RemoteOpError,
+)
 from genie.graph import Arg, Const, Graph, Input, Many, Node, Ref, ScalarTensor, TensorSpec
 from genie.schedule import Scheduler
 from genie_backend_local import LocalBackend, LocalSession
@@ -132,7 +143,9 @@ def test_nothing_on_the_list_takes_a_callback_a_file_or_an_object(session: Local
 @pytest.mark.parametrize("device", ["cuda:0", "cpu:7", "mps", "privateuseone", "meta:1", "xla"])
 def test_devices_that_are_another_session_s_are_refused(session: LocalSession, device: str) -> None:
     with pytest.raises(PlanError, match="device"):
-        _load(session, _graph("aten::empty.memory_format", 0, Many((4,)), None, None, Const("device", device), None, None))
+        _load(
+            session, _graph("aten::empty.memory_format", 0, Many((4,)), None, None, Const("device", device), None, None)
+        )
 
 
 @pytest.mark.parametrize("number", ["9999999999999999999", "9223372036854775808"])
@@ -200,6 +213,22 @@ def test_bombs_do_not_decode(body: bytes) -> None:
     for kind in (1, 2):
         with pytest.raises(CodecError):
             codec.decode(headed(kind, body))
+
+
+def test_tables_beyond_their_bounds_are_refused_before_an_entry_is_made() -> None:
+    """An empty label is one byte, and a hundred and sixty as an object."""
+    from genie_fuzz.targets.codec import headed
+
+    count = (1 << 20) + 1
+    empty = {"values": [], "inputs": [], "steps": [], "outputs": []}
+    body = msgspec.msgpack.encode({**empty, "marks": [{}] * count})
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match="marks"):
+            codec.decode(headed(1, body))
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 # --- memory that is not one's own -------------------------------------------------------------------
@@ -341,7 +370,9 @@ def test_uploads_with_strides_that_reach_too_far_are_refused(
 
 
 @pytest.mark.parametrize("stride", [(0, 0), (1, 1), (0, 1), (2, 2)])
-def test_uploads_that_overlap_themselves_have_the_memory_they_say(session: LocalSession, stride: tuple[int, int]) -> None:
+def test_uploads_that_overlap_themselves_have_the_memory_they_say(
+    session: LocalSession, stride: tuple[int, int]
+) -> None:
     session.upload(1, TensorSpec((2, 2), "float32", stride), torch.arange(4.0).numpy().tobytes())
     output = _run(session, _graph("aten::add_.Tensor", 1, ScalarTensor("int64", 1, True), 1), [1])
     repeats = 0 in stride  # one element in several places
@@ -392,7 +423,9 @@ def test_bindings_that_are_none_are_refused_and_change_nothing(session: LocalSes
     assert bytes(session.fetch(100).data) == torch.tensor([-0.0, -1, -2, -3]).numpy().tobytes()
 
 
-@pytest.mark.parametrize("state", [b"", b"x", bytes(5055), bytes(5057), b"\xff" * 5056, bytes(5056), b"\xff" * (1 << 20)])
+@pytest.mark.parametrize(
+    "state", [b"", b"x", bytes(5055), bytes(5057), b"\xff" * 5056, bytes(5056), b"\xff" * (1 << 20)]
+)
 def test_states_that_are_none_are_refused_and_draws_go_on(session: LocalSession, state: bytes) -> None:
     session.seed(0, 5)
     before = session.generator_state(0)
@@ -400,7 +433,9 @@ def test_states_that_are_none_are_refused_and_draws_go_on(session: LocalSession,
         session.set_generator_state(0, state)
     assert session.generator_state(0) == before
     extra = (Many((1000,)), Const("dtype", "float32"), None, _SELF, None)
-    drawn = torch.frombuffer(bytearray(session.fetch(_run(session, _graph("aten::rand", 0, *extra), [])).data), dtype=torch.float32)
+    drawn = torch.frombuffer(
+        bytearray(session.fetch(_run(session, _graph("aten::rand", 0, *extra), [])).data), dtype=torch.float32
+    )
     assert torch.equal(drawn, torch.rand(1000, generator=torch.Generator().manual_seed(5)))
 
 

@@ -7,7 +7,19 @@ from importlib import import_module
 from genie_fuzz.harness import Target
 
 NAMES = (
-    *("frames", "messages", "codec", "bindings", "loader", "session", "greeting", "client", "channel", "files", "control"),
+    *(
+        "frames",
+        "messages",
+        "codec",
+        "bindings",
+        "loader",
+        "session",
+        "greeting",
+        "client",
+        "channel",
+        "files",
+        "control",
+    ),
 )
 
 

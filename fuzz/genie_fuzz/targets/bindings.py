@@ -28,7 +28,7 @@ def one(data: bytes) -> None:
         got = refuses((ProtocolError,), lambda: native.decode(sent))  # noqa: B023
         check((due is None) == (got is None), f"{sent.hex()}: {due} by the reference, natively {got}")
         if due is not None and got is not None:
-            check(list(due) == list(got[0]), f"{sent.hex()}: {due} by the reference, natively {got}")  # type: ignore[call-overload, index]
+            check(list(due) == list(got[0]), f"{sent.hex()}: {due} by the reference, natively {got}")
 
 
 def seeds() -> Iterator[bytes]:

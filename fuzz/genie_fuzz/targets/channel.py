@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from genie.device import Device
 from genie.errors import GenieError
 from genie.graph import TensorSpec
-from genie.remote.inlets import Inlets
 from genie.remote.channels import Channels
+from genie.remote.inlets import Inlets
 from genie.remote.memory import room
 from genie.testing import MemoryTransport
 from genie.wire import Kind, frames, messages
@@ -39,7 +39,10 @@ def one(data: bytes) -> None:
         channels.close()
     left = sum(max(reserved, 0) for _, reserved in inlet._arrived.values())
     check(inlet._arrivals.bytes == left, f"{inlet._arrivals.bytes} bytes are reserved for {left} that wait")
-    check(inlet._arrivals.values == sum(reserved >= 0 for _, reserved in inlet._arrived.values()), "values are counted wrongly")
+    check(
+        inlet._arrivals.values == sum(reserved >= 0 for _, reserved in inlet._arrived.values()),
+        "values are counted wrongly",
+    )
 
 
 def _take(inlet: object, position: int) -> None:
@@ -61,7 +64,9 @@ def _message(feed: Feed, due: int) -> tuple[bytes, bytes | None]:
         return frames.one(seq, Kind.ERROR, messages.put_error(GenieError("it failed there"))), None
     if choice % 8 == 5:
         shape = tuple(feed.number() for _ in range(feed.byte() % 4))
-        return frames.one(seq, Kind.VALUE, messages.put_result(TensorSpec(shape, "uint8")), feed.number() & 0x1FFFF), b""
+        return frames.one(
+            seq, Kind.VALUE, messages.put_result(TensorSpec(shape, "uint8")), feed.number() & 0x1FFFF
+        ), b""
     if choice % 8 == 6:
         return frames.one(seq, feed.byte(), feed.some()), None
     return feed.some(), feed.some()

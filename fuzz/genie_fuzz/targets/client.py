@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
+from genie import codec
 from genie.device import Device
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
 from genie.graph import TensorSpec
@@ -26,7 +28,11 @@ _LOOP = Loop(emit=(0,))
 _CALLS = 16
 _ANSWERS: tuple[Callable[[Feed], tuple[int, bytes, bytes | None]], ...] = (
     lambda feed: (Kind.VALUE, messages.put_result(_SPEC, bytes(16)), None),
-    lambda feed: (Kind.VALUE, messages.put_result(TensorSpec((feed.number() % 4096,), "uint8")), bytes(feed.number() % 4096)),
+    lambda feed: (
+        Kind.VALUE,
+        messages.put_result(TensorSpec((feed.number() % 4096,), "uint8")),
+        bytes(feed.number() % 4096),
+    ),
     lambda feed: (Kind.VALUE, messages.put_result(TensorSpec((feed.number(), feed.number()), "float32")), feed.some()),
     lambda feed: (Kind.SPEC, messages.put_struct(_SPEC), None),
     lambda feed: (Kind.DONE, b"", None),
@@ -119,7 +125,7 @@ class Greeter(Node):
     def connect(self, address: str, timeout: float) -> Node:
         return self
 
-    def listen(self, address: str) -> object:
+    def listen(self, address: str) -> NoReturn:
         raise Finding("a client listens")
 
     def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
@@ -167,7 +173,7 @@ def _call(session: RemoteSession, choice: int, out: memoryview) -> None:
         lambda: session.inlet("peer"),
         lambda: session.upload(3, TensorSpec((1 << 14,), "uint8"), bytes(1 << 14), shared=True),
         lambda: session.upload(4, TensorSpec((1 << 16,), "uint8"), bytes(1 << 16)),
-        lambda: (session.expect(5, 16), session.fetch(5)),
+        lambda: _expected(session),
         lambda: session.free([1, 2]),
         lambda: list(session.loop(_load(session), b"\x00", _LOOP, 3)),
         lambda: session.execute(_load(session), b"\x00"),
@@ -175,9 +181,12 @@ def _call(session: RemoteSession, choice: int, out: memoryview) -> None:
     _tried(calls[choice % len(calls)])
 
 
-def _load(session: RemoteSession) -> int:
-    from genie import codec
+def _expected(session: RemoteSession) -> None:
+    session.expect(5, 16)
+    session.fetch(5)
 
+
+def _load(session: RemoteSession) -> int:
     return session.load(codec.decode_plan(library()[0][0]))
 
 
@@ -205,7 +214,22 @@ def seeds() -> Iterator[bytes]:
         yield bytes((0, ticket, 0, 0)) + fed(welcome)
         yield bytes((0, ticket, 0, 130, 1)) + fed(welcome) + fed(bytes(48))
         yield bytes((0, ticket, 0, 200, 12, 0, 0))
-    pairs = ((0, 0), (1, 0), (2, 3), (3, 4), (4, 6), (5, 7), (6, 5), (7, 8), (8, 10), (10, 0), (12, 9), (3, 12), (3, 13), (3, 15))
+    pairs = (
+        (0, 0),
+        (1, 0),
+        (2, 3),
+        (3, 4),
+        (4, 6),
+        (5, 7),
+        (6, 5),
+        (7, 8),
+        (8, 10),
+        (10, 0),
+        (12, 9),
+        (3, 12),
+        (3, 13),
+        (3, 15),
+    )
     for way in (1, 3):
         for call, answer in pairs:
             yield bytes((way, call, 0, answer, 1, 0, 0, 0, 3, 0, 4, 0, 0))

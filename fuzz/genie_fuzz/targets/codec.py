@@ -11,7 +11,20 @@ from genie import codec
 from genie.bindings import parameters
 from genie.device import Device
 from genie.errors import CodecError, GraphError, PlanError, VersionMismatch
-from genie.graph import Const, Evidence, Graph, Input, Many, Module, Node, Ref, ScalarTensor, Semantics, TensorSpec, bare
+from genie.graph import (
+    Const,
+    Evidence,
+    Graph,
+    Input,
+    Many,
+    Module,
+    Node,
+    Ref,
+    ScalarTensor,
+    Semantics,
+    TensorSpec,
+    bare,
+)
 from genie.plan import ExecutionPlan
 from genie.plan import bare as bare_plan
 from genie.schedule import Scheduler
@@ -64,7 +77,9 @@ def examples() -> Iterator[Graph]:
             Node(0, "aten::slice", "Tensor", (Ref(1), 2, 3, 4, 1), (2,), aliases=((2, 1),), module=0, source=0),
             Node(1, "aten::copy_", "", (Ref(2), Ref(0), False), (-1,), mutates=(2,), module=0, source=0),
             Node(2, "aten::mul", "Tensor", (Ref(0), ScalarTensor("float64", 2.5, True)), (3,), semantics=why, mark=0),
-            Node(3, "aten::full", "", (Many(()), 7, Const("dtype", "int64"), None, Const("device", "self"), None), (4,)),
+            Node(
+                3, "aten::full", "", (Many(()), 7, Const("dtype", "int64"), None, Const("device", "self"), None), (4,)
+            ),
         ),
         outputs=(3, 4),
         modules=(Module("model.layer", "Layer"),),

@@ -50,8 +50,12 @@ class _Both:
         self.node = Bench().server
         self.graces: list[float] = []
         plane = ControlPlane(self.node, self.graces.append)
-        handlers = plane._server._state.generic_handlers  # type: ignore[attr-defined]
-        found = (handler.service(SimpleNamespace(method=f"/genie.control.v1.Node/{name}")) for name in _METHODS for handler in handlers)
+        handlers = plane._server._state.generic_handlers
+        found = (
+            handler.service(SimpleNamespace(method=f"/genie.control.v1.Node/{name}"))
+            for name in _METHODS
+            for handler in handlers
+        )
         self.calls = [call.unary_unary for call in found if call is not None]
         self.page = StatusPage(self.node)
 
@@ -76,7 +80,11 @@ def one(data: bytes) -> None:
     try:
         answer = both.calls[way](rest, context)
     except _Aborted:
-        allowed = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        allowed = (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.PERMISSION_DENIED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
         check(context.code in allowed, f"a request ended with {context.code}")
     else:
         msgspec.msgpack.decode(answer)

@@ -45,7 +45,9 @@ def one(data: bytes) -> None:
     way, rest = data[0] % 5, data[1:]
     if way == 4:
         feed = Feed(rest)
-        name = feed.choice(("TIMEOUT", "NODES", "BACKEND", "LOG_LEVEL", "PORT", "MEMORY_LIMIT_GB", "TRACE_RATIO", "LOG_JSON", "X"))
+        name = feed.choice(
+            ("TIMEOUT", "NODES", "BACKEND", "LOG_LEVEL", "PORT", "MEMORY_LIMIT_GB", "TRACE_RATIO", "LOG_JSON", "X")
+        )
         value = feed.rest().replace(b"\0", b"").decode("utf-8", "surrogateescape")
         _settings({f"GENIE_{name}": value})
         return
@@ -55,7 +57,7 @@ def one(data: bytes) -> None:
         case 0:
             known = refuses((ConfigError,), lambda: tokens.load(path))
             if known is not None:
-                check(len({entry.name for entry in known}) == len(known), "two tokens of one name")  # type: ignore[attr-defined, arg-type]
+                check(len({entry.name for entry in known}) == len(known), "two tokens of one name")
         case 1:
             _settings({"GENIE_CONFIG": str(path)})
         case 2:

@@ -34,7 +34,7 @@ def _stream(data: memoryview, step: int) -> None:
     sent = 0
     while sent < len(data):
         space = assembler.space()
-        check(0 < len(space), "there is no room to read into")
+        check(len(space) > 0, "there is no room to read into")
         count = min(step, len(space), len(data) - sent)
         space[:count] = data[sent : sent + count]
         assembler.filled(count)
@@ -62,13 +62,16 @@ def _look(message: Message) -> None:
     if found is None:
         check(alone is None, "a header has one record, and is malformed")
         return
-    seq, records = found  # type: ignore[misc]
+    seq, records = found
     check((alone is not None) == (len(records) == 1), "split and single disagree on the number of records")
     if alone is not None:
-        check((seq, *records[0]) == alone, "split and single disagree")  # type: ignore[comparison-overlap]
+        check((seq, *records[0]) == alone, "split and single disagree")
     check(seq == frames.sequence(header), "the sequence number changed")
     again = frames.message(
-        seq, len(records), b"".join(frames.record(kind, body) for kind, body in records), list(map(len, message.buffers))
+        seq,
+        len(records),
+        b"".join(frames.record(kind, body) for kind, body in records),
+        list(map(len, message.buffers)),
     )
     # A short record may be sent in the long form, and only then the bytes differ.
     check(len(again) <= len(header), "a message grew when it was sent on")

@@ -68,13 +68,19 @@ _SPEC = TensorSpec((2, 3), "float32")
 _STRIDED = TensorSpec((2, 3), "bfloat16", (1, 2))
 _HELLO = Hello(major=1, minor=1, genie="0.1.0", device=0, host="h", client="c", resumes=True)
 _BACK = Hello(major=1, minor=1, device=0, back=Back(session="a-1", key="k" * 32, heard=3, sent=4))
-_WELCOME = Welcome(major=1, minor=1, session="a-1", limits=_LIMITS, lease=30.0, key="k", standing=Standing(taken=1, told=2))
+_WELCOME = Welcome(
+    major=1, minor=1, session="a-1", limits=_LIMITS, lease=30.0, key="k", standing=Standing(taken=1, told=2)
+)
 _ROW = Timing("aten::mm", "decode", (Operand("float32", (2, 2)),), (Operand("float32", (2, 2)),), 3, 1.0, 0.5, 0.1, 0.9)
 _LOOP = Loop(carries=((0, 0),), strides=((0, 1),), emit=(0,), stop=0)
 _TARGET = channels.Target(token="t" * 32, host="h", local_address="unix:/x", address="node:1")
 _put, _bytes = messages.put_struct, bytes
 _number = messages.HANDLE.pack
-_ERRORS = (OutOfMemory("full", device="gpu0", kind="OutOfMemory"), AccessDenied("no"), ConnectionLost("gone", hint="wait"))
+_ERRORS = (
+    OutOfMemory("full", device="gpu0", kind="OutOfMemory"),
+    AccessDenied("no"),
+    ConnectionLost("gone", hint="wait"),
+)
 
 READERS: tuple[Reader, ...] = (
     Reader(messages.get_hello, _put, (_put(_HELLO), _put(_BACK))),
@@ -84,15 +90,26 @@ READERS: tuple[Reader, ...] = (
     Reader(_spec, lambda read: _put(read[0]), (_put(_SPEC), _put(_STRIDED), _put(TensorSpec((), "bool")))),
     Reader(messages.get_value, lambda read: messages.put_value(*read), (messages.put_value(7, _SPEC, bytes(24)),)),
     Reader(
-        messages.get_result, lambda read: len(read[0]).to_bytes(2, "little") + read[0] + read[1],
+        messages.get_result,
+        lambda read: len(read[0]).to_bytes(2, "little") + read[0] + read[1],
         (messages.put_result(_SPEC, bytes(24)),),
     ),
     Reader(messages.get_chunk, lambda read: messages.put_chunk(*read), (messages.put_chunk(bytes(32), 5),)),
     Reader(messages.get_commit, lambda read: messages.put_commit(*read), (messages.put_commit(bytes(32), 5, _SPEC),)),
-    Reader(messages.get_held, lambda read: messages.put_held(read[0], direct=read[1]), (messages.put_held(9, direct=True),)),
-    Reader(messages.get_handles, messages.put_handles, (messages.put_handles([1, 2, 3, 9, 4]), messages.put_handles([1 << 62]))),
+    Reader(
+        messages.get_held, lambda read: messages.put_held(read[0], direct=read[1]), (messages.put_held(9, direct=True),)
+    ),
+    Reader(
+        messages.get_handles,
+        messages.put_handles,
+        (messages.put_handles([1, 2, 3, 9, 4]), messages.put_handles([1 << 62])),
+    ),
     Reader(lambda data: messages.get_varint(data)[0], messages.put_varint, (b"\x05", b"\xff\xff\xff\xff\x0f")),
-    Reader(lambda data: messages.get_pair(data, "FETCH"), lambda read: messages.put_pair(*read), (messages.put_pair(3, 1 << 63),)),
+    Reader(
+        lambda data: messages.get_pair(data, "FETCH"),
+        lambda read: messages.put_pair(*read),
+        (messages.put_pair(3, 1 << 63),),
+    ),
     Reader(lambda data: messages.get_handle(data, "DESCRIBE"), _number, (_number(5),)),
     Reader(channels.get_opening, channels.put, (channels.put(channels.Opening(number=1, source="gpu1")),)),
     Reader(channels.get_target, channels.put, (channels.put(_TARGET),)),
@@ -101,7 +118,8 @@ READERS: tuple[Reader, ...] = (
     Reader(channels.get_receive, lambda read: channels.put_receive(*read), (channels.put_receive(1, 2, 3),)),
     Reader(loops.get, _loop_again, (loops.put_more(4), loops.put_begin(2, b"\x00", _LOOP, 9, b"\x01\x02"))),
     Reader(
-        lambda data: loops.get_answer(data, 2), lambda read: loops.put_answer(*read),
+        lambda data: loops.get_answer(data, 2),
+        lambda read: loops.put_answer(*read),
         (loops.put_answer(loops.RAN, (b"abcd", b"")), loops.put_answer(loops.LAST | loops.OVER)),
     ),
     Reader(profiles.get_share, profiles.put_share, (b"", profiles.put_share(0.5))),
@@ -148,7 +166,13 @@ TARGET = Target(
     name="messages",
     one=one,
     seeds=seeds,
-    modules=("genie.wire.messages", "genie.wire.channels", "genie.wire.loops", "genie.wire.profiles", "genie.wire.traces"),
+    modules=(
+        "genie.wire.messages",
+        "genie.wire.channels",
+        "genie.wire.loops",
+        "genie.wire.profiles",
+        "genie.wire.traces",
+    ),
     bytes_per_byte=128,
     bytes_at_least=1 << 15,
     seconds=0.2,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.bindings import parameters
+from genie.errors import GenieError
 from genie.graph import TensorSpec
 from genie.loops import Loop
-from genie.wire import PROTOCOL, Kind, channels, frames, loops, messages, profiles
+from genie.wire import PROTOCOL, Kind, Limits, channels, frames, loops, messages, profiles
 from genie.wire.messages import Hello
 from genie_fuzz.feed import Feed, fed
 from genie_fuzz.harness import Target
@@ -35,7 +36,10 @@ class Talk:
         self.plans: list[int] = []  # numbers in the library
 
     def messages(self) -> Iterator[tuple[bytes, bytes | None]]:
-        yield frames.one(0, Kind.HELLO, messages.put_struct(Hello(major=PROTOCOL[0], minor=PROTOCOL[1], device=0))), None
+        yield (
+            frames.one(0, Kind.HELLO, messages.put_struct(Hello(major=PROTOCOL[0], minor=PROTOCOL[1], device=0))),
+            None,
+        )
         for seq in range(1, _MOST):
             if not self.feed:
                 return
@@ -48,13 +52,13 @@ class Talk:
         if shape == 254:
             seq = self.feed.number() & 0xFFFFFFFF
         if shape >= 224:
-            kind = self.feed.choice(_LONE)
-            payload, data = self._bulk(kind)
-            return frames.one(seq, kind, payload, len(data)), data
+            alone = self.feed.choice(_LONE)
+            payload, data = self._bulk(alone)
+            return frames.one(seq, alone, payload, len(data)), data
         records = []
         for _ in range(1 + shape % 3):
             number = self.feed.byte() % (_ANY + 1)
-            kind = self.feed.byte() if number == _ANY else _KINDS[number]
+            kind = self.feed.byte() if number == _ANY else int(_KINDS[number])
             payload = self.feed.some() if number == _ANY or self.feed.byte() > 250 else self._payload(kind)
             records.append(frames.record(kind, payload))
         return frames.message(seq, len(records), b"".join(records)), None
@@ -91,7 +95,9 @@ class Talk:
                 return messages.HANDLE.pack(self._handle())
             case Kind.SET_GENERATOR_STATE:
                 length = feed.choice((0, 1, 5056, 5055, 16))
-                return messages.HANDLE.pack(feed.number()) + (feed.some() * (length or 1)).ljust(length, b"\xff")[:length]
+                return (
+                    messages.HANDLE.pack(feed.number()) + (feed.some() * (length or 1)).ljust(length, b"\xff")[:length]
+                )
             case Kind.UPLOAD_BEGIN:
                 return messages.put_chunk(self._digest(), len(WEIGHT) if feed.byte() < 128 else feed.number())
             case Kind.UPLOAD_COMMIT:
@@ -100,7 +106,9 @@ class Talk:
             case Kind.LOOP:
                 return self._loop()
             case Kind.PROFILE:
-                return feed.choice((b"", profiles.put_share(1.0), profiles.put_share(0.0), profiles.put_share(float("nan"))))
+                return feed.choice(
+                    (b"", profiles.put_share(1.0), profiles.put_share(0.0), profiles.put_share(float("nan")))
+                )
             case Kind.TRACE:
                 return feed.choice((b"", b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01", feed.some()))
             case Kind.INLET:
@@ -108,7 +116,9 @@ class Talk:
             case Kind.RECEIVE:
                 return channels.put_receive(feed.byte() % 3, feed.number(), self._handle())
             case Kind.OUTLET:
-                target = channels.Target(token=feed.choice(("", "0" * 32)), address=feed.choice(("nowhere:1", "", "node:1")))
+                target = channels.Target(
+                    token=feed.choice(("", "0" * 32)), address=feed.choice(("nowhere:1", "", "node:1"))
+                )
                 return channels.put(channels.Outlet(number=feed.byte() % 3, target=target))
         return b""
 
@@ -174,8 +184,8 @@ def _varint(word: int) -> bytes:
 
 def _size(spec: TensorSpec) -> int:
     try:
-        size = messages.spec_bytes(spec, messages.Limits())
-    except messages.GenieError:
+        size = messages.spec_bytes(spec, Limits())
+    except GenieError:
         return 3
     return size if size <= 1 << 12 else 5
 

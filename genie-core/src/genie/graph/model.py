@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,11 @@ DTYPES: Mapping[str, int] = MappingProxyType(
     | {"float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1}
     | {f"{sign}int{bits}": (bits + 7) // 8 for sign in ("", "u") for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)}
 )
+
+# Of one graph. The lengths are checked before anything is decoded: an entry may take a hundred times its bytes.
+MAX_NODES: Final = 1 << 20
+MAX_VALUES: Final = 1 << 22
+_NODES, _VALUES = msgspec.Meta(max_length=MAX_NODES), msgspec.Meta(max_length=MAX_VALUES)
 
 # ``gc=False`` below: trees of frozen values make no cycles, and graphs have many thousands of them.
 
@@ -206,17 +211,17 @@ class Module(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Graph(msgspec.Struct, frozen=True, dict=True):
     """An ordered list of nodes (``steps``) over the values ``0 .. len(values) - 1``; see ``verify``."""
 
-    values: tuple[TensorSpec, ...]
-    inputs: tuple[Input, ...]
-    steps: tuple[Node, ...]
+    values: Annotated[tuple[TensorSpec, ...], _VALUES]
+    inputs: Annotated[tuple[Input, ...], _VALUES]
+    steps: Annotated[tuple[Node, ...], _NODES]
     outputs: tuple[int, ...]  # values that outlive the graph, in the order their handles are numbered
-    modules: tuple[Module, ...] = ()
-    sources: tuple[str, ...] = ()  # "path/to/file.py:12"
+    modules: Annotated[tuple[Module, ...], _NODES] = ()
+    sources: Annotated[tuple[str, ...], _NODES] = ()  # "path/to/file.py:12"
     backend_type: Literal["fx", "lazy_dag"] = "lazy_dag"
     name: str = ""
-    marks: tuple[Semantics, ...] = ()  # the user's word; nodes name theirs
-    value_marks: tuple[tuple[int, int], ...] = ()  # (value, mark)
-    meanings: tuple[ValueSemantics | None, ...] = ()  # by value, or none at all
+    marks: Annotated[tuple[Semantics, ...], _NODES] = ()  # the user's word; nodes name theirs
+    value_marks: Annotated[tuple[tuple[int, int], ...], _VALUES] = ()  # (value, mark)
+    meanings: Annotated[tuple[ValueSemantics | None, ...], _VALUES] = ()  # by value, or none at all
 
     def nodes(self) -> tuple[BoundNode, ...]:
         """The steps, in order, each knowing its graph."""

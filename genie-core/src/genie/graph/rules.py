@@ -11,6 +11,8 @@ import msgspec
 from genie.errors import GraphError
 from genie.graph.model import (
     DTYPES,
+    MAX_NODES,
+    MAX_VALUES,
     Arg,
     Const,
     Evidence,
@@ -27,8 +29,6 @@ from genie.graph.model import (
     spec_text,
 )
 
-MAX_NODES = 1 << 20
-MAX_VALUES = 1 << 22
 MAX_RANK = 64
 MAX_ARGS = 1 << 10
 MAX_ITEMS = 1 << 20  # of one list argument

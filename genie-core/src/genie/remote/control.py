@@ -54,6 +54,7 @@ _PACKAGES = ("genie-core", "genie-backend-local", "torch")
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a few bytes may unpack to gigabytes
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 16),
     ("grpc.server_handshake_timeout_ms", 10_000),  # of TLS, and of HTTP/2's first settings

@@ -190,7 +190,9 @@ class NodeSession:
                 self._repeat(seq, body)
                 meter.done(kind)
             else:
-                self._dialogue.hear(kind)  # raises for all but BYE
+                self._dialogue.hear(kind)
+                if kind != _BYE:
+                    raise ProtocolError(f"record kind {kind} came without its data")
                 return False
         return True
 
@@ -410,9 +412,15 @@ class NodeSession:
         except (GenieError, MemoryError) as error:
             self._allocation = None
             if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
-                self._session.poison(handle, error)
+                self._poison(self._session, handle, error)
             else:
                 self._fail(handle, error)
+
+    def _poison(self, session: Poisoning, handle: int, error: GenieError) -> None:
+        try:
+            session.poison(handle, error)
+        except GenieError as refused:  # the handle is another value's, or none
+            self._defer(refused)
 
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
