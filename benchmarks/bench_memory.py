@@ -1,11 +1,12 @@
 """What the accounting of a device's memory costs, how quickly values leave it and come back, and what generation takes
 when they must.
 
-    python benchmarks/bench_memory.py [--json] [--rounds 31] [--only steps,swap,generate] [--base DIRECTORY]
+    python benchmarks/bench_memory.py [--json] [--rounds 31] [--only steps,swap,rooms,generate] [--base DIRECTORY]
 
 *steps*: an execution of 100 small additions, and one with 200 inputs, here and, with ``--base``, by another checkout
 of Genie (built), in turns: both run in processes of their own. *swap*: values to host memory or to a file and
-back, beside copies of the same bytes in memory that was used before. *generate*: two clients of one node, processes of
+back, beside copies of the same bytes in memory that was used before. *rooms*: fetching into fresh memory and into
+memory that was kept. *generate*: two clients of one node, processes of
 their own, go on with their conversations in turns; the node's device has room for both, or for hardly more than one.
 Their tokens are compared with each other and with the CPU's; the exit status says whether all were equal.
 """
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from genie import telemetry
 from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
-from genie.remote import NodeServer
+from genie.remote import NodeServer, RemoteBackend, conversation
+from genie.remote.memory import room
 from genie.schedule import Scheduler
+from genie.testing import Caller
 from genie_backend_local import LocalBackend, LocalSession, native
 from genie_backend_tcp import TcpTransport
 
@@ -190,6 +194,39 @@ def bench_swap(rounds: int, megabytes: int = 256, directory: str = "") -> list[R
     return rows
 
 
+# --- rooms ------------------------------------------------------------------------------------------
+
+
+def bench_rooms(rounds: int, megabytes: tuple[int, ...] = (8, 64)) -> list[Result]:
+    """A client fetches into fresh memory, as it does, and into memory it has kept."""
+    rows = []
+    with _node(_GIB, 0) as (server, _):
+        backend = RemoteBackend("tcp", TcpTransport(), (server.address,), timeout=60.0)
+        caller = Caller(backend.connect(backend.devices()[0]))
+        for each in megabytes:
+            handle, data = caller.handles(), os.urandom(1 << 20) * each
+            caller.session.upload(handle, TensorSpec((len(data),), "uint8"), data)
+            kept = room(len(data))
+            kept[:] = bytes(len(data))
+            ways: dict[str, Callable[[int], memoryview]] = {"fresh": room, "kept": lambda size, kept=kept: kept[:size]}
+
+            def fetch(way: str, ways: Any = ways, handle: int = handle, data: bytes = data) -> bool:
+                conversation.room = ways[way]
+                return caller.session.fetch(handle).data.nbytes == len(data)
+
+            try:
+                equal = all(fetch(way) and bytes(caller.session.fetch(handle).data) == data for way in ways)
+                times = in_turns({way: partial(fetch, way) for way in ways}, rounds)
+            finally:
+                conversation.room = room
+            compared = ratio(times, "fresh", "kept")
+            row = {"MB": each, "fresh ms": milliseconds(times["fresh"]), "kept ms": milliseconds(times["kept"])}
+            row |= {"ratio": compared["pair_ratio_median"], "low": compared["pair_ratio_low"]}
+            rows.append({**row, "high": compared["pair_ratio_high"], "equal": equal})
+        backend.close()
+    return rows
+
+
 # --- generation -------------------------------------------------------------------------------------
 
 
@@ -293,7 +330,7 @@ def _row(name: str, seconds: list[float], tokens: list[Any], expected: list[Any]
 
 def run(
     rounds: int = 31,
-    only: tuple[str, ...] = ("steps", "swap", "generate"),
+    only: tuple[str, ...] = ("steps", "swap", "rooms", "generate"),
     base: str = "",
     megabytes: int = 256,
     tiny: bool = False,
@@ -304,6 +341,8 @@ def run(
     if "swap" in only:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:
             told["swap"] = bench_swap(max(rounds // 5, 2), megabytes, directory)
+    if "rooms" in only:
+        told["rooms"] = bench_rooms(rounds)
     if "generate" in only:
         told["generate"] = bench_generate(max(rounds // 3, 2), tiny)
     told["equal"] = all(row["equal"] for rows in told.values() for row in rows)
@@ -314,7 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--only", default="steps,swap,generate")
+    parser.add_argument("--only", default="steps,swap,rooms,generate")
     parser.add_argument("--base", default="", help="another checkout, built, to compare with")
     parser.add_argument("--worker", choices=("steps", "generate"), help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
@@ -328,7 +367,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(told))
     else:
-        for name in ("steps", "swap", "generate"):
+        for name in ("steps", "swap", "rooms", "generate"):
             if name in told:
                 print(table(told[name]), end="\n\n")
     return 0 if told["equal"] else 1
