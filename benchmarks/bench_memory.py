@@ -275,6 +275,7 @@ def generate_worker(tiny: bool) -> None:
 
 @contextlib.contextmanager
 def _node(memory: int, swap: int) -> Iterator[tuple[NodeServer, Any]]:
+    telemetry.configure("WARNING")
     local = LocalBackend(threads=1, swap_bytes=swap)
     host = local.stand_in(
         local.devices()[-1], Device(id="gpu:0", type="GPU", memory_gb=memory / _GIB, compute_tflops=1)
@@ -359,7 +360,6 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    telemetry.configure("WARNING")
     if options.worker:
         steps_worker() if options.worker == "steps" else generate_worker(options.tiny)
         return 0
