@@ -3,6 +3,7 @@
 #include <c10/core/Allocator.h>
 
 #include <chrono>
+#include <exception>
 
 namespace genie_local {
 namespace {
@@ -114,7 +115,11 @@ bool put_out(const SharedBytesPtr& bytes, const std::vector<c10::StorageImpl*>& 
     if (!swapped) {
       return false;
     }
-    swapped->write(bytes->data.get(), bytes->device);
+    try {
+      swapped->write(bytes->data.get(), bytes->device);
+    } catch (const std::exception&) {  // a disk that fails takes nothing
+      return false;
+    }
     bytes->swapped = std::move(swapped);
   }
   bytes->data = c10::DataPtr(nullptr, bytes->device);

@@ -194,3 +194,23 @@ def test_checkpoints() -> None:
     moved = {row[""]: row["client's bytes"] for row in rows}
     assert moved["disk: first"] > 1 << 20 > moved["disk: next"] > 1 << 17
     assert all(number < 1 << 16 for name, number in moved.items() if name.startswith("node"))
+
+
+def test_memory() -> None:
+    told = run(
+        "import json, bench_memory as bench;"
+        "print(json.dumps({**bench.run(2, ('steps', 'swap'), megabytes=16), 'rooms': bench.bench_rooms(2, (1,))}))"
+    )
+    assert told["equal"] is True
+    assert [row["execution"] for row in told["steps"]] == ["100 additions", "200 inputs"]
+    ways = [("host memory", "out"), ("host memory", "back"), ("a file", "out"), ("a file", "back")]
+    assert [(row["to"], row["way"]) for row in told["swap"]] == ways
+    assert all(row["ms/GB"] > 0 for row in told["swap"])
+    assert told["rooms"][0]["equal"] is True
+
+
+@pytest.mark.models
+def test_generation_while_memory_is_short() -> None:
+    short = run("import json, bench_memory as bench; print(json.dumps(bench.bench_generate(2, True)))")[1]
+    assert short["equal"] is True
+    assert short["out MB"] > 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +83,59 @@ def test_a_swap_in_files(backend: LocalBackend, tmp_path: Path) -> None:
 def test_a_directory_that_cannot_hold_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be swapped to"):
         LocalBackend(swap_directory=str(tmp_path / "missing"))
+
+
+def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    """The values stay, and who wants more is refused."""
+    code = f"""
+import resource, torch
+from local.both import Both
+from local.leaving import MIB, Small
+from genie.errors import OutOfMemory
+from genie_backend_local import LocalBackend
+small = Small.of(LocalBackend().devices()[-1], MIB, swap=64 * MIB, directory={str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, resource.RLIM_INFINITY))
+both = Both(small.session())
+handles = [both.put(torch.full((1 << 14,), float(k))) for k in range(16)]
+try:
+    both.put(torch.zeros(1 << 14))
+except OutOfMemory as error:
+    assert "swap: 0 bytes of" in str(error)
+    both.check(*handles)
+    print("refused")
+"""
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([tests, *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+def test_the_cpu_itself_with_a_directory(tmp_path: Path) -> None:
+    backend = LocalBackend(memory_limit_gb=4 * KB64.nbytes / (1 << 30), swap_directory=str(tmp_path))
+    both = Both(backend.connect(backend.devices()[-1]))
+    handles = [both.put(KB64 + k) for k in range(10)]
+    assert away(both.session) == 6 * KB64.nbytes
+    both.check(*handles)
+    told = backend.memory()["cpu"]
+    assert told["swap_used"] == 6 * KB64.nbytes
+    backend.close()
+    assert backend.memory()["cpu"]["swap_used"] == backend.memory()["cpu"]["live"] == 0
+
+
+def test_the_cpu_itself_without_one() -> None:
+    backend = LocalBackend(memory_limit_gb=4 * KB64.nbytes / (1 << 30), swap_bytes=64 * MIB)
+    session = backend.connect(backend.devices()[-1])
+    for handle in range(1, 5):
+        put(session, handle, KB64)
+    with pytest.raises(OutOfMemory, match=r"262144 of the session's 262144 are in use: this session has 262\.1 KB"):
+        put(session, 5, KB64)
+    backend.close()
 
 
 def test_views_come_back_as_views(both: Both, small: Small) -> None:
@@ -435,7 +491,7 @@ class Play:
         assert 0 <= self.small.stats("live") <= live(self.both.session) + live(self.second)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_random_programs_do_not_notice(backend: LocalBackend, seed: int) -> None:
     torch.manual_seed(seed)
