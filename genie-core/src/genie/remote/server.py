@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ from genie.errors import (
     AccessDenied,
     BackendError,
     BackendUnavailable,
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     GenieError,
@@ -46,6 +44,7 @@ from genie.remote.node_session import NodeSession
 from genie.remote.realm import Realm
 from genie.remote.reception import Reception
 from genie.remote.served import choose, each_its_name
+from genie.remote.unix_socket import LocalSocket
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
 from genie.tenancy.accounts import Tenancy
@@ -113,7 +112,7 @@ class NodeServer:
         self._transport = transport
         self._wanted_address = address
         self._wanted_devices = tuple(devices)
-        self._wanted_local = local
+        self._local = LocalSocket(transport, local if isinstance(local, str) else "") if local else None
         self._limits = limits or Limits()
         self.max_sessions = max_sessions
         self.meters = Meters()
@@ -139,7 +138,6 @@ class NodeServer:
         self._nonce = secrets.token_hex(4)
         self._draining = False
         self._closed = False
-        self._directory: str | None = None
         self.address = ""
         self.local_address = ""
         self.control_port = 0  # told to clients once the control plane listens
@@ -153,8 +151,9 @@ class NodeServer:
         listener = self._transport.listen(self._wanted_address)
         self._listeners.append(listener)
         self.address = listener.address
-        if self._wanted_local:
-            self._listen_locally()
+        if self._local is not None and (local := self._local.listen()) is not None:
+            self._listeners.append(local)
+            self.local_address = self._inlets.local_address = local.address
         for each in self._listeners:
             thread = threading.Thread(target=self._accept, args=(each,), name=f"genie-accept-{each.address}")
             thread.daemon = True
@@ -192,9 +191,8 @@ class NodeServer:
             thread.join(timeout=10.0)
         with self._changed:
             self._changed.wait_for(lambda: not self._sessions, timeout=10.0)
-        if self._directory is not None:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._directory)
+        if self._local is not None:
+            self._local.close()
 
     def __enter__(self) -> NodeServer:
         self.start()
@@ -468,30 +466,6 @@ class NodeServer:
             dialogue.say(Kind.ERROR)
             connection.send(frames.one(max(dialogue.seq, 0), Kind.ERROR, messages.put_error(error)))
 
-    # --- listening --------------------------------------------------------------------------------
-
-    def _listen_locally(self) -> None:
-        if isinstance(self._wanted_local, str):
-            address = f"unix:{self._wanted_local}"
-        else:
-            self._directory = _own_directory()
-            if self._directory is None:
-                log.warning("no Unix socket: there is no directory to put it in")
-                return
-            address = f"unix:{self._directory}/node.sock"
-        try:
-            listener = self._transport.listen(address)
-        except ConfigError as error:
-            if isinstance(self._wanted_local, str):
-                raise
-            log.debug("no Unix socket", transport=self._transport.name, reason=error.message)
-            if self._directory is not None:
-                os.rmdir(self._directory)
-                self._directory = None
-            return
-        self._listeners.append(listener)
-        self.local_address = self._inlets.local_address = listener.address
-
 
 def _stranger(connection: Connection) -> Identity:
     certificate = connection.subject if isinstance(connection, Certified) else ""
@@ -501,16 +475,6 @@ def _stranger(connection: Connection) -> Identity:
 def _bare_welcome(control_port: int) -> Welcome:
     """For who has no ticket: where to ask for one."""
     return Welcome(major=PROTOCOL[0], minor=PROTOCOL[1], control_port=control_port, tickets=True)
-
-
-def _own_directory() -> str | None:
-    """A new directory for this user alone, if one can be made."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # A socket's path is short; a longer directory is no use.
-    for parent in (runtime if 0 < len(runtime) < 60 else None, None):
-        with contextlib.suppress(OSError):
-            return tempfile.mkdtemp(prefix="genie-", dir=parent)  # mode 0700
-    return None
 
 
 def _quarter_of_memory() -> int:
