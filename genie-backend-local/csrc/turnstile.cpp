@@ -76,6 +76,9 @@ void Turnstile::enter(Ticket& ticket) {
       ticket.called.wait_until(lock, until);
     }
   }
+  if (!waiting_.empty() && running_ < lanes_) {
+    waiting_.front()->called.notify_one();  // this one looks at the clock no more
+  }
 }
 
 void Turnstile::join(Ticket& ticket, Flow& flow) {
