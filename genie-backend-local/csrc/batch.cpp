@@ -193,7 +193,7 @@ void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most, Time 
   }
   const auto took = Clock::now() - start;
   if (winner != nullptr) {
-    winner->turnstile().leave(flows, in_seconds(Clock::now() - since));
+    winner->turnstile().leave(flows.data(), flows.size(), since);
   }
   lock.lock();
   const auto now = Clock::now();

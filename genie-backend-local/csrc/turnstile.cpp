@@ -59,11 +59,6 @@ void Turnstile::enter(Ticket& ticket) {
     come(*flow, now);
   }
   ticket.entered = true;
-  if (ticket.flows.size() == 1 && alone(*ticket.flows.front(), now)) {
-    ++running_;
-    grant(ticket, *ticket.flows.front());
-    return;
-  }
   waiting_.push_back(&ticket);
   while (ticket.winner == nullptr) {
     const auto until = dispatch(Clock::now());
@@ -76,6 +71,22 @@ void Turnstile::enter(Ticket& ticket) {
       ticket.called.wait_until(lock, until);
     }
   }
+  if (!waiting_.empty() && running_ < lanes_) {
+    waiting_.front()->called.notify_one();  // this one looks at the clock no more
+  }
+}
+
+std::optional<Time> Turnstile::enter_alone(Flow& flow) {
+  const std::lock_guard<std::mutex> lock(lock_);
+  const auto now = Clock::now();
+  if (!alone(flow, now)) {
+    return std::nullopt;
+  }
+  come(flow, now);
+  ++running_;
+  advance_clock(flow);
+  begin(flow);
+  return now;
 }
 
 void Turnstile::join(Ticket& ticket, Flow& flow) {
@@ -100,11 +111,12 @@ void Turnstile::give_up(const std::vector<Flow*>& flows) {
   }
 }
 
-void Turnstile::leave(const std::vector<Flow*>& flows, double seconds) {
+void Turnstile::leave(Flow* const* flows, size_t count, Time since) {
   const std::lock_guard<std::mutex> lock(lock_);
   const auto now = Clock::now();
-  const auto part = seconds / static_cast<double>(flows.size());
-  for (auto* leaf : flows) {
+  const auto part = in_seconds(now - since) / static_cast<double>(count);
+  for (size_t i = 0; i < count; ++i) {
+    auto* leaf = flows[i];
     leaf->usual_ = leaf->usual_ == 0 ? part : 0.7 * leaf->usual_ + 0.3 * part;
     for (auto* flow = leaf; flow->above_ != nullptr; flow = flow->above_) {
       flow->tag_ += part / flow->weight_;
@@ -234,10 +246,14 @@ Time Turnstile::keep_for(Flow& flow, const Flow* other) {
   return until;
 }
 
-void Turnstile::grant(Ticket& ticket, Flow& winner) {
+void Turnstile::advance_clock(Flow& winner) {
   for (auto* flow = &winner; flow->above_ != nullptr; flow = flow->above_) {
     flow->above_->clock_ = std::max(flow->above_->clock_, flow->tag_);
   }
+}
+
+void Turnstile::grant(Ticket& ticket, Flow& winner) {
+  advance_clock(winner);
   for (auto* leaf : ticket.flows) {
     begin(*leaf);
   }
@@ -245,17 +261,22 @@ void Turnstile::grant(Ticket& ticket, Flow& winner) {
 }
 
 Turn::Turn(Flow* flow) : flow_(flow) {
-  if (flow_ != nullptr) {
-    Ticket ticket;
-    ticket.flows.push_back(flow_);
-    flow_->turnstile().enter(ticket);
-    start_ = Clock::now();
+  if (flow_ == nullptr) {
+    return;
   }
+  if (const auto began = flow_->turnstile().enter_alone(*flow_)) {
+    start_ = *began;
+    return;
+  }
+  Ticket ticket;
+  ticket.flows.push_back(flow_);
+  flow_->turnstile().enter(ticket);
+  start_ = Clock::now();
 }
 
 Turn::~Turn() {
   if (flow_ != nullptr) {
-    flow_->turnstile().leave({flow_}, in_seconds(Clock::now() - start_));
+    flow_->turnstile().leave(&flow_, 1, start_);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "pace.h"
@@ -69,12 +70,14 @@ class Turnstile {
 
   // Waits for a turn. Each of the ticket's flows is then at work, until `leave` or `give_up`.
   void enter(Ticket& ticket);
+  // A turn at once, for who has the device to itself. When it began; nothing, if it has to be waited for.
+  std::optional<Time> enter_alone(Flow& flow);
   // One flow more, for a ticket that waits, or is about to, or has its turn.
   void join(Ticket& ticket, Flow& flow);
   // These do not run in the turn they were in.
   void give_up(const std::vector<Flow*>& flows);
-  // The turn is over. It took `seconds`, of which each has an equal part.
-  void leave(const std::vector<Flow*>& flows, double seconds);
+  // The turn that began then is over. Each has an equal part of it.
+  void leave(Flow* const* flows, size_t count, Time since);
   // Somebody else waits, or was here just now.
   bool contended();
 
@@ -91,6 +94,7 @@ class Turnstile {
   static bool active(const Flow& flow, Time now);
   Flow* next(Time now, bool here);
   static void grant(Ticket& ticket, Flow& winner);
+  static void advance_clock(Flow& winner);
 
   std::mutex lock_;
   const int64_t lanes_;
@@ -111,7 +115,7 @@ class Turn {
   Turn& operator=(const Turn&) = delete;
 
  private:
-  Flow* const flow_;
+  Flow* flow_;
   Time start_;
 };
 

@@ -116,6 +116,7 @@ class NodeServer:
         self._wanted_address = address
         self._wanted_devices = tuple(devices)
         self._wanted_local = local
+        self._directory: str | None = None  # of the Unix socket, if it was made for that
         self._limits = limits or Limits()
         self.max_sessions = max_sessions
         self.meters = Meters()
@@ -143,7 +144,6 @@ class NodeServer:
         self._nonce = secrets.token_hex(4)
         self._draining = False
         self._closed = False
-        self._directory: str | None = None
         self.address = ""
         self.local_address = ""
         self.control_port = 0  # told to clients once the control plane listens
