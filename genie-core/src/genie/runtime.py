@@ -16,6 +16,7 @@ from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginErro
 from genie.execute import Executor
 from genie.graph import Graph
 from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Session
+from genie.lineage import Terms, guarded
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
@@ -151,6 +152,8 @@ class Runtime:
             for session in sessions:
                 session.close()
             raise
+        if self.settings.recovery:
+            return guarded(sessions, self._backends[backend], Terms.from_settings(self.settings))
         return sessions
 
     def executor(self, indices: Sequence[int] = (0,), backend: str = "") -> Executor:

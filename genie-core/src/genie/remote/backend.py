@@ -27,6 +27,8 @@ class RemoteBackend:
     """``nodes`` are addresses; their devices, in order, are the backend's. A device of ``known`` (a cluster file)
     stands for the node's own device of the same address and index: its id and figures are the user's."""
 
+    loses = True
+
     def __init__(
         self,
         name: str,
