@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from genie.errors import ConnectionLost
 
 from . import tiny_lm
 from .conftest import MakeNode, Node, Nursery, start_node
+from .test_spread import Anywhere
 
 DEVICE = "remote_accelerator"
 
@@ -24,6 +25,12 @@ def _user(user: Callable[..., None], *nodes: Node, **settings: Any) -> None:
 
 def _recoveries() -> int:
     return int(genie.get_stats()["recoveries"])
+
+
+def _restarted(node: Node, nursery: Nursery) -> Node:
+    """Killed, and another one at its address."""
+    node.stop()
+    return start_node(nursery, node.log, "--port", node.address.rpartition(":")[2])
 
 
 def test_generation_goes_on_elsewhere(make_node: MakeNode, user: Callable[..., None]) -> None:
@@ -38,3 +45,122 @@ def test_generation_goes_on_elsewhere(make_node: MakeNode, user: Callable[..., N
             first.stop()
     assert tokens == expected
     assert _recoveries() == 1
+
+
+def _sampled(device: str, count: int = 24, at: Callable[[int], None] = lambda _: None) -> list[int]:
+    model = tiny_lm.model().to(device)
+    torch.manual_seed(11)
+    ids, cache, tokens = tiny_lm.PROMPT.to(device), None, []
+    with torch.no_grad():
+        for number in range(count):
+            logits, cache = model(ids, cache)
+            ids = torch.multinomial(logits[:, -1].softmax(dim=-1), 1)
+            tokens.append(int(ids.item()))
+            at(number)
+    return tokens
+
+
+def _trained(device: str, steps: int = 12, at: Callable[[int], None] = lambda _: None) -> Any:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 8))
+    data = [(torch.randn(96, 64), torch.randint(0, 8, (96,))) for _ in range(steps)]
+    model.to(device)
+    torch.manual_seed(6)  # of the dropout
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for number, (inputs, labels) in enumerate(data):
+        at(number)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs.to(device)), labels.to(device))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [parameter.detach().cpu().tolist() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("program", [_sampled, _trained])
+def test_a_node_that_is_started_anew(
+    program: Callable[..., Any], make_node: MakeNode, nursery: Nursery, user: Callable[..., None]
+) -> None:
+    node = make_node()
+    _user(user, node)
+    expected = program(DEVICE)
+    nodes = [node]
+
+    def restart(number: int) -> None:
+        if number == 7:
+            nodes.append(_restarted(node, nursery))
+
+    _user(user, node)
+    assert program(DEVICE, at=restart) == expected
+    assert _recoveries() == 1
+    nodes[-1].stop()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("program", [_sampled, _trained])
+def test_plans_over_two_nodes(
+    program: Callable[..., Any], victim: int, make_node: MakeNode, user: Callable[..., None]
+) -> None:
+    """Their operators are scattered over both, so that each plan stops in the middle."""
+    nodes = [make_node(), make_node()]
+    _user(user, nodes[0])
+    expected = program(DEVICE)
+    genie.register_placement_strategy("anywhere", lambda settings: Anywhere())
+    _user(user, *nodes, placement="anywhere")
+    assert program(DEVICE, at=lambda number: nodes[victim].stop() if number == 6 else None) == expected
+    stats = genie.get_stats()
+    assert stats["recoveries"] == 1
+    assert stats["values_moved"] > 20
+
+
+def test_death_during_recovery(make_node: MakeNode, user: Callable[..., None]) -> None:
+    nodes = [make_node() for _ in range(3)]
+    _user(user, *nodes)
+    expected = _trained(DEVICE)
+
+    def kill(number: int) -> None:
+        if number == 6:
+            nodes[0].stop()
+            nodes[1].process.pause()
+
+    _user(user, *nodes, connect_timeout=1.0)
+    assert _trained(DEVICE, at=kill) == expected
+    assert _recoveries() == 1
+
+
+def test_a_loop_on_the_node(make_node: MakeNode, nursery: Nursery, user: Callable[..., None]) -> None:
+    class Logits(nn.Module):
+        def __init__(self, lm: nn.Module) -> None:
+            super().__init__()
+            self.lm = lm
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.lm(ids)[0]
+            return logits
+
+    expected = tiny_lm.generate(tiny_lm.model(), count=200)
+    node = make_node()
+    _user(user, node)
+    model = Logits(tiny_lm.model().to(DEVICE))
+    tokens = []
+    for token in genie.generate(model, tiny_lm.PROMPT, max_new_tokens=200, stream=True):
+        tokens.append(int(token))
+        if len(tokens) == 20:
+            again = _restarted(node, nursery)
+    assert tokens == expected
+    assert _recoveries() == 1
+    again.stop()
+
+
+def test_no_node_is_left(make_node: MakeNode, user: Callable[..., None]) -> None:
+    node = make_node()
+    _user(user, node, recovery_attempts=3)
+    value = torch.ones(8, device=DEVICE) + 1
+    assert value.cpu().tolist() == [2.0] * 8
+    node.stop()
+    value += 1
+    with pytest.raises(ConnectionLost, match="no node could take its place"):
+        value.cpu()
+    with pytest.raises(ConnectionLost, match="no node could take its place"):
+        value.cpu()

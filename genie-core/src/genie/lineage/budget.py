@@ -32,7 +32,7 @@ class Budget:
     def again(self) -> bool:
         """Wait for the next attempt, longer each time; ``False`` if there is none left."""
         self._used += 1
-        pause = min(_FIRST_PAUSE * 2 ** (self._used - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311
+        pause = min(_FIRST_PAUSE * 2 ** (self._used - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         if self._used >= self._attempts or pause >= self.left:
             return False
         self._spent += pause

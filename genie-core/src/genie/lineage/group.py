@@ -224,7 +224,7 @@ class Group:
         finally:
             self._budget.spend(time.monotonic() - began)
         # From here on they are the members': whoever interrupts this leaves them to be closed by the next attempt.
-        for member, session, place in zip(self.members, sessions, places, strict=True):
+        for member, session in zip(self.members, sessions, strict=True):
             member.session = session
         for member, session, place in zip(self.members, sessions, places, strict=True):
             member.move(session, place)

@@ -1,4 +1,4 @@
-"""One session of a group, in whichever place it is now, and what its next one must be given before calls are repeated."""
+"""One session of a group, in whichever place it is now, and what its next one needs before calls are repeated."""
 
 from __future__ import annotations
 
