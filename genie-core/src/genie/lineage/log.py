@@ -5,7 +5,6 @@ Each entry can be applied to a member, the first time and every time after that 
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from genie.errors import RemoteOpError
+from genie.errors import ConnectionLost, GenieError, RemoteOpError, SessionClosed
 from genie.graph import TensorSpec
 from genie.interfaces import Buffer
 from genie.lineage.contents import Content
@@ -164,13 +163,17 @@ class Look(Entry, frozen=True, gc=False):
 
 
 class Failed(Entry, frozen=True, gc=False):
-    """The program was told an error in place of this value."""
+    """The program was told an error where it looked for this value. Some errors are told once."""
 
     handle: int
 
     def repeat(self, to: Inner) -> None:
-        with contextlib.suppress(RemoteOpError):
+        try:
             to.session.fetch(self.handle)
+        except (ConnectionLost, SessionClosed):
+            raise
+        except GenieError:
+            pass
 
 
 class Begin(Entry, frozen=True, gc=False):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from genie.device import Device
 from genie.errors import BackendError, GenieError, RemoteOpError
@@ -29,6 +30,8 @@ from genie.lineage.member import Inlet
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
 from genie.timing import Timing
+
+_T = TypeVar("_T")
 
 
 class LineageSession:
@@ -101,21 +104,25 @@ class LineageSession:
 
     def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:
         with self._group.lock:
-            try:
-                value: Fetched = self._group.ask(lambda: self._member.session.fetch(handle, out))
-            except RemoteOpError:
-                self._group.told(Failed(self._number, handle))
-                raise
+            value: Fetched = self._look(handle, lambda: self._member.session.fetch(handle, out))
             self._group.looked(self._number, handle, value.data)
             return value
 
     def describe(self, handle: int) -> TensorSpec:
         with self._group.lock:
-            return self._group.ask(lambda: self._member.session.describe(handle))
+            return self._look(handle, lambda: self._member.session.describe(handle))
 
     def generator_state(self, generator: int) -> bytes:
         with self._group.lock:
-            return self._group.ask(lambda: self._member.session.generator_state(generator))
+            return self._look(0, lambda: self._member.session.generator_state(generator))
+
+    def _look(self, handle: int, question: Callable[[], _T]) -> _T:
+        try:
+            return self._group.ask(question)
+        except GenieError:
+            if not self._group.over:
+                self._group.told(Failed(self._number, handle))
+            raise
 
     def synchronize(self) -> None:
         with self._group.lock:
