@@ -17,4 +17,6 @@
 #include "run.cpp"
 #include "session.cpp"
 #include "shims.cpp"
+#include "snapshot.cpp"
+#include "snapshot_module.cpp"
 #include "timing.cpp"

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <random>
 
 namespace genie_local {
 namespace {
@@ -78,6 +79,39 @@ void Memory::change(int64_t bytes) {
   }
 }
 
+int64_t first_stamp() {
+  std::random_device random;
+  const auto drawn = static_cast<uint64_t>(random()) << 32 | random();
+  return static_cast<int64_t>(drawn >> 2);  // below 2**62: counting on does not overflow
+}
+
+Memory::Identity Memory::identity(c10::StorageImpl* storage) const {
+  return entries_.find(storage)->second.identity;
+}
+
+void Memory::identify(c10::StorageImpl* storage, Identity identity) {
+  entries_.find(storage)->second.identity = identity;
+}
+
+c10::StorageImpl* Memory::find(int64_t id) {
+  const auto known = [&]() -> c10::StorageImpl* {
+    const auto found = found_.find(id);
+    if (found == found_.end()) {
+      return nullptr;
+    }
+    const auto entry = entries_.find(found->second);
+    return entry != entries_.end() && entry->second.identity.id == id ? found->second : nullptr;
+  };
+  if (auto* storage = known()) {
+    return storage;
+  }
+  found_.clear();
+  for (const auto& [storage, entry] : entries_) {
+    found_[entry.identity.id] = storage;
+  }
+  return known();
+}
+
 void Memory::hold(Holder& holder) {
   auto* storage = storage_of(holder.tensor);
   holder.storage = storage;
@@ -87,6 +121,8 @@ void Memory::hold(Holder& holder) {
   auto& entry = entries_[storage];
   if (entry.holders++ == 0) {
     entry.bytes = static_cast<int64_t>(storage->nbytes());
+    ++stamp_;
+    entry.identity = {stamp_, stamp_};
     change(entry.bytes);
   }
 }
@@ -107,12 +143,16 @@ void Memory::release(Holder& holder) {
 void Memory::refresh(Holder& holder) {
   auto* storage = storage_of(holder.tensor);
   if (storage != holder.storage) {
+    if (holder.storage != nullptr) {
+      entries_.find(holder.storage)->second.identity.version = ++stamp_;
+    }
     at::Tensor tensor = holder.tensor;
     release(holder);
     holder.tensor = std::move(tensor);
     hold(holder);
   } else if (storage != nullptr) {
     auto& entry = entries_.find(storage)->second;
+    entry.identity.version = ++stamp_;
     const auto bytes = static_cast<int64_t>(storage->nbytes());
     if (bytes != entry.bytes) {
       change(bytes - entry.bytes);

@@ -29,6 +29,9 @@ struct Budget {
 };
 using BudgetPtr = std::shared_ptr<Budget>;
 
+// Where a session begins to count: so far from where others do that no two ever use one number, on whatever node.
+int64_t first_stamp();
+
 // Live bytes by storage: aliases count once. Not thread-safe.
 class Memory {
  public:
@@ -39,9 +42,19 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
+  // What a storage is called, as long as somebody holds it; a storage nobody holds has no name.
+  struct Identity {
+    int64_t id = 0;
+    int64_t version = 0;  // another one after every write
+  };
+  Identity identity(c10::StorageImpl* storage) const;
+  void identify(c10::StorageImpl* storage, Identity identity);
+  // nullptr: there is none.
+  c10::StorageImpl* find(int64_t id);
+
   void hold(Holder& holder);
   void release(Holder& holder);
-  // The tensor may have been resized or given another storage by the step that wrote to it.
+  // After a step that wrote to it: the tensor may have been resized or given another storage.
   void refresh(Holder& holder);
   // Refused (memory) when `bytes` more would pass the limit.
   void admit(int64_t bytes, const char* what) const;
@@ -67,10 +80,13 @@ class Memory {
   struct Entry {
     size_t holders = 0;
     int64_t bytes = 0;
+    Identity identity;
   };
   void change(int64_t bytes);
 
   ska::flat_hash_map<c10::StorageImpl*, Entry> entries_;
+  ska::flat_hash_map<int64_t, c10::StorageImpl*> found_;  // by id, as it was when one was looked for last
+  int64_t stamp_ = first_stamp();  // ids and versions are counted on from here
   const int64_t limit_;  // 0: none
   const BudgetPtr budget_;  // null: none
   int64_t live_ = 0;

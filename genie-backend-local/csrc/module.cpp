@@ -9,6 +9,7 @@
 #include "loader.h"
 #include "names.h"
 #include "session.h"
+#include "snapshot_module.h"
 
 namespace py = pybind11;
 
@@ -369,6 +370,43 @@ void bind_session(py::module_& module) {
             const View view(state, false);
             const NoGil no_gil;
             session.set_generator_state(generator, view.data(), view.size());
+          })
+      .def(
+          "snapshot",
+          [](Session& session) {
+            Snapshot made;
+            {
+              const NoGil no_gil;
+              made = session.snapshot();
+            }
+            return to_tuple(made);
+          })
+      .def(
+          "read_memory",
+          [](Session& session, int64_t id, int64_t version, int64_t offset, int64_t size) {
+            Bytes bytes;
+            {
+              const NoGil no_gil;
+              bytes = session.read_memory(id, version, offset, size);
+            }
+            return as_buffer(std::move(bytes));
+          })
+      .def(
+          "memory_of",
+          [](Session& session, int64_t handle) {
+            MemoryState memory;
+            {
+              const NoGil no_gil;
+              memory = session.memory_of(handle);
+            }
+            return to_tuple(memory);
+          })
+      .def(
+          "restore",
+          [](Session& session, const py::tuple& given, const std::map<int64_t, int64_t>& staged) {
+            const auto snapshot = to_snapshot(given);
+            const NoGil no_gil;
+            session.restore(snapshot, staged);
           })
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
       .def("counters", &counters)

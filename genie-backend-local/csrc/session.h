@@ -19,6 +19,8 @@
 #include "plan.h"
 #include "random.h"
 #include "refused.h"
+#include "snapshot.h"
+#include "spec.h"
 #include "timing.h"
 
 namespace genie_local {
@@ -33,12 +35,6 @@ struct Bytes {
   std::string copied;  // all of them, when they are few
   SharedBytesPtr shared;  // what keeps them: these …
   at::Tensor tensor;  // … or this
-};
-
-struct Spec {
-  std::vector<int64_t> shape;
-  c10::ScalarType dtype = c10::ScalarType::Float;
-  std::vector<int64_t> stride;
 };
 
 // A value's bytes, to be adopted by other sessions on the same device.
@@ -121,6 +117,15 @@ class Session {
   void seed(int64_t generator, uint64_t seed);
   std::string generator_state(int64_t generator);
   void set_generator_state(int64_t generator, const void* data, size_t size);
+
+  // The state at this point (snapshot.cpp). Refused when a value has no plain memory.
+  Snapshot snapshot();
+  // Bytes of a memory that has this version (0: any); a negative size is all that are left.
+  Bytes read_memory(int64_t id, int64_t version, int64_t offset, int64_t size);
+  MemoryState memory_of(int64_t handle);
+  // The state of another session: of each memory the value that holds its bytes now, which is no value any more then.
+  // Refused unless these are all the values there are.
+  void restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>& staged);
 
   void synchronize();
   Counters counters();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from genie.graph import TensorSpec
+from genie.snapshots import MemoryState
 
 
 class Allocation(Protocol):
@@ -33,3 +34,10 @@ class Sharing(Protocol):
     def share(self, handle: int) -> object: ...
 
     def adopt(self, handle: int, value: object) -> None: ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A local session may say which memory a value lies in."""
+
+    def memory_of(self, handle: int) -> MemoryState: ...

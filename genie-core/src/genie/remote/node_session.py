@@ -32,10 +32,11 @@ from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
-from genie.remote.outlets import FEW
+from genie.remote.node_contents import NodeContents
+from genie.remote.node_state import NodeState, valued
 from genie.remote.traced import join
 from genie.security import Identity
-from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
 
 log = structlog.get_logger("genie.node")
 
@@ -87,22 +88,25 @@ class NodeSession:
         self._deferred: GenieError | None = None
         self._loop = NodeLoop()
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
-        self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
+        self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
+        self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
+        self._state.renamed = self._contents.renamed
         self._work: dict[int, Callable[[memoryview], None]] = {
             Kind.LOAD_PLAN: self._load,
             Kind.UPLOAD: self._upload,
             Kind.FREE: self._free,
             Kind.SEED: self._seed,
             Kind.SET_GENERATOR_STATE: self._set_generator_state,
-            Kind.UPLOAD_COMMIT: self._commit,
+            Kind.UPLOAD_COMMIT: self._contents.commit,
             Kind.OUTLET: self._outlet,
             Kind.SEND: self._send,
+            Kind.SEND_MEMORY: self._send_memory,
             Kind.RECEIVE: self._receive,
             Kind.TRACE: self._trace,
             Kind.HEARD: self._heard,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
-            Kind.UPLOAD_BEGIN: self._begin,
+            Kind.UPLOAD_BEGIN: self._contents.begin,
             Kind.FETCH: self._fetch,
             Kind.DESCRIBE: self._describe,
             Kind.GENERATOR_STATE: self._generator_state,
@@ -111,6 +115,10 @@ class NodeSession:
             Kind.INLET: self._inlet,
             Kind.PROFILE: self._profile,
             Kind.MARK: self._mark,
+            Kind.SNAPSHOT: self._state.tell,
+            Kind.READ_MEMORY: self._state.read,
+            Kind.RESTORE: self._state.take,
+            Kind.STAGE: self._contents.stage,
         }
         self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
@@ -134,9 +142,8 @@ class NodeSession:
             self._dialogue.close()
             self._connection.close()
             self._channels.close()
-            self._shared.clear()
             self._allocation = None
-            self._store.release(self.name)
+            self._contents.release()
             self.meter.end()
             try:
                 self._session.close()
@@ -318,42 +325,9 @@ class NodeSession:
         else:
             self._session.upload(handle, spec, data)
 
-    def _commit(self, body: memoryview) -> None:
-        digest, handle, spec = messages.get_commit(body)
-        size = messages.spec_bytes(spec, self._limits)
-        try:
-            content = self._store.take(self.name, digest)
-            if len(content) != size:
-                raise ProtocolError(f"a content of {len(content)} bytes for a value of {size}")
-            self._use(digest, handle, spec, content)
-        except (GenieError, MemoryError) as error:
-            self._fail(handle, error)
-        finally:
-            self._store.done(self.name, digest)
-
-    def _use(self, digest: bytes, handle: int, spec: TensorSpec, content: memoryview) -> None:
-        """A value from content that is here: the memory others of this device have of it, or a copy."""
-        session = self._session
-        if not isinstance(session, Sharing):
-            session.upload(handle, spec, content)
-            return
-        key = (self.device.id, spec)
-        value = self._store.value(digest, key)
-        if value is not None:
-            session.adopt(handle, value)
-        else:
-            session.upload(handle, spec, content)
-            value = session.share(handle)
-            self._store.keep(digest, key, value)
-            if self.device.kind == "cpu":  # one memory is enough
-                self._store.replace(digest, flat(session.fetch(handle).data))
-        self._shared[handle] = value
-
     def _free(self, body: memoryview) -> None:
         handles = messages.get_handles(body)
-        if self._shared:
-            for handle in handles:
-                self._shared.pop(handle, None)
+        self._contents.freed(handles)
         if self._failed:
             for handle in handles:
                 self._failed.pop(handle, None)
@@ -387,8 +361,15 @@ class NodeSession:
 
     def _send(self, body: memoryview) -> None:
         number, handle = channels.get_send(body)
+        self._put(number, lambda: self._sent(handle))
+
+    def _send_memory(self, body: memoryview) -> None:
+        number, id, version = snapshots.get_send(body)
+        self._put(number, lambda: self._state.sent(id, version))
+
+    def _put(self, outlet: int, look: Callable[[], HostValue]) -> None:
         try:
-            self._channels.send(number, lambda: self._sent(handle), self._client_gone)
+            self._channels.send(outlet, look, self._client_gone)
         except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
             self._defer(error)
 
@@ -490,13 +471,6 @@ class NodeSession:
         if self._failed and handle in self._failed:
             raise self._failed[handle]
 
-    def _begin(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        digest, size = messages.get_chunk(body)
-        if size > self._limits.tensor:
-            raise LimitExceeded(f"a content of {size} bytes; the limit is {self._limits.tensor}")
-        held = self._store.begin(self.name, digest, size)
-        return Kind.HELD, messages.put_held(held or 0, direct=held is None), None
-
     def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         handle, wanted = messages.get_pair(body, "FETCH")
         self._look(handle)
@@ -507,9 +481,7 @@ class NodeSession:
         spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
         if data.ndim != 1 or data.format != "B":
             data = flat(data)
-        if len(data) <= FEW:
-            return Kind.VALUE, messages.put_result(spec, data), None
-        return Kind.VALUE, messages.put_result(spec), data
+        return valued(spec, data)
 
     def _describe(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         handle = messages.get_handle(body, "DESCRIBE")
