@@ -188,6 +188,20 @@ def _misplaced(value: ValueState, memories: Mapping[int, MemoryState]) -> str:
     return ""
 
 
+def content_specs(snapshot: Snapshot) -> dict[int, TensorSpec]:
+    """The contiguous value each memory may be staged as. Of a content known by its digest that is most likely the one
+    as which it was sent first: nodes share it with others who have it so."""
+    contents = {memory.id: memory.bytes for memory in snapshot.memories if memory.digest}
+    return {memory.id: TensorSpec((memory.bytes,), "uint8") for memory in snapshot.memories} | {
+        value.memory: value.spec
+        for value in reversed(snapshot.values)
+        if value.memory in contents
+        and contents[value.memory] == value.spec.nbytes
+        and not value.offset
+        and value.spec.stride is None
+    }
+
+
 def strides_of(spec: TensorSpec) -> tuple[int, ...]:
     """In elements; those of a contiguous value are counted as PyTorch does."""
     if spec.stride is not None:

@@ -10,7 +10,7 @@ from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer
 from genie.remote.conversation import Conversation
-from genie.snapshots import STAGING, MemoryState, Snapshot
+from genie.snapshots import STAGING, MemoryState, Snapshot, content_specs
 from genie.wire import PROTOCOL, Kind, messages, snapshots
 
 _PIECE: Final = 64 << 20  # bytes of a memory that are asked for at a time
@@ -96,12 +96,12 @@ def stage_all(
 ) -> dict[int, int]:
     """Have the bytes of every memory be a value: by digest where the node knows it, else sent; the handles."""
     staged = {}
-    specs = _content_specs(snapshot)
+    specs = content_specs(snapshot)
     for number, memory in enumerate(snapshot.memories):
         if not memory.bytes:
             continue
         handle = staged[memory.id] = STAGING + number
-        spec = specs.get(memory.id) or TensorSpec((memory.bytes,), "uint8")
+        spec = specs[memory.id]
         if memory.digest and stage(handle, spec, memory.digest):
             continue
         data = memories(memory)
@@ -112,13 +112,3 @@ def stage_all(
             )
         upload(handle, spec, data, bool(memory.digest))
     return staged
-
-
-def _content_specs(snapshot: Snapshot) -> dict[int, TensorSpec]:
-    """As what values contents were sent, most likely: nodes share them with others who have them so."""
-    contents = {memory.id: memory.bytes for memory in snapshot.memories if memory.digest}
-    return {
-        value.memory: value.spec
-        for value in reversed(snapshot.values)
-        if contents.get(value.memory) == value.spec.nbytes and not value.offset and value.spec.stride is None
-    }
