@@ -11,6 +11,7 @@ from torch import nn
 
 import genie
 from genie.errors import ConnectionLost
+from genie.lineage import checkpointing
 
 from . import tiny_lm
 from .conftest import MakeNode, Node, Nursery, start_node
@@ -164,3 +165,42 @@ def test_no_node_is_left(make_node: MakeNode, user: Callable[..., None]) -> None
         value.cpu()
     with pytest.raises(ConnectionLost, match="no node could take its place"):
         value.cpu()
+
+
+@pytest.mark.parametrize("to", ["disk", "node"])
+@pytest.mark.parametrize("program", [_sampled, _trained])
+def test_from_a_checkpoint(
+    program: Callable[..., Any],
+    to: str,
+    make_node: MakeNode,
+    user: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One after every look; so hardly anything is repeated."""
+    monkeypatch.setattr(checkpointing, "_SHARE", 0)
+    nodes = [make_node(), make_node()]
+    _user(user, nodes[0])
+    expected = program(DEVICE)
+    _user(user, *nodes, checkpoint_interval=1e-6, checkpoint_to=to)
+    assert program(f"{DEVICE}:0", at=lambda number: nodes[0].stop() if number == 7 else None) == expected
+    stats = genie.get_stats()
+    assert stats["recoveries"] == 1
+    assert stats["checkpoints"] > 7
+    assert stats["recovery_calls"] < 100
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_plans_over_two_nodes_from_a_checkpoint(
+    victim: int, make_node: MakeNode, user: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "_SHARE", 0)
+    nodes = [make_node(), make_node()]
+    _user(user, nodes[0])
+    expected = _trained(DEVICE)
+    genie.register_placement_strategy("anywhere", lambda settings: Anywhere())
+    _user(user, *nodes, placement="anywhere", checkpoint_interval=1e-6)
+    assert _trained(DEVICE, at=lambda number: nodes[victim].stop() if number == 6 else None) == expected
+    stats = genie.get_stats()
+    assert stats["recoveries"] == 1
+    assert stats["checkpoints"] > 6
+    assert stats["values_moved"] > 20

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recovery_seconds: _Seconds = 60.0  # for looking for a node
     recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1 << 16)] = 64 << 20
     recovery_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 30
+    checkpoint_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0  # seconds; 0: none
+    checkpoint_to: Literal["disk", "node"] = "disk"
     recovery_dir: str = ""  # where uploads and checkpoints are kept; "" is $XDG_CACHE_HOME/genie/recovery
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it
     # Paths of files, see docs/security.md: whom we believe, who we are, whom a node takes for a client.
@@ -292,6 +294,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "recovery_seconds": _check_finite,
+    "checkpoint_interval": _check_finite,
     "spin_us": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,

@@ -50,10 +50,10 @@ class Contents:
         self._used = [0]  # finalizers change it, and hold no reference to this object
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sweep(directory)
-        self._own = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=directory))
-        self._held = os.open(self._own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=directory))
+        self._held = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._held, fcntl.LOCK_EX)
-        self._end = weakref.finalize(self, _remove_all, self._own, self._held, os.getpid())
+        self._end = weakref.finalize(self, _remove_all, self.directory, self._held, os.getpid())
 
     @property
     def bytes(self) -> int:
@@ -73,7 +73,7 @@ class Contents:
                     f"{self._used[0] + len(data)} bytes to keep of what was uploaded; recovery_disk_bytes allows "
                     f"{self._limit}"
                 )
-            path = self._own / str(self._made)
+            path = self.directory / str(self._made)
             self._made += 1
             self._write(path, data)
             content = Content(path, len(data))

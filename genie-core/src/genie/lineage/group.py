@@ -10,10 +10,20 @@ from typing import NoReturn, TypeVar
 
 from genie import telemetry
 from genie.device import Device
-from genie.errors import BackendError, ConnectionLost, GenieError, LimitExceeded, RemoteOpError, SessionClosed
+from genie.errors import (
+    BackendError,
+    CheckpointError,
+    ConnectionLost,
+    GenieError,
+    LimitExceeded,
+    RemoteOpError,
+    SessionClosed,
+)
 from genie.interfaces import Backend, Buffer
 from genie.lineage.budget import Budget
+from genie.lineage.checkpointing import Checkpointing
 from genie.lineage.contents import Content, Contents
+from genie.lineage.flight import Flight
 from genie.lineage.log import CHECKED, Diverged, End, Entry, Free, Log, Look, checksum
 from genie.lineage.member import Member, Recoverable
 from genie.lineage.places import Places
@@ -42,6 +52,8 @@ class Group:
         self._terms = terms
         self._places = Places(backend)
         self._contents: Contents | None = None
+        self.flight = Flight()
+        self.checkpointing = Checkpointing(terms, self._places, lambda: self._disk().directory)
         self._lost: GenieError | None = None  # and not recovered from yet
         self._over: ConnectionLost | None = None
         self._unproven = False  # nothing was answered since the last recovery
@@ -87,8 +99,11 @@ class Group:
     def looked(self, member: int, handle: int, told: Buffer) -> None:
         """The program was told this value."""
         self._progress()
+        self.flight.looked(member, handle)
         if not self._given_up and memoryview(told).nbytes <= CHECKED:
             self.log.append(Look(member, handle, checksum((told,))))
+        if time.monotonic() >= self.checkpointing.due:
+            self.checkpoint()
 
     def told(self, entry: Entry) -> None:
         """Log what was carried out already."""
@@ -111,14 +126,17 @@ class Group:
         if len(data) <= _FEW:
             return bytes(data)
         try:
-            if self._contents is None:
-                self._contents = Contents(self._terms.directory, self._terms.disk_bytes)
-            return self._contents.put(data, shared=shared)
+            return self._disk().put(data, shared=shared)
         except LimitExceeded as error:
             self.give_up(error.message)
         except OSError as error:
             self.give_up(f"what is uploaded can't be kept on disk: {error}")
         return b""
+
+    def _disk(self) -> Contents:
+        if self._contents is None:
+            self._contents = Contents(self._terms.directory, self._terms.disk_bytes)
+        return self._contents
 
     def free(self, member: int, handles: Sequence[int]) -> None:
         """Garbage collection may call this at any moment, also while this thread holds the lock. It is carried out
@@ -135,6 +153,7 @@ class Group:
             if self.freed:
                 member, handles = self.freed[0]
                 entry: Entry = Free.of(member, handles)
+                self.flight.freed(member, handles)
             else:
                 member, loop = self.dropped[0]
                 entry = End(member, loop, ran_out=False)
@@ -147,12 +166,14 @@ class Group:
                 if not self._is_loss(error):
                     raise
                 self._recover(error)
-        if self.log.bytes > self._terms.log_bytes:
+        if self.log.bytes > self._terms.log_bytes and not self.checkpoint():
             self.give_up(f"the log grew beyond {self._terms.log_bytes} bytes (recovery_log_bytes)")
 
     def _log(self, entry: Entry) -> None:
         if not self._given_up:
             self.log.append(entry)
+        elif self.checkpointing.enabled:
+            self.members[entry.member].follow((entry,))
 
     def _unlog(self, entry: Entry) -> None:
         if self.log.entries and self.log.entries[-1] is entry:
@@ -170,8 +191,39 @@ class Group:
         """Nothing is logged any more: from here on the loss of a node is final."""
         if not self._given_up:
             self._given_up = why
-            self.log.clear()
+            self._behind()
+            self.checkpointing.due = 0.0 if self.checkpointing.enabled else self.checkpointing.due
             log.warning("not recoverable any more", reason=why, device=self.members[0].device.id)
+
+    def _behind(self) -> None:
+        """The log is not needed any more."""
+        if self.checkpointing.enabled:
+            for member in self.members:
+                member.follow(self.log.entries)
+        self.log.clear()
+
+    def checkpoint(self) -> bool:
+        """Keep the state of now, if nothing is under way; whether the log begins anew."""
+        keeping = self.checkpointing
+        if not keeping.enabled or self.flight.anything or any(member.looping for member in self.members):
+            return False
+        try:
+            keeping.save(
+                self.members,
+                [self.flight.sent(member.number, len(member.sources)) for member in self.members],
+            )
+        except OSError as error:
+            log.warning("no checkpoint", reason=str(error))
+            return False
+        except GenieError as error:
+            if self._is_loss(error) and any(getattr(member.session, "closed", False) for member in self.members):
+                self._recover(error)
+            else:
+                log.warning("no checkpoint", reason=error.message)
+            return False
+        self._behind()
+        self._given_up = ""
+        return True
 
     # --- recovery -------------------------------------------------------------------------------------
 
@@ -196,6 +248,8 @@ class Group:
                     f"repeated, the same calls gave other values ({other}): a device or an operator among them does "
                     "not compute the same twice",
                 )
+            except CheckpointError as failure:
+                self._end(error, f"its last checkpoint is of no use: {failure.message}")
             except BackendError as failure:
                 log.info("not recovered yet", reason=failure.message)
                 if not self._budget.again():
@@ -229,7 +283,9 @@ class Group:
         for member, session, place in zip(self.members, sessions, places, strict=True):
             member.move(session, place)
         for member in self.members:
-            member.join(self.members, ())
+            self.checkpointing.load(member)
+        for member in self.members:
+            member.join(self.members, self.checkpointing.received(member))
         for entry in self.log.entries:
             entry.repeat(self.members[entry.member])
 
@@ -252,12 +308,15 @@ class Group:
         return self.closed or self._over is not None
 
     def stats(self) -> dict[str, int]:
-        held = self._contents
+        held, saved = self._contents, self.checkpointing.saved
         return {
             **{name: int(number) for name, number in self._numbers.items() if name != "recovery_seconds"},
             "recovery_ms": int(self._numbers["recovery_seconds"] * 1e3),
             "recovery_log_bytes": self.log.bytes,
             "recovery_log_entries": len(self.log.entries),
+            "checkpoints": self.checkpointing.count,
+            "checkpoint_ms": int(self.checkpointing.seconds * 1e3),
+            "checkpoint_bytes": saved.bytes if saved is not None else 0,
             "recovery_disk_bytes": held.bytes if held is not None else 0,
         }
 
@@ -272,6 +331,7 @@ class Group:
     def _release(self) -> None:
         self.log.clear()
         self.freed.clear()
+        self.checkpointing.close()
         if self._contents is not None:
             self._contents.close()
             self._contents = None

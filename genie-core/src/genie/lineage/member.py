@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from genie.bindings import Prediction, parameters
 from genie.device import Device
-from genie.errors import ConnectionLost, GenieError, LocalProtocolError
+from genie.errors import ConnectionLost, GenieError, LocalProtocolError, SessionClosed
 from genie.interfaces import Buffer, Expecting, Linked, Looping, Profiling, Session
 from genie.lineage.log import Begin, Entry, Execute
 from genie.plan import ExecutionPlan
+
+_NO_HANDLE = (1 << 63) - 1
 
 
 @runtime_checkable
@@ -155,12 +157,24 @@ class Member:
         for number, plan in enumerate(self.plans):
             if session.load(plan) != number:
                 raise LocalProtocolError(f"plan {number} has another number in its next session")
+        if self.plans:
+            _hear(session)
         self._inlets = [session.inlet(source) for source in self.sources]
 
     def join(self, members: Sequence[Member], received: Sequence[int]) -> None:
         """When all have moved: its outlets, and how many values its inlets had had at the checkpoint."""
         self._outlets = [self.session.outlet(members[to.member]._inlets[to.number]) for to in self.targets]
         self._received = [*received, *[0] * (len(self.sources) - len(received))]
+
+
+def _hear(session: Session) -> None:
+    """What a node has against one of the plans, it has said before."""
+    try:
+        session.describe(_NO_HANDLE)
+    except (ConnectionLost, SessionClosed):
+        raise
+    except GenieError:
+        pass
 
 
 def _prediction(plan: ExecutionPlan) -> Prediction:

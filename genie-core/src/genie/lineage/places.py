@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from genie.device import Device
 from genie.errors import BackendUnavailable, GenieError
 from genie.interfaces import Backend
-from genie.lineage.member import Recoverable
+from genie.lineage.member import Member, Recoverable
 
 
 class Places:
@@ -29,6 +29,19 @@ class Places:
             assert isinstance(session, Recoverable)
             return session, place
         raise BackendUnavailable(f"no node could take the place of {device.id}", where=device.address or "")
+
+    def apart(self, member: Member) -> tuple[Recoverable, Device]:
+        """A session on another node than the member's."""
+        here = member.place
+        for place in self._backend.devices():
+            if place.address != here.address and place.kind == here.kind:
+                try:
+                    session = self._backend.connect(place)
+                except GenieError:
+                    continue
+                assert isinstance(session, Recoverable)
+                return session, place
+        raise BackendUnavailable(f"there is no other node than that of {here.id}", where=here.address or "")
 
     def _candidates(self, device: Device, taken: Sequence[Device]) -> list[Device]:
         def order(place: Device) -> tuple[bool, bool, int]:

@@ -91,16 +91,19 @@ class LineageSession:
     def send(self, outlet: int, handle: int) -> None:
         with self._group.lock:
             self._group.do(Send(self._number, outlet, handle))
+            self._group.flight.send(self._member.targets[outlet])
 
     def receive(self, inlet: Inlet, position: int, handle: int) -> None:
         with self._group.lock:
             self._group.do(Receive(self._number, inlet.number, position, handle))
+            self._group.flight.receive(inlet, position)
 
     # --- looks ------------------------------------------------------------------------------------------
 
     def expect(self, handle: int, size: int) -> None:
         with self._group.lock:
             self._group.do(Expect(self._number, handle, size))
+            self._group.flight.expect(self._number, handle)
 
     def fetch(self, handle: int, out: memoryview | None = None) -> Fetched:
         with self._group.lock:
@@ -121,6 +124,7 @@ class LineageSession:
             return self._group.ask(question)
         except GenieError:
             if not self._group.over:
+                self._group.flight.looked(self._number, handle)
                 self._group.told(Failed(self._number, handle))
             raise
 

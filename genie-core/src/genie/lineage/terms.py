@@ -19,6 +19,8 @@ class Terms:
     log_bytes: int = 64 << 20
     disk_bytes: int = 16 << 30
     directory: Path
+    checkpoint_interval: float = 60.0
+    checkpoint_to: str = "disk"
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Terms:
@@ -27,6 +29,8 @@ class Terms:
             seconds=settings.recovery_seconds,
             log_bytes=settings.recovery_log_bytes,
             disk_bytes=settings.recovery_disk_bytes,
+            checkpoint_interval=settings.checkpoint_interval,
+            checkpoint_to=settings.checkpoint_to,
             directory=Path(settings.recovery_dir).expanduser() if settings.recovery_dir else _cache(),
         )
 
