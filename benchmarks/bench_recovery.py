@@ -33,15 +33,15 @@ ROLES = ("plain", "recovery")
 def _connect(index: int, role: str) -> None:
     """The session of a device is made as settings say; here, one of two is to be without."""
     import genie
-    from genie import runtime
+    from genie import lineage
 
-    guarded = runtime.guarded
+    guarded = lineage.guarded
     if role == "plain":
-        runtime.guarded = lambda sessions, _backend, _terms: list(sessions)  # type: ignore[assignment]
+        lineage.guarded = lambda sessions, _backend, _terms: list(sessions)
     try:
         genie.engine(index)
     finally:
-        runtime.guarded = guarded
+        lineage.guarded = guarded
 
 
 def run(*, rounds: int = 31, only: str = "gpt2", small: int = 300) -> dict[str, Any]:

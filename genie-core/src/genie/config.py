@@ -50,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recovery: bool = False  # a program goes on, on another node or the same one started anew, when its node dies
     recovery_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
     recovery_seconds: _Seconds = 60.0  # for looking for a node
-    recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1 << 16)] = 64 << 20
+    recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     recovery_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 30
     checkpoint_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0  # seconds; 0: none
     checkpoint_to: Literal["disk", "node"] = "disk"

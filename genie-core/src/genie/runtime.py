@@ -16,7 +16,6 @@ from genie.errors import BackendUnavailable, ConfigError, GenieError, PluginErro
 from genie.execute import Executor
 from genie.graph import Graph
 from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Session
-from genie.lineage import Terms, guarded
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
@@ -153,6 +152,8 @@ class Runtime:
                 session.close()
             raise
         if self.settings.recovery:
+            from genie.lineage import Terms, guarded  # which takes longer to import than all that connects without
+
             return guarded(sessions, self._backends[backend], Terms.from_settings(self.settings))
         return sessions
 
