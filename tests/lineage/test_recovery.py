@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from lineage.mortals import Mortals
+from lineage.mortals import Mortals, recovered, terms
 
 from genie.bindings import Prediction, parameters
-from genie.errors import ConnectionLost, GenieError, LocalProtocolError, RemoteOpError, SessionClosed
+from genie.errors import ConfigError, ConnectionLost, GenieError, LocalProtocolError, RemoteOpError, SessionClosed
 from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Fetched
@@ -279,3 +280,13 @@ def test_a_refused_call_is_not_repeated(mortals: Make, connect: Connect) -> None
     value = caller.put([1.0])
     nodes.again()
     assert caller.get(value) == [1.0]
+
+
+def test_a_directory_that_cannot_be_written_is_told_at_once(mortals: Make, tmp_path: Path) -> None:
+    nodes = mortals()
+    backend = nodes.backend()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="recovery_dir") as caught:
+        recovered(backend, backend.devices(), terms(tmp_path / "file" / "kept"))
+    assert str(tmp_path) in str(caught.value)
+    backend.close()

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: _Seconds = 10.0  # a node that is silent for so long is asked whether the link is why
     # See docs/recovery.md.
     recovery: bool = False  # a program goes on, on another node or the same one started anew, when its node dies
-    recovery_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
+    recovery_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50
     recovery_seconds: _Seconds = 60.0  # for looking for a node
     recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     recovery_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 30

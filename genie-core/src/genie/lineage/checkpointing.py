@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
@@ -42,9 +42,9 @@ class _Shelf:
 
 
 class Checkpointing:
-    """Of one group. ``directory`` gives one of this process's own."""
+    """Of one group, whose own ``directory`` is."""
 
-    def __init__(self, terms: Terms, places: Places, directory: Callable[[], Path]) -> None:
+    def __init__(self, terms: Terms, places: Places, directory: Path) -> None:
         self.saved: Saved | None = None
         self.count = 0
         self.seconds = 0.0
@@ -128,7 +128,7 @@ class Checkpointing:
                 return _Shelf(NodeCheckpoints(standby, keep=_KEEP), standby, place.address or "")
             except BackendUnavailable as error:
                 log.warning("checkpoints go to disk", reason=error.message)
-        directory = self._directory() / f"checkpoints-{member.number}"
+        directory = self._directory / f"checkpoints-{member.number}"
         return _Shelf(DiskCheckpoints(directory, max_bytes=self._bytes // members, keep=_KEEP))
 
     def _remove(self, shelves: Iterable[_Shelf]) -> None:

@@ -13,6 +13,7 @@ from genie.device import Device
 from genie.errors import (
     BackendError,
     CheckpointError,
+    ConfigError,
     ConnectionLost,
     GenieError,
     LimitExceeded,
@@ -51,9 +52,9 @@ class Group:
         self.urgent = False  # there is more to do before a call than what is freed or dropped
         self._terms = terms
         self._places = Places(backend)
-        self._contents: Contents | None = None
+        self._contents = _contents(terms)
         self.flight = Flight()
-        self.checkpointing = Checkpointing(terms, self._places, lambda: self._disk().directory)
+        self.checkpointing = Checkpointing(terms, self._places, self._contents.directory)
         self._lost: GenieError | None = None  # and not recovered from yet
         self._over: ConnectionLost | None = None
         self._unproven = False  # nothing was answered since the last recovery
@@ -126,17 +127,12 @@ class Group:
         if len(data) <= _FEW:
             return bytes(data)
         try:
-            return self._disk().put(data, shared=shared)
+            return self._contents.put(data, shared=shared)
         except LimitExceeded as error:
             self.give_up(error.message)
         except OSError as error:
             self.give_up(f"what is uploaded can't be kept on disk: {error}")
         return b""
-
-    def _disk(self) -> Contents:
-        if self._contents is None:
-            self._contents = Contents(self._terms.directory, self._terms.disk_bytes)
-        return self._contents
 
     def free(self, member: int, handles: Sequence[int]) -> None:
         """Garbage collection may call this at any moment, also while this thread holds the lock. It is carried out
@@ -308,7 +304,7 @@ class Group:
         return self.closed or self._over is not None
 
     def stats(self) -> dict[str, int]:
-        held, saved = self._contents, self.checkpointing.saved
+        saved = self.checkpointing.saved
         return {
             **{name: int(number) for name, number in self._numbers.items() if name != "recovery_seconds"},
             "recovery_ms": int(self._numbers["recovery_seconds"] * 1e3),
@@ -317,7 +313,7 @@ class Group:
             "checkpoints": self.checkpointing.count,
             "checkpoint_ms": int(self.checkpointing.seconds * 1e3),
             "checkpoint_bytes": saved.bytes if saved is not None else 0,
-            "recovery_disk_bytes": held.bytes if held is not None else 0,
+            "recovery_disk_bytes": self._contents.bytes,
         }
 
     def close(self) -> None:
@@ -332,6 +328,15 @@ class Group:
         self.log.clear()
         self.freed.clear()
         self.checkpointing.close()
-        if self._contents is not None:
-            self._contents.close()
-            self._contents = None
+        self._contents.close()
+
+
+def _contents(terms: Terms) -> Contents:
+    try:
+        return Contents(terms.directory, terms.disk_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"setting 'recovery_dir': nothing can be kept there: {error.strerror or error}",
+            where=str(terms.directory),
+            hint="name a directory that this user may write to",
+        ) from error

@@ -17,5 +17,10 @@ def guarded(sessions: Sequence[Session], backend: Backend, terms: Terms) -> list
     able = [session for session in sessions if isinstance(session, Recoverable)]
     if not (isinstance(backend, Losing) and backend.loses and len(able) == len(sessions)):
         return list(sessions)
-    group = Group(able, backend, terms)
+    try:
+        group = Group(able, backend, terms)
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
     return [LineageSession(group, member.number) for member in group.members]

@@ -14,7 +14,7 @@ from genie.config import Settings
 class Terms:
     """See docs/recovery.md. Bytes and seconds."""
 
-    attempts: int = 10
+    attempts: int = 50
     seconds: float = 60.0
     log_bytes: int = 64 << 20
     disk_bytes: int = 16 << 30

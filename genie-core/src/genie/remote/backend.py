@@ -42,6 +42,7 @@ class RemoteBackend:
         access: Access | None = None,
         resumes: bool = True,
         heartbeat: float = 10.0,
+        refused: float = 2.0,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -53,6 +54,7 @@ class RemoteBackend:
         self._access = access or Access()
         self._resumes = resumes
         self._heartbeat = heartbeat
+        self._refused = refused
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -71,6 +73,7 @@ class RemoteBackend:
             access=Access.from_settings(settings, transport),
             resumes=settings.lease_seconds > 0,
             heartbeat=settings.heartbeat_seconds,
+            refused=0.5 if settings.recovery else 2.0,  # recovered elsewhere, it need not be waited for
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -170,6 +173,7 @@ class RemoteBackend:
             lease=welcome.lease,
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
+            refused=self._refused,
         )
         return Rejoining(met.connection, reunion)
 
