@@ -6,7 +6,8 @@ one run.
 Two nodes, processes of their own on this machine, one thread each; the session on one is logged, the other's is not.
 The second table is the smallest thing there is: one small operator whose value is looked at. The third is the upload of
 the weights, of which the logged session keeps a copy on disk. Log bytes are what calls since the last checkpoint take
-in this process. Every run's tokens are compared; the exit status says whether all were equal.
+in this process. At last checkpoints: the first, of everything, and then one at every look of a generation, of what it
+wrote in between. Every run's tokens are compared; the exit status says whether all were equal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ def run(*, rounds: int = 31, only: str = "gpt2", small: int = 300) -> dict[str, 
         log_bytes = _log_bytes() - before
         times = in_turns(_kept(generations, tokens), rounds, warm=1)
         small_times = in_turns(_kept(looks, values), max(rounds // 3, 2), warm=1)
+        checkpoints = _checkpoints(addresses, kept, workload, native, inputs)
     expected = tokens["plain"][0]
     rows: list[Result] = [
         {
@@ -104,9 +106,45 @@ def run(*, rounds: int = 31, only: str = "gpt2", small: int = 300) -> dict[str, 
         "upload": up,
         "log_bytes_per_token": log_bytes / workload.new_tokens,
         "kept_bytes": kept_bytes,
+        "checkpoints": checkpoints,
         "cost": 1 - 1 / rows[1]["pair_ratio_median"],
         "equal": all(row["equal"] for row in (*rows, *smallest)),
     }
+
+
+def _checkpoints(
+    addresses: Sequence[str], kept: str, workload: workloads.Workload, native: Any, inputs: Mapping[str, torch.Tensor]
+) -> list[Result]:
+    import genie
+    from genie.lineage import checkpointing
+
+    def taken() -> tuple[int, float]:
+        stats = genie.get_stats()
+        return int(stats["checkpoints"]), float(stats["checkpoint_ms"])
+
+    share, rows = checkpointing._SHARE, []
+    for to in ("disk", "node"):
+        genie.shutdown()
+        genie.init(nodes=addresses, recovery=True, recovery_dir=kept, checkpoint_interval=1e-6, checkpoint_to=to)
+        checkpointing._SHARE = 0  # type: ignore[misc]
+        try:
+            model = copy.deepcopy(native).to("remote_accelerator:0")
+            next(model.parameters()).flatten()[0].item()
+            first = taken()
+            _generation(workload, model, inputs, 0)()
+            last, size = taken(), int(genie.get_stats()["checkpoint_bytes"])
+        finally:
+            checkpointing._SHARE = share  # type: ignore[misc]
+        rows.append(
+            {
+                "to": to,
+                "first ms": first[1] / first[0],
+                "MiB": size / (1 << 20),
+                "next ms": (last[1] - first[1]) / (last[0] - first[0]),
+                "checkpoints": last[0] - first[0],
+            }
+        )
+    return rows
 
 
 def _log_bytes() -> int:
@@ -155,6 +193,7 @@ def show(result: dict[str, Any]) -> None:
     for key in ("generation", "small", "upload"):
         rows = [{keep.get(name, name): value for name, value in row.items() if name != "ratio"} for row in result[key]]
         print(table(rows) + "\n")
+    print(table(result["checkpoints"]) + "\n")
     print(f"recovery costs {result['cost']:.1%} of the tokens per second")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import genie
 from genie.errors import ConnectionLost
 from genie.lineage import checkpointing
+from genie.remote import RemoteSession
 
 from . import tiny_lm
 from .conftest import MakeNode, Node, Nursery, start_node
@@ -204,3 +205,53 @@ def test_plans_over_two_nodes_from_a_checkpoint(
     assert stats["recoveries"] == 1
     assert stats["checkpoints"] > 6
     assert stats["values_moved"] > 20
+
+
+def test_a_checkpoint_makes_up_for_an_interrupted_call(
+    make_node: MakeNode, user: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_node(), make_node()
+    _user(user, first, second)
+    value = torch.arange(4.0, device=f"{DEVICE}:0")
+    assert value.tolist() == [0, 1, 2, 3]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteSession, "seed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            torch.manual_seed(3)
+    assert value.sum().item() == 6
+    first.stop()
+    assert (value * 2).tolist() == [0, 2, 4, 6]
+    assert genie.get_stats()["checkpoints"] == 1
+
+
+def test_the_node_with_the_checkpoint_dies_first(
+    make_node: MakeNode, user: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "_SHARE", 0)
+    nodes = [make_node() for _ in range(3)]
+    _user(user, *nodes, checkpoint_interval=1e-6, checkpoint_to="node")
+    value = torch.arange(4.0, device=f"{DEVICE}:0")
+    assert value.tolist() == [0, 1, 2, 3]
+    nodes[1].stop()
+    value += 1
+    assert value.tolist() == [1, 2, 3, 4]  # kept on the third node from here on
+    nodes[0].stop()
+    assert (value * 2).tolist() == [2, 4, 6, 8]
+
+
+def test_the_checkpoint_dies_with_the_node(
+    make_node: MakeNode, user: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "_SHARE", 0)
+    nodes = [make_node() for _ in range(3)]
+    _user(user, *nodes, checkpoint_interval=1e-6, checkpoint_to="node")
+    value = torch.arange(4.0, device=f"{DEVICE}:0")
+    assert value.tolist() == [0, 1, 2, 3]
+    nodes[1].stop()
+    nodes[0].stop()
+    with pytest.raises(ConnectionLost, match="its last checkpoint is of no use: the node that kept it is gone, too"):
+        value.tolist()

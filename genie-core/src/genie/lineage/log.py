@@ -48,8 +48,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     member: int
 
     @property
-    def bytes(self) -> int:
-        """What it holds, besides itself."""
+    def held(self) -> int:
+        """Bytes it holds, besides itself."""
         return 0
 
     def apply(self, to: Inner) -> None:
@@ -65,7 +65,7 @@ class Execute(Entry, frozen=True, gc=False):
     more: bool
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
         return len(self.bindings)
 
     def apply(self, to: Inner) -> None:
@@ -79,7 +79,7 @@ class Upload(Entry, frozen=True, gc=False):
     shared: bool
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
         return len(self.data) if isinstance(self.data, bytes) else 0
 
     def apply(self, to: Inner) -> None:
@@ -95,7 +95,7 @@ class Free(Entry, frozen=True, gc=False):
         return cls(member, array("Q", handles).tobytes())
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
         return len(self.handles)
 
     def apply(self, to: Inner) -> None:
@@ -117,7 +117,7 @@ class SetState(Entry, frozen=True, gc=False):
     state: bytes
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
         return len(self.state)
 
     def apply(self, to: Inner) -> None:
@@ -184,7 +184,7 @@ class Begin(Entry, frozen=True, gc=False):
     times: int
 
     @property
-    def bytes(self) -> int:
+    def held(self) -> int:
         return len(self.bindings)
 
     def apply(self, to: Inner) -> None:
@@ -243,12 +243,12 @@ class Log:
 
     def append(self, entry: Entry) -> None:
         self.entries.append(entry)
-        self.bytes += _ENTRY_BYTES + entry.bytes
+        self.bytes += _ENTRY_BYTES + entry.held
 
     def pop(self) -> None:
         """The last one, which was not carried out."""
         entry = self.entries.pop()
-        self.bytes -= _ENTRY_BYTES + entry.bytes
+        self.bytes -= _ENTRY_BYTES + entry.held
 
     def clear(self) -> None:
         self.entries = []
