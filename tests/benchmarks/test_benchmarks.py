@@ -206,3 +206,12 @@ def test_batching() -> None:
         assert row["of off"] > 0
         if row["clients"] == 1 or row["batching"] == "off":
             assert row["batched"] == row["products"] == 0
+
+
+def test_checkpoints() -> None:
+    rows = run("import json, bench_checkpoints as bench; print(json.dumps(bench.measure(1, 8, 1)))")
+    names = ["disk: first", "node: first", "disk: next", "node: next", "disk: back", "node: back on a third"]
+    assert [row[""] for row in rows] == [*names, "node: back in place", "through the client"]
+    moved = {row[""]: row["client's bytes"] for row in rows}
+    assert moved["disk: first"] > 1 << 20 > moved["disk: next"] > 1 << 17
+    assert all(number < 1 << 16 for name, number in moved.items() if name.startswith("node"))

@@ -24,9 +24,26 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.graph import TensorSpec
-from genie.wire import Assembler, Dialogue, Kind, Limits, State, frames, messages
+from genie.snapshots import GeneratorState, MemoryState, Snapshot, ValueState, failed
+from genie.wire import Assembler, Dialogue, Kind, Limits, State, frames, messages, snapshots
 from genie.wire.messages import Hello, Welcome
+from genie.wire.snapshots import Restoration
 
+_STATE = snapshots.put_restoration(
+    Restoration(
+        Snapshot(
+            (MemoryState(1 << 61, 64, 1 << 60, bytes(32)), MemoryState(7, 0, 8, host=True)),
+            (
+                ValueState(1, 1 << 61, TensorSpec((2, 3), "complex64", (1, 2)), 1, conj=True),
+                ValueState(2, 0, TensorSpec((), "")),
+            ),
+            (GeneratorState(0, b"state"),),
+            {3: (1 << 64) - 1},
+            (failed(9, RemoteOpError("no", op="aten::mm", kind="RuntimeError")),),
+        ),
+        ((1 << 61, 5),),
+    )
+)
 LIMITS = Limits(header=4096, records=64, buffers=1, tensor=1 << 16, plan=1 << 16)
 
 
@@ -403,6 +420,35 @@ def test_messages_are_numbered_without_gaps() -> None:
         node.numbered(client.next_seq())
     with pytest.raises(ProtocolError, match="5 arrived where 3"):
         node.numbered(5)
+
+
+def test_reads_and_sends_of_memories() -> None:
+    for fields in ((5, 0, 0, None), (1 << 62, 7, 1 << 40, 0), (5, 6, 7, 8)):
+        assert snapshots.get_read(memoryview(snapshots.put_read(*fields))) == fields
+    assert snapshots.get_send(memoryview(snapshots.put_send(1, 2, 3))) == (1, 2, 3)
+    for get in (snapshots.get_read, snapshots.get_send):
+        for data in (b"", bytes(7), bytes(33), b"\xff" * (32 if get is snapshots.get_read else 24)):
+            with pytest.raises(ProtocolError):
+                get(memoryview(data))
+
+
+@given(st.binary(max_size=200) | st.builds(lambda cut: _STATE[:cut], st.integers(0, 300)), st.integers(0, 1 << 30))
+def test_states_that_are_none(data: bytes, seed: int) -> None:
+    """Cut, made up, or with a byte changed: a state of a session, or a clean refusal."""
+    changed = bytearray(data or b"x")
+    changed[seed % len(changed)] ^= 1 << seed % 8
+    for get in (snapshots.get_snapshot, snapshots.get_restoration):
+        for each in (data, bytes(changed)):
+            with contextlib.suppress(ProtocolError):
+                get(each)
+
+
+def test_states_come_out_as_they_went_in() -> None:
+    wanted = snapshots.get_restoration(_STATE)
+    assert snapshots.put_restoration(wanted) == _STATE
+    assert snapshots.get_snapshot(snapshots.put_snapshot(wanted.snapshot)) == wanted.snapshot
+    with pytest.raises(ProtocolError, match="no memory or handle"):
+        snapshots.get_restoration(snapshots.put_restoration(Restoration(wanted.snapshot, ((0, 1),))))
 
 
 def test_kinds_do_not_change() -> None:

@@ -19,19 +19,18 @@ State = tuple[Mapping[int, object], object, object]
 
 
 class Player:
-    """Plays what it is told in one session; plans, and what both sides remember of them, are the session's own."""
+    """Plays what it is told in one session, relying on nothing that was said there before."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._predictions: dict[int, Prediction] = {}
 
     def put(self, handle: int, tensor: torch.Tensor) -> None:
         self.session.upload(handle, spec_of(tensor), data_of(tensor))
 
     def execute(self, graph: Graph, first: int, inputs: Sequence[int]) -> None:
         plan = self.session.load(Scheduler(devices=[self.session.device]).schedule(graph))
-        memory = self._predictions.setdefault(plan, Prediction(len(graph.inputs), parameters(graph)))
-        self.session.execute(plan, memory.encode([first, *inputs, *parameters(graph)]))
+        words = [first, *inputs, *parameters(graph)]
+        self.session.execute(plan, Prediction(len(graph.inputs), parameters(graph)).encode(words, anew=True))
 
 
 def told(session: Session) -> Snapshot:

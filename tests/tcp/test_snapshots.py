@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from local.both import Program, data_of, spec_of
 from local.stateful import Play, Player, bytes_of, looks, move, state, told
 
-from genie.errors import NodeError, ProtocolError, RemoteOpError, UnsupportedOperation
+from genie.errors import LimitExceeded, NodeError, OutOfMemory, ProtocolError, RemoteOpError, UnsupportedOperation
 from genie.graph import TensorSpec
 from genie.interfaces import Replicating, Snapshotting
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.snapshots import STAGING, MemoryState, Snapshot, ValueState
 from genie.testing import NullBackend
+from genie.wire import snapshots
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
 
@@ -205,6 +206,33 @@ def test_a_refused_state_leaves_the_session(pair: Pair) -> None:
         with pytest.raises((NodeError, ProtocolError)):
             session.restore_staged(snapshot, {5: 1})
         assert bytes(session.fetch(1).data) == bytes(64)
+    session.close()
+
+
+def test_what_does_not_fit_is_said(pair: Pair) -> None:
+    """By the restoring, though uploads are never answered."""
+    session = pair.session(0)
+    big = torch.rand(1 << 19)
+    session.upload(1, spec_of(big), data_of(big))
+    transport = TcpTransport(stall_timeout=10.0)
+    with NodeServer(LocalBackend(memory_limit_gb=1 / 1024), transport, "127.0.0.1:0") as server:
+        client = RemoteBackend("tcp", transport, (server.address,), timeout=10.0)
+        small = client.connect(client.devices()[0])
+        with pytest.raises(OutOfMemory):
+            move(session, small)
+        client.close()
+    session.close()
+
+
+def test_a_state_that_is_too_long_is_refused_unread(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = pair.session(0)
+    session.upload(1, TensorSpec((64,), "uint8"), bytes(64))
+    snapshot = told(session)
+    monkeypatch.setattr(snapshots, "MOST_BYTES", 20)
+    for ask in (session.snapshot, lambda: session.restore_staged(snapshot, {})):
+        with pytest.raises(LimitExceeded, match="the limit is 20"):
+            ask()
+    assert bytes(session.fetch(1).data) == bytes(64)
     session.close()
 
 

@@ -237,9 +237,9 @@ class DiskCheckpoints:
             self._forget([next(iter(self._manifests))], using)
         taken = self.bytes
         if taken + needed > self._most:
+            before = f", and {taken} are taken by the one before it, which stays until this one is whole"
             raise CheckpointError(
-                f"a checkpoint needs {needed} bytes, and {taken} of the {self._most} allowed are taken by the one "
-                "before it, which stays until it is whole",
+                f"a checkpoint needs {needed} bytes of the disk; {self._most} are allowed{before if taken else ''}",
                 where=str(self._directory),
                 hint="raise `max_bytes`",
             )

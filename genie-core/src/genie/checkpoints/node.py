@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from genie.checkpoints.store import Checkpoint
-from genie.errors import CheckpointError, DeadlineExceeded, GenieError
+from genie.errors import CheckpointError, DeadlineExceeded, GenieError, OutOfMemory
 from genie.interfaces import Linked, Replicating, Session, Snapshotting
 from genie.snapshots import STAGING, MemoryState, Snapshot, content_specs, error_of
 
 _PATIENCE_SECONDS: Final = 600.0  # for bytes to arrive
+_MOST_CHANNELS: Final = 128  # of the 256 a session may have
 
 
 class _Capable(Session, Linked, Snapshotting, Replicating, Protocol):
@@ -59,19 +60,23 @@ class NodeCheckpoints:
         self._next = 1
         self._handles = STAGING
         self._channel: _Channel | None = None
+        self._opened = 0
         self._over = ""  # why
 
     def save(self, session: Session, note: bytes = b"") -> Checkpoint:
         source = _capable(session)
         with self._lock:
             self._check()
+            if source is self._standby:
+                raise CheckpointError("a session does not stand by for itself", hint="use one on another node")
             snapshot = source.snapshot()
             made: dict[_Key, int] = {}
             try:
                 self._bring(source, snapshot, made)
                 self._await_arrival(made.values())
-            except BaseException:
-                self._channel = None  # nobody knows what is still on its way through it
+            except BaseException as error:
+                if not isinstance(error.__cause__, OutOfMemory):
+                    self._channel = None  # nobody knows what is still on its way through it
                 with contextlib.suppress(GenieError):
                     self._standby.free(tuple(made.values()))
                 raise
@@ -97,16 +102,24 @@ class NodeCheckpoints:
                 missing.append((memory, handle))
         for memory, handle in missing:
             if self._channel is None or self._channel.source() is not source:
-                self._channel = _Channel(source, self._standby, source.device.id)
+                self._channel = self._connected(source)
             made[_key(memory)] = handle
             send = _sending(source.send_memory, memory)
             self._channel.move(send, handle)
+
+    def _connected(self, source: _Capable) -> _Channel:
+        self._opened += 1
+        if self._opened > _MOST_CHANNELS:
+            raise CheckpointError(
+                f"{_MOST_CHANNELS} channels to {self._standby.device.id} broke", hint="begin a new standby session"
+            )
+        return _Channel(source, self._standby, source.device.id)
 
     def _await_arrival(self, handles: Iterable[int]) -> None:
         arrived = _patiently(self._standby.snapshot)
         expected = set(handles)
         for failure in arrived.failures:
-            if failure.handle in expected or not failure.handle:
+            if failure.handle in expected:
                 error = error_of(failure)
                 raise CheckpointError(
                     f"a checkpoint did not reach {self._standby.device.id}: {error.message}",

@@ -74,7 +74,8 @@ class NodeContents:
             self._share(session, digest, handle, spec, content)
         else:
             session.upload(handle, spec, content)
-        self._known(handle, digest)
+        if spec.stride is None:  # else the value lies in another order in its memory
+            self._known(handle, digest)
 
     def _share(self, session: Sharing, digest: bytes, handle: int, spec: TensorSpec, content: memoryview) -> None:
         device = self._session.device

@@ -361,17 +361,15 @@ class NodeSession:
 
     def _send(self, body: memoryview) -> None:
         number, handle = channels.get_send(body)
-        self._put(number, lambda: self._sent(handle))
+        try:
+            self._channels.send(number, lambda: self._sent(handle), self._client_gone)
+        except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
+            self._defer(error)
 
     def _send_memory(self, body: memoryview) -> None:
         number, id, version = snapshots.get_send(body)
-        self._put(number, lambda: self._state.sent(id, version))
-
-    def _put(self, outlet: int, look: Callable[[], HostValue]) -> None:
-        try:
-            self._channels.send(outlet, look, self._client_gone)
-        except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
-            self._defer(error)
+        with contextlib.suppress(DeadlineExceeded):  # the receiver is told: it is no affair of the program's
+            self._channels.send(number, lambda: self._state.sent(id, version), self._client_gone)
 
     def _sent(self, handle: int) -> HostValue:
         try:

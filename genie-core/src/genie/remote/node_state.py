@@ -74,8 +74,8 @@ class NodeState:
         if untold is not None:
             failures.append(failed(0, untold))
         data = snapshots.put_snapshot(msgspec.structs.replace(taken, memories=memories, failures=tuple(failures)))
-        if len(data) > self._limits.plan:
-            raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {self._limits.plan}")
+        if len(data) > snapshots.MOST_BYTES:
+            raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {snapshots.MOST_BYTES}")
         return valued(TensorSpec((len(data),), "uint8"), memoryview(data))
 
     def read(self, body: memoryview) -> Answer:
@@ -122,8 +122,8 @@ class NodeState:
         if handle in self._failures:
             raise self._failures[handle]
         size = self._session.describe(handle).nbytes
-        if size > 2 * self._limits.plan:
-            raise LimitExceeded(f"a snapshot of {size} bytes; the limit is {2 * self._limits.plan}")
+        if size > snapshots.MOST_BYTES:  # before it is copied from a device
+            raise LimitExceeded(f"a snapshot of {size} bytes; the limit is {snapshots.MOST_BYTES}")
         wanted = snapshots.get_restoration(flat(self._session.fetch(handle).data))
         self._session.free((handle,))
         return wanted

@@ -44,6 +44,11 @@ class Pems(NamedTuple):
     client_ca: bytes | None
 
 
+# What two ends may agree on, once it is clear that both are Genie's: a transport that seals large data by itself (the
+# data plane over TCP does) goes by it.
+DATA_PLANE = "genie-sealed/1"
+
+
 class _Loaded(NamedTuple):
     server: ssl.SSLContext | None
     client: ssl.SSLContext | None
@@ -132,6 +137,7 @@ def _believes_nobody() -> NoReturn:
 def _context(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([DATA_PLANE])
     return context
 
 

@@ -20,12 +20,13 @@ from genie.graph import Const, Graph, Input, Many, Ref, TensorSpec
 from genie.interfaces import Backend, Session
 from genie.testing.loop_suite import LoopSuite
 from genie.testing.plans import Caller, nbytes, node, pack, single, spec
+from genie.testing.snapshot_suite import SnapshotSuite
 
 _ADD = single("aten::add.Tensor", [spec(3), spec(3)], spec(3), 1)
 _NEG = single("aten::neg", [spec(3)], spec(3))
 
 
-class BackendSuite(LoopSuite):
+class BackendSuite(LoopSuite, SnapshotSuite):
     """Fixture to give: ``backend``."""
 
     has_random: ClassVar[bool] = True

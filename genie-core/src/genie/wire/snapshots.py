@@ -7,11 +7,12 @@ from typing import Final
 
 import msgspec
 
-from genie.errors import ProtocolError
+from genie.errors import LimitExceeded, ProtocolError
 from genie.snapshots import LARGEST, Snapshot, fault
 from genie.wire.frames import Buffer
 
 MINOR: Final = 1  # of the first version that knows the records
+MOST_BYTES: Final = 32 << 20  # of a state: decoded it takes several times as many
 _READ: Final = struct.Struct("<QQQQ")
 _SEND: Final = struct.Struct("<QQQ")
 ALL: Final = (1 << 64) - 1
@@ -35,6 +36,7 @@ def put_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def get_snapshot(data: Buffer) -> Snapshot:
+    _check_size(data)
     try:
         snapshot = _snapshot_decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
@@ -49,6 +51,7 @@ def put_restoration(restoration: Restoration) -> bytes:
 
 
 def get_restoration(data: Buffer) -> Restoration:
+    _check_size(data)
     try:
         restoration = _restoration_decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
@@ -59,6 +62,11 @@ def get_restoration(data: Buffer) -> Restoration:
         if not 0 < number <= LARGEST:
             raise ProtocolError(f"{number} is no memory or handle")
     return restoration
+
+
+def _check_size(data: Buffer) -> None:
+    if len(data) > MOST_BYTES:
+        raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {MOST_BYTES}")
 
 
 def put_read(id: int, version: int, offset: int, size: int | None) -> bytes:
