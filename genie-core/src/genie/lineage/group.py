@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 from genie import telemetry
@@ -69,7 +69,8 @@ class Group:
         """Log it and carry it out, by ``live`` the first time if that is given; the lock is held."""
         if self.freed or self.dropped or self.urgent or self.log.bytes > self._terms.log_bytes:
             self._tidy()
-        self._log(entry)
+        if not self._given_up:
+            self.log.append(entry)
         try:
             if live is None:
                 entry.apply(self.members[entry.member])
@@ -84,6 +85,8 @@ class Group:
         except BaseException:
             self.give_up("a call was interrupted, and whether it was carried out is not known")
             raise
+        if self._given_up:
+            self._follow((entry,))
 
     def ask(self, question: Callable[[], _T]) -> _T:
         """An answer, whatever becomes of the nodes; the lock is held."""
@@ -109,7 +112,8 @@ class Group:
     def told(self, entry: Entry) -> None:
         """Log what was carried out already."""
         self._progress()
-        self._log(entry)
+        if not self._given_up:
+            self.log.append(entry)
 
     def _progress(self) -> None:
         if self._unproven:
@@ -127,7 +131,12 @@ class Group:
         if len(data) <= _FEW:
             return bytes(data)
         try:
-            return self._contents.put(data, shared=shared)
+            try:
+                return self._contents.put(data, shared=shared)
+            except LimitExceeded:
+                if not self.checkpoint():  # which makes room
+                    raise
+                return self._contents.put(data, shared=shared)
         except LimitExceeded as error:
             self.give_up(error.message)
         except OSError as error:
@@ -145,6 +154,12 @@ class Group:
             raise self._over_again()
         if self._lost is not None:  # a recovery was interrupted
             self._recover(self._lost)
+        self._drain()
+        if self.log.bytes > self._terms.log_bytes:
+            self._shorten()
+
+    def _drain(self) -> None:
+        """Free what was freed, and end loops that were dropped."""
         while self.freed or self.dropped:
             if self.freed:
                 member, handles = self.freed[0]
@@ -153,7 +168,8 @@ class Group:
             else:
                 member, loop = self.dropped[0]
                 entry = End(member, loop, ran_out=False)
-            self._log(entry)
+            if not self._given_up:
+                self.log.append(entry)
             # An entry that is logged is freed twice at most, which does no harm.
             (self.freed if isinstance(entry, Free) else self.dropped).popleft()
             try:
@@ -162,14 +178,17 @@ class Group:
                 if not self._is_loss(error):
                     raise
                 self._recover(error)
-        if self.log.bytes > self._terms.log_bytes and not self.checkpoint():
-            self.give_up(f"the log grew beyond {self._terms.log_bytes} bytes (recovery_log_bytes)")
 
-    def _log(self, entry: Entry) -> None:
-        if not self._given_up:
-            self.log.append(entry)
-        elif self.checkpointing.enabled:
-            self.members[entry.member].follow((entry,))
+    def _shorten(self) -> None:
+        """The log is longer than it may be. What is under way is waited for, up to twice as much."""
+        most = self._terms.log_bytes
+        waits = self.checkpointing.enabled and self._busy() and self.log.bytes <= 2 * most
+        if not waits and not self.checkpoint():
+            self.give_up(f"the log grew beyond {most} bytes (recovery_log_bytes)")
+
+    def _busy(self) -> bool:
+        """Something is under way that no checkpoint could have."""
+        return self.flight.anything or any(member.looping for member in self.members)
 
     def _unlog(self, entry: Entry) -> None:
         if self.log.entries and self.log.entries[-1] is entry:
@@ -193,15 +212,19 @@ class Group:
 
     def _behind(self) -> None:
         """The log is not needed any more."""
+        self._follow(self.log.entries)
+        self.log.clear()
+
+    def _follow(self, entries: Iterable[Entry]) -> None:
         if self.checkpointing.enabled:
             for member in self.members:
-                member.follow(self.log.entries)
-        self.log.clear()
+                member.follow(entries)
 
     def checkpoint(self) -> bool:
         """Keep the state of now, if nothing is under way; whether the log begins anew."""
         keeping = self.checkpointing
-        if not keeping.enabled or self.flight.anything or any(member.looping for member in self.members):
+        self._drain()
+        if not keeping.enabled or self._busy():
             return False
         try:
             keeping.save(
@@ -231,7 +254,7 @@ class Group:
             self._end(error, self._given_up)
         if self._unproven and not self._budget.again():
             self._end(error, "its calls were repeated elsewhere, and that was lost, too")
-        log.info("recovering", device=self.members[0].device.id, reason=error.message, calls=len(self.log.entries))
+        log.warning("recovering", device=self.members[0].device.id, reason=error.message, calls=len(self.log.entries))
         while True:
             for member in self.members:
                 member.leave()
@@ -247,14 +270,16 @@ class Group:
             except CheckpointError as failure:
                 self._end(error, f"its last checkpoint is of no use: {failure.message}")
             except BackendError as failure:
-                log.info("not recovered yet", reason=failure.message)
+                log.warning("not recovered yet", reason=failure.message)
                 if not self._budget.again():
                     self._end(error, f"no node could take its place: {self._places.tried() or failure.message}")
+            except GenieError as failure:
+                self._end(error, f"its calls could not be repeated: {failure.message}")
         seconds = time.monotonic() - began
         self._lost, self.urgent, self._unproven = None, False, True
         calls = len(self.log.entries)
         places = [member.place.id for member in self.members]
-        log.info("recovered", seconds=round(seconds, 3), calls=calls, places=places)
+        log.warning("recovered", seconds=round(seconds, 3), calls=calls, places=places)
         for name, number in (("recoveries", 1), ("recovery_calls", calls), ("recovery_seconds", seconds)):
             self._numbers[name] += number
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from genie.bindings import Prediction, parameters
 from genie.device import Device
-from genie.errors import ConnectionLost, GenieError, LocalProtocolError, SessionClosed
+from genie.errors import ConnectionLost, GenieError, LocalProtocolError, ProtocolError, SessionClosed
 from genie.interfaces import Buffer, Expecting, Linked, Looping, Profiling, Session
 from genie.lineage.log import Begin, Entry, Execute
 from genie.plan import ExecutionPlan
@@ -57,6 +57,7 @@ class Member:
         self.device: Device = session.device
         self.place: Device = session.device  # where it is now
         self.plans: list[ExecutionPlan] = []
+        self._loading: list[ExecutionPlan] = []
         self.sources: list[str] = []  # of the inlets
         self.targets: list[Inlet] = []  # of the outlets
         self._inlets: list[Any] = []
@@ -69,10 +70,19 @@ class Member:
     # --- plans and their bindings -------------------------------------------------------------------
 
     def load(self, plan: ExecutionPlan) -> int:
-        number = self.session.load(plan)
-        if number == len(self.plans):
-            self.plans.append(plan)
-        return number
+        self._loading.append(plan)
+        while True:  # one that was interrupted may have a number already
+            asked = self._loading[0]
+            try:
+                number = self.session.load(asked)
+            except GenieError:
+                self._loading.clear()
+                raise
+            if number == len(self.plans):
+                self.plans.append(asked)
+            del self._loading[0]
+            if not self._loading:
+                return number
 
     def bound(self, plan: int, bindings: bytes) -> bytes:
         """As the session understands them."""
@@ -87,11 +97,14 @@ class Member:
     def follow(self, entries: Iterable[Entry]) -> None:
         """These are behind a checkpoint now."""
         for entry in entries:
-            if isinstance(entry, Execute | Begin) and entry.member == self.number:
+            if not isinstance(entry, Execute | Begin) or entry.member != self.number:
+                continue
+            if entry.plan < len(self.plans):
                 seen = self._seen.get(entry.plan)
                 if seen is None:
                     seen = self._seen[entry.plan] = _prediction(self.plans[entry.plan])
-                seen.decode(entry.bindings)
+                with contextlib.suppress(ProtocolError):  # the node refused it, too
+                    seen.decode(entry.bindings)
 
     # --- channels -----------------------------------------------------------------------------------
 
@@ -126,6 +139,8 @@ class Member:
         self._loops[number] = iterations
 
     def loop(self, number: int) -> Iterator[tuple[Buffer, ...]]:
+        if number not in self._loops:
+            raise SessionClosed("the session was closed", where=self.device.id)
         return self._loops[number]
 
     def end(self, number: int) -> None:
