@@ -132,19 +132,10 @@ def test_death_during_recovery(make_node: MakeNode, user: Callable[..., None]) -
 
 
 def test_a_loop_on_the_node(make_node: MakeNode, nursery: Nursery, user: Callable[..., None]) -> None:
-    class Logits(nn.Module):
-        def __init__(self, lm: nn.Module) -> None:
-            super().__init__()
-            self.lm = lm
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.lm(ids)[0]
-            return logits
-
     expected = tiny_lm.generate(tiny_lm.model(), count=200)
     node = make_node()
     _user(user, node)
-    model = Logits(tiny_lm.model().to(DEVICE))
+    model = tiny_lm.Logits(tiny_lm.model().to(DEVICE))
     tokens = []
     for token in genie.generate(model, tiny_lm.PROMPT, max_new_tokens=200, stream=True):
         tokens.append(int(token))

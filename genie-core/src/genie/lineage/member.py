@@ -127,7 +127,7 @@ class Member:
     def arrival(self, inlet: int, position: int) -> tuple[Any, int]:
         behind = self._received[inlet]
         if position < behind:
-            raise ConnectionLost(
+            raise LocalProtocolError(
                 f"a value that {self.sources[inlet]} had sent before the last checkpoint was not received by then",
                 where=self.device.id,
             )
