@@ -19,7 +19,7 @@ from local.both import Program, data_of, spec_of
 from local.stateful import Play, Player, looks, state
 
 from genie.checkpoints import CheckpointStore, DiskCheckpoints
-from genie.errors import CheckpointError, NodeError
+from genie.errors import CheckpointError, ConnectionLost, DeadlineExceeded, GenieError, NodeError
 from genie.testing import NullBackend
 from genie_backend_local import LocalBackend, LocalSession
 
@@ -160,8 +160,11 @@ def test_a_flipped_bit_is_found(
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(checkpoint, connect())
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError):
         store.verify(checkpoint)
+    store.verify(again := store.save(session))  # what was damaged was brought anew
+    store.load(again, restored := connect())
+    assert state(restored) == state(session)
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "gone", "grown"])
@@ -277,6 +280,27 @@ def test_whoever_is_killed_leaves_the_last_whole_one(tmp_path: Path) -> None:
         assert restored.restored == expected
         assert len(contents(tmp_path)) <= 3 * len(store.checkpoints())
         store.close()
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("gone"), DeadlineExceeded("late"), NodeError("written to since")])
+def test_what_the_session_says_is_told_as_it_is(
+    tmp_path: Path, session: LocalSession, monkeypatch: pytest.MonkeyPatch, error: GenieError
+) -> None:
+    """Though Python counts lost connections among a disk's errors."""
+    store = DiskCheckpoints(tmp_path)
+    first = store.save(session)
+    write(session, 1)
+
+    def failing(*args: object, **options: object) -> memoryview:
+        raise error
+
+    monkeypatch.setattr(LocalSession, "read_memory", failing)
+    with pytest.raises(type(error)) as raised:
+        store.save(session)
+    assert raised.value is error
+    assert store.checkpoints() == (first,)
+    store.verify(first)
+    assert len(contents(tmp_path)) == 2
 
 
 def test_bytes_are_bounded(tmp_path: Path, session: LocalSession) -> None:

@@ -23,8 +23,9 @@ from genie.errors import (
     RemoteOpError,
     VersionMismatch,
 )
+from genie.failures import failure_of
 from genie.graph import TensorSpec
-from genie.snapshots import GeneratorState, MemoryState, Snapshot, ValueState, failed
+from genie.snapshots import FailedValue, GeneratorState, MemoryState, Snapshot, ValueState
 from genie.wire import Assembler, Dialogue, Kind, Limits, State, frames, messages, snapshots
 from genie.wire.messages import Hello, Welcome
 from genie.wire.snapshots import Restoration
@@ -39,7 +40,7 @@ _STATE = snapshots.put_restoration(
             ),
             (GeneratorState(0, b"state"),),
             {3: (1 << 64) - 1},
-            (failed(9, RemoteOpError("no", op="aten::mm", kind="RuntimeError")),),
+            (FailedValue(9, failure_of(RemoteOpError("no", op="aten::mm", kind="RuntimeError"))),),
         ),
         ((1 << 61, 5),),
     )

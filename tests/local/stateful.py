@@ -65,7 +65,8 @@ def state(session: Session) -> State:
         each.handle: (number[each.memory], each.spec, each.offset, each.conj, each.neg, each.wrapped)
         for each in snapshot.values
     }
-    values |= {each.handle: (each.error, each.message, each.kind, each.op) for each in snapshot.failures}
+    failed = {each.handle: each.failure for each in snapshot.failures}  # plans are numbered by each session
+    values |= {handle: (each.error, each.message, each.kind, each.op) for handle, each in failed.items()}
     return values, [data[each.id] for each in snapshot.memories], (snapshot.generators, dict(snapshot.seeds))
 
 

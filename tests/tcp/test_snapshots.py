@@ -102,6 +102,10 @@ def test_weights_are_told_by_their_digest_until_they_are_written(pair: Pair) -> 
     again = told(other)
     assert again == snapshot
     assert bytes(other.fetch(3).data) == data_of((WEIGHT + 2).t())
+    Player(other).execute(program.graph(), 4, [1])  # and who writes to a shared weight writes to a copy
+    assert [bool(each.digest) for each in told(other).memories] == [False, False]
+    assert bytes(other.fetch(1).data) == data_of(WEIGHT + 1)
+    assert bytes(session.fetch(1).data) == data_of(WEIGHT)
     session.close()
     assert other.traffic["bytes_sent"] < 3 * WEIGHT.nbytes
     other.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genie.errors import NodeError, OutOfMemory, RemoteOpError
+from genie.failures import error_of, failure_of
 from genie.graph import TensorSpec
 from genie.host import flat
 from genie.interfaces import Buffer
@@ -16,7 +17,6 @@ from genie.snapshots import (
     MemoryState,
     Snapshot,
     ValueState,
-    error_of,
     fault,
     strides_of,
 )
@@ -91,17 +91,8 @@ def _failure(
     handle: int, kind: str, message: str, op: str, source: str, device: str, plan: int, step: int
 ) -> FailedValue:
     error = OutOfMemory if kind == _EXHAUSTED else RemoteOpError
-    return FailedValue(
-        handle,
-        error.__name__,
-        message,
-        op=op,
-        plan=plan,
-        step=step,
-        kind=kind,
-        device=device,
-        source=source,
-    )
+    told = error(message, op=op, plan=plan, step=step, kind=kind, device=device, source=source)
+    return FailedValue(handle, failure_of(told))
 
 
 def _native(snapshot: Snapshot) -> NativeSnapshot:
@@ -127,7 +118,8 @@ def _native(snapshot: Snapshot) -> NativeSnapshot:
     )
 
 
-def _native_failure(failure: FailedValue) -> tuple[Any, ...]:
+def _native_failure(failed: FailedValue) -> tuple[Any, ...]:
+    failure = failed.failure
     error = error_of(failure)
     kind = failure.kind
     if isinstance(error, OutOfMemory):
@@ -135,7 +127,7 @@ def _native_failure(failure: FailedValue) -> tuple[Any, ...]:
     elif not isinstance(error, RemoteOpError):
         kind = failure.error
     return (
-        failure.handle,
+        failed.handle,
         kind,
         failure.message,
         failure.op,

@@ -14,8 +14,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-import genie.errors
-from genie.errors import GenieError, RemoteOpError
+from genie.failures import Failure
 from genie.graph import DTYPES, TensorSpec
 
 LARGEST: Final = (1 << 63) - 1
@@ -64,20 +63,10 @@ class GeneratorState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class FailedValue(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A handle that stands for an error; the fields are those of :class:`genie.errors.RemoteOpError`, ``error`` names
-    its class. Handle 0: an error that no handle has, to be told by the next look at any."""
+    """A handle that stands for an error. Handle 0: an error that no handle has, to be told by the next look at any."""
 
     handle: int
-    error: str
-    message: str
-    where: str = ""
-    hint: str = ""
-    op: str = ""
-    plan: int = -1
-    step: int = -1
-    kind: str = ""
-    device: str = ""
-    source: str = ""
+    failure: Failure
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -94,44 +83,6 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     def bytes(self) -> int:
         """Of all memories together."""
         return sum(memory.bytes for memory in self.memories)
-
-
-def failed(handle: int, error: GenieError) -> FailedValue:
-    told = error if isinstance(error, RemoteOpError) else RemoteOpError()
-    return FailedValue(
-        handle,
-        type(error).__name__,
-        error.message,
-        error.where,
-        error.hint,
-        told.op,
-        told.plan,
-        told.step,
-        told.kind,
-        told.device,
-        told.source,
-    )
-
-
-def error_of(failure: FailedValue) -> GenieError:
-    """The error to raise; only classes of :mod:`genie.errors` are ever built."""
-    found = getattr(genie.errors, failure.error, None)
-    where, hint = failure.where, failure.hint
-    if isinstance(found, type) and issubclass(found, RemoteOpError):
-        return found(
-            failure.message,
-            op=failure.op,
-            plan=failure.plan,
-            step=failure.step,
-            kind=failure.kind,
-            device=failure.device,
-            source=failure.source,
-            where=where,
-            hint=hint,
-        )
-    if isinstance(found, type) and issubclass(found, GenieError):
-        return found(failure.message, where=where, hint=hint)
-    return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=hint)
 
 
 def fault(snapshot: Snapshot) -> str:

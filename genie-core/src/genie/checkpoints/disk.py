@@ -120,7 +120,7 @@ class DiskCheckpoints:
                 contents.append(here)
             else:
                 missing.append(memory)
-        needed = offset + sum(memory.bytes for memory in missing) + size_of(snapshot)
+        needed = offset + sum(memory.bytes for memory in missing) + size_of(snapshot, note)
         self._make_room(needed, {content.digest for content in contents})
         contents.extend(self._read(session, memory) for memory in missing)
         manifest = Manifest(made=time.time(), note=note, snapshot=snapshot, contents=tuple(contents))

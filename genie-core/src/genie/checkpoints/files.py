@@ -13,7 +13,7 @@ from typing import Final
 import blake3
 import msgspec
 
-from genie.errors import CheckpointError
+from genie.errors import CheckpointError, GenieError
 from genie.interfaces import Buffer
 from genie.snapshots import Snapshot, fault
 
@@ -51,9 +51,11 @@ def digest(data: Buffer) -> bytes:
 
 @contextlib.contextmanager
 def told(path: Path, doing: str) -> Iterator[None]:
-    """Errors of the system as ours."""
+    """Errors of the system as ours; some of ours are of these classes, too."""
     try:
         yield
+    except GenieError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
@@ -80,7 +82,7 @@ class Locked:
         os.close(self._file)
 
 
-def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> Path:
+def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> None:
     """A file of these bytes, on the disk when this returns; what it is called is asked when all is written."""
     unfinished = directory / f"{os.getpid()}{UNFINISHED}"
     try:
@@ -91,10 +93,8 @@ def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> 
             os.fsync(file)
         finally:
             os.close(file)
-        path = directory / name()
-        unfinished.replace(path)
+        unfinished.replace(directory / name())
         sync(directory)
-        return path
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -115,17 +115,17 @@ def sync(directory: Path) -> None:
         os.close(opened)
 
 
-def size_of(snapshot: Snapshot) -> int:
-    """Bytes that its manifest takes, at most."""
-    return 1024 + len(_encode(snapshot)) + 96 * len(snapshot.memories)
+def size_of(snapshot: Snapshot, note: bytes) -> int:
+    """Bytes that their manifest takes, at most."""
+    return 1024 + len(_encode(snapshot)) + len(note) + 96 * len(snapshot.memories)
 
 
-def write_manifest(directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer]) -> Path:
+def write_manifest(directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer]) -> None:
     """The checkpoint's own file: magic, digest of the rest, size of the manifest, manifest, small contents."""
     body = _encode(manifest)
     head = len(body).to_bytes(8, "little") + body
     rest = b"".join((head, *small))
-    return write(directory, lambda: name, (_MAGIC, digest(rest), rest))
+    write(directory, lambda: name, (_MAGIC, digest(rest), rest))
 
 
 def read_manifest(path: Path) -> tuple[Manifest, memoryview]:
@@ -147,11 +147,14 @@ def read_manifest(path: Path) -> tuple[Manifest, memoryview]:
 
 
 def read_content(path: Path, content: Content) -> memoryview:
-    """A file's bytes, if they are what was written. Raises :class:`CheckpointError`."""
+    """A file's bytes, if they are what was written. Raises :class:`CheckpointError`, and removes what is damaged: the
+    next checkpoint brings it anew."""
     with told(path, "part of a checkpoint cannot be read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) if size else memoryview(b"")
     if len(data) != content.size or digest(data) != content.digest:
+        with contextlib.suppress(OSError):
+            path.unlink()
         raise CheckpointError(
             f"a checkpoint is damaged: memory {content.memory} is not what was written", where=str(path)
         )

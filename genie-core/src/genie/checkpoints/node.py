@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from genie.checkpoints.store import Checkpoint
-from genie.errors import CheckpointError, DeadlineExceeded, GenieError, OutOfMemory
+from genie.errors import CheckpointError, DeadlineExceeded, GenieError, NodeError, OutOfMemory
+from genie.failures import error_of
 from genie.interfaces import Linked, Replicating, Session, Snapshotting
-from genie.snapshots import STAGING, MemoryState, Snapshot, content_specs, error_of
+from genie.snapshots import STAGING, MemoryState, Snapshot, content_specs
 
 _PATIENCE_SECONDS: Final = 600.0  # for bytes to arrive
 _MOST_CHANNELS: Final = 128  # of the 256 a session may have
@@ -120,7 +121,7 @@ class NodeCheckpoints:
         expected = set(handles)
         for failure in arrived.failures:
             if failure.handle in expected:
-                error = error_of(failure)
+                error = error_of(failure.failure)
                 raise CheckpointError(
                     f"a checkpoint did not reach {self._standby.device.id}: {error.message}",
                     where=self._standby.device.address or "",
@@ -135,13 +136,19 @@ class NodeCheckpoints:
                 raise CheckpointError(f"checkpoint {checkpoint.id} is not kept any more", hint="raise `keep`")
             snapshot = kept.snapshot
             held = {memory.id: self._held[_key(memory)] for memory in snapshot.memories if memory.bytes}
-            standby = self._standby
-            if session is standby:
+            if session is self._standby:
                 self._forget([number for number in self._checkpoints if number != checkpoint.id])
-                self._over = "the standby session became the one it stood by for"
-                standby.restore_staged(snapshot, held)
+                self._become(snapshot, held)
             else:
                 self._copy(_capable(session), snapshot, held)
+
+    def _become(self, snapshot: Snapshot, held: Mapping[int, int]) -> None:
+        over, self._over = self._over, "the standby session became the one it stood by for"
+        try:
+            self._standby.restore_staged(snapshot, held)
+        except NodeError:  # all is as it was; after any other error nobody knows
+            self._over = over
+            raise
 
     def _copy(self, target: _Capable, snapshot: Snapshot, held: Mapping[int, int]) -> None:
         specs = content_specs(snapshot)

@@ -90,7 +90,6 @@ class NodeSession:
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
         self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
-        self._state.renamed = self._contents.renamed
         self._work: dict[int, Callable[[memoryview], None]] = {
             Kind.LOAD_PLAN: self._load,
             Kind.UPLOAD: self._upload,
@@ -117,7 +116,7 @@ class NodeSession:
             Kind.MARK: self._mark,
             Kind.SNAPSHOT: self._state.tell,
             Kind.READ_MEMORY: self._state.read,
-            Kind.RESTORE: self._state.take,
+            Kind.RESTORE: self._restore,
             Kind.STAGE: self._contents.stage,
         }
         self._leaves = False  # the message under way ends with BYE
@@ -468,6 +467,10 @@ class NodeSession:
         self._tell_deferred()
         if self._failed and handle in self._failed:
             raise self._failed[handle]
+
+    def _restore(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+        self._contents.renamed(self._state.take(body))
+        return Kind.DONE, b"", None
 
     def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         handle, wanted = messages.get_pair(body, "FETCH")

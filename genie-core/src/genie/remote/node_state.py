@@ -7,12 +7,13 @@ from collections.abc import Callable
 import msgspec
 
 from genie.errors import GenieError, LimitExceeded, RemoteOpError, UnsupportedOperation
+from genie.failures import error_of, failure_of
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Session, Snapshotting
 from genie.remote.abilities import Placing, Sharing
 from genie.remote.outlets import FEW
-from genie.snapshots import MemoryState, Snapshot, error_of, failed
+from genie.snapshots import FailedValue, MemoryState
 from genie.wire import Kind, Limits, messages, snapshots
 
 Answer = tuple[Kind, bytes, memoryview | None]
@@ -46,7 +47,6 @@ class NodeState:
         self._fail = fail
         self._untold = untold
         self._defer = defer
-        self.renamed: Callable[[dict[int, int]], None] = lambda handles: None  # told which values became which
         self._contents: dict[int, tuple[int, bytes]] = {}  # memory → the version that had this digest
 
     def known(self, handle: int, digest: bytes) -> None:
@@ -69,10 +69,11 @@ class NodeState:
         taken = self._told().snapshot()
         memories = tuple(msgspec.structs.replace(each, digest=self._digest(each)) for each in taken.memories)
         self._contents = {each.id: (each.version, each.digest) for each in memories if each.digest}
-        failures = [*taken.failures, *(failed(handle, error) for handle, error in self._failures.items())]
+        failures = [*taken.failures]
+        failures += [FailedValue(handle, failure_of(error)) for handle, error in self._failures.items()]
         untold = self._untold()
         if untold is not None:
-            failures.append(failed(0, untold))
+            failures.append(FailedValue(0, failure_of(untold)))
         data = snapshots.put_snapshot(msgspec.structs.replace(taken, memories=memories, failures=tuple(failures)))
         if len(data) > snapshots.MOST_BYTES:
             raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {snapshots.MOST_BYTES}")
@@ -99,8 +100,9 @@ class NodeState:
         messages.spec_bytes(spec, self._limits)
         return HostValue(spec, data)
 
-    def take(self, body: memoryview) -> Answer:
-        """A RESTORE: the snapshot has come as a value's bytes, as have the memories."""
+    def take(self, body: memoryview) -> dict[int, int]:
+        """A RESTORE: the snapshot has come as a value's bytes, as have the memories. Of each staged value, by handle:
+        one that lies in its memory now."""
         session = self._told()
         wanted = self._received(messages.get_handle(body, "RESTORE"))
         for _, handle in wanted.staged:
@@ -108,15 +110,20 @@ class NodeState:
                 raise self._failures[handle]
         digests = {memory: self._staged_digest(handle) for memory, handle in wanted.staged}
         told = wanted.snapshot.failures
-        operators = tuple(each for each in told if each.handle and isinstance(error_of(each), RemoteOpError))
+        operators = tuple(each for each in told if each.handle and isinstance(error_of(each.failure), RemoteOpError))
         session.restore_staged(msgspec.structs.replace(wanted.snapshot, failures=operators), dict(wanted.staged))
         for each in set(told).difference(operators):
+            error = error_of(each.failure)
             if each.handle:
-                self._fail(each.handle, error_of(each))
+                self._fail(each.handle, error)
             else:
-                self._defer(error_of(each))
-        self._settle(wanted.snapshot, digests, dict(wanted.staged))
-        return Kind.DONE, b"", None
+                self._defer(error)
+        self._contents.clear()
+        for memory in wanted.snapshot.memories:
+            if digests.get(memory.id):
+                self._remember(memory, digests[memory.id])
+        users = {value.memory: value.handle for value in reversed(wanted.snapshot.values)}
+        return {handle: users[memory] for memory, handle in wanted.staged if memory in users}
 
     def _received(self, handle: int) -> snapshots.Restoration:
         if handle in self._failures:
@@ -130,15 +137,6 @@ class NodeState:
 
     def _staged_digest(self, handle: int) -> bytes:
         return self._digest(self._session.memory_of(handle)) if isinstance(self._session, Placing) else b""
-
-    def _settle(self, snapshot: Snapshot, digests: dict[int, bytes], staged: dict[int, int]) -> None:
-        """What was known of the staged values is known of the memories now."""
-        self._contents.clear()
-        for memory in snapshot.memories:
-            if digests.get(memory.id):
-                self._remember(memory, digests[memory.id])
-        users = {value.memory: value.handle for value in reversed(snapshot.values)}
-        self.renamed({handle: users[memory] for memory, handle in staged.items() if memory in users})
 
     def _told(self) -> Snapshotting:
         if not isinstance(self._session, Snapshotting):

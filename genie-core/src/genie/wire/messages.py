@@ -9,9 +9,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-import genie.errors
 from genie.device import Device
-from genie.errors import GenieError, LimitExceeded, ProtocolError, RemoteOpError
+from genie.errors import GenieError, LimitExceeded, ProtocolError
+from genie.failures import Failure, error_of, failure_of
 from genie.graph import DTYPES, TensorSpec
 from genie.wire.frames import Buffer, Limits
 
@@ -96,21 +96,6 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     standing: Standing | None = None
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error on its way home. ``error`` names a class of ``genie.errors``."""
-
-    error: str
-    message: str
-    where: str = ""
-    hint: str = ""
-    op: str = ""
-    plan: int = -1
-    step: int = -1
-    kind: str = ""
-    device: str = ""
-    source: str = ""
-
-
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
@@ -157,7 +142,7 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
 # --- greeting and errors ---------------------------------------------------------------------------
 
 
-def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -> bytes:
+def put_struct(value: Hello | Welcome | TensorSpec | dict[str, int]) -> bytes:
     return _encode(value)
 
 
@@ -178,49 +163,13 @@ def get_spec(data: Buffer) -> TensorSpec:
 
 
 def put_error(error: BaseException) -> bytes:
-    """Anything a node may raise; what is no error of ours becomes a ``NodeError`` naming its type."""
-    if isinstance(error, RemoteOpError):
-        failure = Failure(
-            error=type(error).__name__,
-            message=error.message,
-            where=error.where,
-            hint=error.hint,
-            op=error.op,
-            plan=error.plan,
-            step=error.step,
-            kind=error.kind,
-            device=error.device,
-            source=error.source,
-        )
-    elif isinstance(error, GenieError):
-        failure = Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
-    elif isinstance(error, MemoryError):
-        failure = Failure(error="OutOfMemory", message=str(error) or "the node ran out of memory", kind="MemoryError")
-    else:
-        failure = Failure(error="NodeError", message=f"{type(error).__name__}: {error}")
-    return _encode(failure)
+    """Anything a node may raise."""
+    return _encode(failure_of(error))
 
 
 def get_error(data: Buffer, node: str) -> GenieError:
-    """The error to raise here; only classes of ``genie.errors`` are ever built."""
-    failure = _decode(_failure_decoder, data, "ERROR")
-    found = getattr(genie.errors, failure.error, None)
-    where = failure.where or node
-    if isinstance(found, type) and issubclass(found, RemoteOpError):
-        return found(
-            failure.message,
-            op=failure.op,
-            plan=failure.plan,
-            step=failure.step,
-            kind=failure.kind,
-            device=failure.device,
-            source=failure.source,
-            where=where,
-            hint=failure.hint,
-        )
-    if not (isinstance(found, type) and issubclass(found, GenieError)):
-        return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
-    return found(failure.message, where=where, hint=failure.hint)
+    """The error to raise here."""
+    return error_of(_decode(_failure_decoder, data, "ERROR"), node)
 
 
 # --- work ------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from genie.errors import LimitExceeded, ProtocolError
 from genie.snapshots import LARGEST, Snapshot, fault
 from genie.wire.frames import Buffer
+
+_T = TypeVar("_T")
 
 MINOR: Final = 1  # of the first version that knows the records
 MOST_BYTES: Final = 32 << 20  # of a state: decoded it takes several times as many
@@ -36,13 +38,8 @@ def put_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def get_snapshot(data: Buffer) -> Snapshot:
-    _check_size(data)
-    try:
-        snapshot = _snapshot_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"the peer sent a malformed snapshot: {error}") from error
-    if wrong := fault(snapshot):
-        raise ProtocolError(f"the peer sent an impossible snapshot: {wrong}")
+    snapshot = _decoded(_snapshot_decoder, data)
+    _check(snapshot)
     return snapshot
 
 
@@ -51,22 +48,26 @@ def put_restoration(restoration: Restoration) -> bytes:
 
 
 def get_restoration(data: Buffer) -> Restoration:
-    _check_size(data)
-    try:
-        restoration = _restoration_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"the peer sent a malformed snapshot: {error}") from error
-    if wrong := fault(restoration.snapshot):
-        raise ProtocolError(f"the peer sent an impossible snapshot: {wrong}")
+    restoration = _decoded(_restoration_decoder, data)
+    _check(restoration.snapshot)
     for number in (number for pair in restoration.staged for number in pair):
         if not 0 < number <= LARGEST:
             raise ProtocolError(f"{number} is no memory or handle")
     return restoration
 
 
-def _check_size(data: Buffer) -> None:
+def _decoded(decoder: msgspec.msgpack.Decoder[_T], data: Buffer) -> _T:
     if len(data) > MOST_BYTES:
         raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {MOST_BYTES}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"the peer sent a malformed snapshot: {error}") from error
+
+
+def _check(snapshot: Snapshot) -> None:
+    if wrong := fault(snapshot):
+        raise ProtocolError(f"the peer sent an impossible snapshot: {wrong}")
 
 
 def put_read(id: int, version: int, offset: int, size: int | None) -> bytes:
