@@ -227,6 +227,9 @@ def run(*, kills: int = 200, seed: int = 0, **settings: Any) -> dict[str, Any]:
                     "failure": failure,
                 }
             )
+            struck = sum(row["kills"] for row in rows)
+            verdict = failure or ("equal" if got == expected else "another result")
+            print(f"{struck}/{kills} kills: {rows[-1]['program']}: {verdict}", file=sys.stderr, flush=True)
     finally:
         genie.shutdown()
         for node in nodes:
