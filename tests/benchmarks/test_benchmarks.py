@@ -134,6 +134,27 @@ def test_observability() -> None:
         assert all(row["ratio"] > 0 for row in rows)
 
 
+@pytest.mark.models
+def test_recovery() -> None:
+    found = run("import json, bench_recovery as b; print(json.dumps(b.run(rounds=2, only='tiny', small=20)))")
+    assert found["equal"] is True
+    assert 0 < found["log_bytes_per_token"] < 10_000
+    assert found["kept_bytes"] > 0
+    for rows in (found["generation"], found["small"], found["upload"]):
+        assert [row["sessions"] for row in rows] == ["plain", "recovery"]
+        assert all(row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.models
+def test_nodes_killed_at_random() -> None:
+    found = run("import json, campaign_node_death as c; print(json.dumps(c.run(kills=6, seed=1)))")
+    assert found["equal"] is True, found["failures"]
+    everything = found["programs"][-1]
+    assert everything["kills"] >= 6
+    assert everything["recoveries"] >= 4
+    assert everything["equal"] == everything["runs"]
+
+
 def test_scheduler() -> None:
     result = run(
         "import json, bench_scheduler as bench;print(json.dumps(bench.run(rounds=1, starts=1, effort=1.0, small=True)))"

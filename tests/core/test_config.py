@@ -132,6 +132,7 @@ def test_every_setting_has_a_variable(tmp_path: Path) -> None:
         "backend": "tcp",
         "checksums": "on",
         "priority": "batch",
+        "checkpoint_to": "node",
     }
     (tmp_path / "c.yaml").write_text(CLUSTER)
     for key in KEYS:

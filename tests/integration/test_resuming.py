@@ -61,18 +61,9 @@ def test_generation(bad_link: BadLink, seed: int) -> None:
 
 
 def test_a_loop_on_the_node(bad_link: BadLink) -> None:
-    class Logits(nn.Module):
-        def __init__(self, lm: nn.Module) -> None:
-            super().__init__()
-            self.lm = lm
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.lm(ids)[0]
-            return logits
-
     expected = tiny_lm.generate(tiny_lm.model(), count=64)
     _, proxy = bad_link(3, 1 << 30, 1 << 30)
-    model = Logits(tiny_lm.model().to(DEVICE))
+    model = tiny_lm.Logits(tiny_lm.model().to(DEVICE))
     tokens = []
     for token in genie.generate(model, tiny_lm.PROMPT, max_new_tokens=64, stream=True):
         tokens.append(int(token))

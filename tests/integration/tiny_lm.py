@@ -55,6 +55,18 @@ class TinyLM(nn.Module):
         return self.head(self.norm(x)), grown
 
 
+class Logits(nn.Module):
+    """Without a cache, as ``genie.generate`` takes them."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm(ids)[0]
+        return logits
+
+
 def model(seed: int = 0) -> TinyLM:
     torch.manual_seed(seed)
     return TinyLM().eval()

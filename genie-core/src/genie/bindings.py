@@ -67,6 +67,11 @@ class Prediction:
         self._last = [0] * (1 + inputs) + [word & _MASK for word in parameters]
         self._step = [0] * len(self._last)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prediction) and (self._last, self._step) == (other._last, other._step)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def encode(self, words: Sequence[int], anew: bool = False) -> bytes:
         """Bytes for ``words`` (same length as the vector). The memory advances; ``anew`` relies on none."""
         if len(words) != len(self._last):

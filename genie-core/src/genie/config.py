@@ -47,6 +47,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # A node keeps a session that long for a client whose connection broke, which comes back meanwhile; 0: it ends.
     lease_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
     heartbeat_seconds: _Seconds = 10.0  # a node that is silent for so long is asked whether the link is why
+    # See docs/recovery.md.
+    recovery: bool = False  # a program goes on, on another node or the same one started anew, when its node dies
+    recovery_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50
+    recovery_seconds: _Seconds = 60.0  # for looking for a node
+    recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
+    recovery_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 30
+    checkpoint_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0  # seconds; 0: none
+    checkpoint_to: Literal["disk", "node"] = "disk"
+    recovery_dir: str = ""  # where uploads and checkpoints are kept; "" is $XDG_CACHE_HOME/genie/recovery
     spin_us: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 50.0  # poll a socket this long before sleeping on it
     # Paths of files, see docs/security.md: whom we believe, who we are, whom a node takes for a client.
     token_file: str = ""
@@ -302,6 +311,8 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "connect_timeout": _check_finite,
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
+    "recovery_seconds": _check_finite,
+    "checkpoint_interval": _check_finite,
     "spin_us": _check_finite,
     "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,

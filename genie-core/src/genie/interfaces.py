@@ -220,6 +220,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Losing(Protocol):
+    """What a backend may be besides: one whose devices may vanish while the program lives, and come back. A new session
+    can be connected then, on them or on others."""
+
+    loses: bool
+
+
+@runtime_checkable
 class Hosting(Protocol):
     """What a backend may be besides: one that lets its devices pass for others, as emulation asks it to."""
 

@@ -151,6 +151,10 @@ class Runtime:
             for session in sessions:
                 session.close()
             raise
+        if self.settings.recovery:
+            from genie.lineage import Terms, guarded  # which takes longer to import than all that connects without
+
+            return guarded(sessions, self._backends[backend], Terms.from_settings(self.settings))
         return sessions
 
     def executor(self, indices: Sequence[int] = (0,), backend: str = "") -> Executor:

@@ -28,6 +28,8 @@ class RemoteBackend:
     stands for the node's own device of the same address and index: its id and figures are the user's. ``wish`` is what
     is done where a node is full: without one it refuses."""
 
+    loses = True
+
     def __init__(
         self,
         name: str,
@@ -42,6 +44,7 @@ class RemoteBackend:
         resumes: bool = True,
         heartbeat: float = 10.0,
         wish: Wish | None = None,
+        refused: float = 2.0,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -54,6 +57,7 @@ class RemoteBackend:
         self._resumes = resumes
         self._heartbeat = heartbeat
         self._wish = wish
+        self._refused = refused
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -73,6 +77,7 @@ class RemoteBackend:
             resumes=settings.lease_seconds > 0,
             heartbeat=settings.heartbeat_seconds,
             wish=Wish(settings.admission_seconds, settings.priority),
+            refused=0.5 if settings.recovery else 2.0,  # recovered elsewhere, it need not be waited for
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -173,6 +178,7 @@ class RemoteBackend:
             lease=welcome.lease,
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
+            refused=self._refused,
         )
         return Rejoining(met.connection, reunion)
 

@@ -39,8 +39,6 @@ _UNTOLD = 32  # answers that arrived, before the node is told
 _MOST_AGAIN = 1 << 15
 _SHORTEST_ATTEMPT = 1.0
 _GRACE_SECONDS = 0.5  # for what the node has told
-# Where nobody listens the node has ended, or what stands between is being restarted.
-_REFUSED_SECONDS = 2.0
 
 _SEQ = struct.Struct("<I")
 _SEQ_AT = 4
@@ -58,6 +56,7 @@ class Reunion:
     lease: float
     heartbeat: float
     connect_timeout: float
+    refused: float = 2.0  # where nobody listens the node has ended, or what stands between is being restarted
 
 
 class Rejoining:
@@ -285,7 +284,7 @@ class Rejoining:
                 raise ConnectionLost(told, where=where) from unwanted
             now, pause = time.monotonic(), next(self._pauses)
             refused = isinstance(reason, BackendUnavailable) and reason.refused
-            refused_end = min(refused_end, now + _REFUSED_SECONDS) if refused else end
+            refused_end = min(refused_end, now + self.reunion.refused) if refused else end
             if now + pause >= min(end, refused_end) or not self.patient:
                 break
             time.sleep(pause)
