@@ -78,6 +78,8 @@ class Connection {
     void tick(Time now);
 
     void write(std::shared_ptr<Segment> segment) { sending_.push(std::move(segment)); }
+    void was_read() { ack_now_ = ack_now_ || receiving_.owes_credit(); }  // or memory was posted
+    bool owes_ack_now() const { return ack_now_; }
     void close(Time now);  // what was written is still delivered
     void abort();  // nothing is
     void cut_off();  // the way to the peer is known to be gone
@@ -85,6 +87,7 @@ class Connection {
 
     State state() const { return state_; }
     End end() const { return end_; }
+    bool all_said() const;  // the peer has everything, the end included
     bool established() const { return state_ == State::open || state_ == State::closing; }
     bool over() const { return state_ == State::closed && !owes_reset_; }
     std::uint8_t refused_oldest() const { return refused_oldest_; }
@@ -108,7 +111,6 @@ class Connection {
     bool next_ack(Time now, Outgoing& out);
     void probe_or_time_out(Time now);
     Time answer_due() const;
-    bool all_said() const;
     Time farewell_due() const;
     std::uint8_t phase_of(std::uint64_t offset) const { return keyed_ && offset >= sending_.boundary() ? 1 : 0; }
 

@@ -28,6 +28,13 @@ std::shared_ptr<Connection> Endpoint::accept() {
     return nullptr;
 }
 
+bool Endpoint::delivering() const {
+    return std::any_of(all_.begin(), all_.end(), [](const auto& each) {
+        const Connection& connection = *each.second.connection;
+        return connection.state() == State::closing && !connection.all_said();
+    });
+}
+
 void Endpoint::heard(Path path, Bytes packet, Time now) {
     const auto header = decode(packet);
     if (!header) {
@@ -92,8 +99,8 @@ void Endpoint::send(Time now, const std::function<bool(Path, const Outgoing&)>& 
         out.segment = nullptr;
         out.payload = refusal_;
         opening_.put({.kind = Kind::refuse, .version = options_.newest, .id = reply.id}, refusal_, out.header.data());
-        if (!send(reply.path, out)) return;
         replies_.pop_front();
+        if (!send(reply.path, out)) return;
     }
     if (all_.empty()) return;
     std::vector<Entry*> turn;

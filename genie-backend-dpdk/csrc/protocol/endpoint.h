@@ -23,10 +23,13 @@ class Endpoint {
     std::shared_ptr<Connection> connect(Path path, Time now);  // nothing if there is no memory for it
     // A connection that came in and is ready, if there is one.
     std::shared_ptr<Connection> accept();
+    bool has_ready() const { return !ready_.empty(); }
+    bool delivering() const;  // what was written before closing
 
     void heard(Path path, Bytes packet, Time now);
     void path_lost(Path path);  // it is known that nobody is there any more
-    // Calls `send(path, outgoing)` for what is to be sent now until that returns false or nothing is left.
+    // Calls `send(path, outgoing)`, which takes each packet, until it returns false (no room for more now) or nothing is
+    // left.
     void send(Time now, const std::function<bool(Path, const Outgoing&)>& send);
     Time due() const;
     void tick(Time now);  // and forgets what is over

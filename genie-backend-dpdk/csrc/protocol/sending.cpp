@@ -19,6 +19,11 @@ std::shared_ptr<Segment> Segment::borrow(Bytes bytes) {
     return segment;
 }
 
+void Segment::keep() {
+    own.assign(data, data + size);
+    data = own.data();
+}
+
 void Sending::push(std::shared_ptr<Segment> segment) {
     if (!segment->size) return;
     segment->offset = end_;

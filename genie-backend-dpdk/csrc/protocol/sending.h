@@ -18,7 +18,8 @@ struct Segment {
     std::vector<std::byte> own;  // the bytes themselves, where they were copied
 
     static std::shared_ptr<Segment> copy(Bytes bytes);
-    static std::shared_ptr<Segment> borrow(Bytes bytes);  // which must stay as they are until it is gone
+    static std::shared_ptr<Segment> borrow(Bytes bytes);  // which must stay as they are until it is gone, or keeps them
+    void keep();
 };
 
 struct Numbers {  // of packets, both included

@@ -63,7 +63,18 @@ class Flow {
     }
 
     void read(Connection& connection, std::mt19937_64& random) {
-        Receiving& in = connection.receiving();
+        check(connection.receiving(), random);
+        connection.was_read();
+    }
+
+    bool done() const { return checked_ == sizes_.size(); }
+    bool returned() const {
+        return std::all_of(borrowed_.begin(), borrowed_.end(), [](const auto& each) { return each.second.expired(); });
+    }
+    std::uint64_t bytes() const { return bytes_; }
+
+  private:
+    void check(Receiving& in, std::mt19937_64& random) {
         while (checked_ < sizes_.size() && !in.posted()) {
             if (!body_) {
                 if (in.readable() < 8) return;
@@ -93,13 +104,6 @@ class Flow {
         }
     }
 
-    bool done() const { return checked_ == sizes_.size(); }
-    bool returned() const {
-        return std::all_of(borrowed_.begin(), borrowed_.end(), [](const auto& each) { return each.second.expired(); });
-    }
-    std::uint64_t bytes() const { return bytes_; }
-
-  private:
     std::vector<std::size_t> sizes_;
     std::uint64_t salt_;
     std::size_t written_ = 0, checked_ = 0;
