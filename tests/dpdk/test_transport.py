@@ -10,7 +10,7 @@ from genie.testing.transport_suite import TransportSuite
 
 pytest.importorskip("genie_backend_dpdk", reason="genie-backend-dpdk is not installed: it needs DPDK")
 
-from genie_backend_dpdk import DpdkTransport  # noqa: E402 (only where it is installed)
+from genie_backend_dpdk import DpdkTransport
 
 
 class TestMemif(TransportSuite):

@@ -122,13 +122,16 @@ void Port::tell() {
     if (ready_ && endpoint_.has_ready()) ready_->set();
 }
 
-void Port::read_control() {
+void Port::read_control(Time now) {
+    if (gone_ || options_.control < 0) return;
+    control_read_ = now;
     char calls[64];
     const ssize_t got = recv(options_.control, calls, sizeof calls, MSG_DONTWAIT);
     if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return;
     std::lock_guard lock(mutex_);
     poll_once();  // what it sent before
     gone_ = true;
+    device_.discard();
     endpoint_.path_lost(0);
     endpoint_.tick(clock_now());
     tell();
@@ -140,7 +143,7 @@ void Port::sleep() {
     pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
     ppoll(watched, 2, &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
-    if (watched[1].revents) read_control();
+    if (watched[1].revents) read_control(clock_now());
 }
 
 void Port::serve() {
@@ -155,6 +158,7 @@ void Port::serve() {
             }
             const Time now = clock_now();
             if (any) active = now;
+            if (now - control_read_ > protocol::millisecond) read_control(now);  // also while it never sleeps
             if (options_.busy) continue;
             if (now - active < options_.spin) {
                 sched_yield();

@@ -74,7 +74,7 @@ class Port {
     bool poll_once();
     void transmit(protocol::Time now);
     void sleep();
-    void read_control();
+    void read_control(protocol::Time now);
     void wake_peer(protocol::Time now);
 
     PortOptions options_;
@@ -86,7 +86,7 @@ class Port {
     Event doorbell_;
     std::atomic<bool> stop_ = false, sleeping_ = false, gone_ = false;
     std::atomic<int> spinners_ = 0;
-    protocol::Time due_ = 0, last_sent_ = 0;
+    protocol::Time due_ = 0, last_sent_ = 0, control_read_ = 0;
     bool kicked_ = false;
     std::thread thread_;
 };

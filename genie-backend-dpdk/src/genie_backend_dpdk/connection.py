@@ -26,7 +26,9 @@ class DpdkConnection:
         try:
             self._stream.send((header, *buffers), self._stall)
         except _native.Late as error:
-            raise DeadlineExceeded(f"the peer took nothing for {self._stall:g} s", where=self.peer, hint=_LATE) from error
+            raise DeadlineExceeded(
+                f"the peer took nothing for {self._stall:g} s", where=self.peer, hint=_LATE
+            ) from error
         except _native.Ended as error:
             raise self._ended() from error
 

@@ -10,8 +10,10 @@ from genie.hookspecs import hookimpl
 
 
 def _transport(settings: Settings) -> Any:
+    from genie_backend_dpdk import device
     from genie_backend_dpdk.transport import DpdkTransport
 
+    device.check(settings.dpdk_device)
     return DpdkTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us)
 
 

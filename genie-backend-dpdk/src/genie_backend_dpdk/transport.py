@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import socket
 import stat
@@ -14,11 +15,13 @@ from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, Deadli
 from genie.telemetry import get_logger
 from genie.wire import Limits
 from genie_backend_dpdk import _native, environment, memif
-from genie_backend_dpdk.address import path_of
+from genie_backend_dpdk.address import path_of, port_of
 from genie_backend_dpdk.connection import DpdkConnection
 
 _BACKLOG = 128
 _MEETING_SECONDS = 5.0
+_PORTS = range(49152, 65535)
+_TRIES = 100
 _log = get_logger("dpdk")
 
 
@@ -91,7 +94,7 @@ class DpdkListener:
 
 
 class DpdkTransport:
-    """``memif:/path``: processes of one host, which need no privileges.
+    """``host:port`` of this host, or ``memif:/path``: processes of one host, which need no privileges.
 
     ``stall_timeout`` (s) bounds every time without progress, and how long a silent peer is believed to live;
     ``spin_us`` (µs) is how long a port polls after the last packet before it sleeps; a ``busy`` one never does.
@@ -144,8 +147,13 @@ class DpdkTransport:
             return port
 
     def listen(self, address: str) -> DpdkListener:
-        """The socket is this user's alone."""
-        path = path_of(address)
+        """The socket is this user's alone. Port 0 picks a free one; the listener's ``address`` says which."""
+        try:
+            path = path_of(address)
+        except BackendUnavailable as error:  # whoever listens has no other way to choose
+            raise ConfigError(error.message, where=address, hint=error.hint) from error
+        if not address.startswith("memif:") and port_of(address) == "0":
+            return self._listen_anywhere(address.rpartition(":")[0])
         environment.start()
         _remove_stale(path)
         door = socket.socket(socket.AF_UNIX)
@@ -158,6 +166,14 @@ class DpdkTransport:
             reason = "somebody listens there" if os.path.exists(path) else error.strerror or str(error)
             raise ConfigError(f"cannot listen at {address}: {reason}", where=address) from error
         return DpdkListener(door, address, self)
+
+    def _listen_anywhere(self, host: str) -> DpdkListener:
+        for port in random.sample(_PORTS, _TRIES):
+            address = f"{host}:{port}"
+            if not os.path.exists(path_of(address)):
+                with contextlib.suppress(ConfigError):  # another process took it at this moment
+                    return self.listen(address)
+        raise ConfigError("cannot listen: no free port was found", where=f"{host}:0")
 
 
 def _nobody(address: str, reason: str, *, refused: bool = False) -> BackendUnavailable:
@@ -179,7 +195,9 @@ def _refused(address: str, end: str, versions: tuple[int, int]) -> GenieError:
             hint="install the same version of Genie on both sides",
         )
     if end == "full":
-        return BackendUnavailable("the node has no memory for another connection", where=address, hint="try again later")
+        return BackendUnavailable(
+            "the node has no memory for another connection", where=address, hint="try again later"
+        )
     reason = "nobody listens there" if end == "nobody" else "the other process is gone"
     return _nobody(address, reason, refused=end == "nobody")
 
