@@ -15,10 +15,11 @@ import structlog
 
 from genie import telemetry, tracing
 from genie.config import Settings
-from genie.interfaces import Backend, Transport, encrypts
+from genie.interfaces import Backend, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane
 from genie.remote.exposure import check_open
+from genie.remote.joined import joined
 from genie.remote.server import NodeServer
 from genie.remote.status_page import StatusPage
 from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
@@ -78,7 +79,7 @@ def serve(
     tracing.configure(settings.trace_ratio)
     audit = AuditLog(audit_log or None)
     tls = Tls(TlsFiles.of(settings), audit.told)
-    carrier: Transport = registry.make("transport", transport, settings)
+    carrier = joined(transport, registry.make, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
     guard = Guard(TokenFile(tokens, audit.told) if tokens else None, audit)
     made: Backend = registry.make("backend", backend, settings)
@@ -124,6 +125,7 @@ def _ready(node: NodeServer, metrics: str, *, json: bool, out: TextIO) -> None:
         "address": node.address,
         "local_address": node.local_address,
         "control_port": node.control_port,
+        "transports": list(node.transports),
         "metrics_address": metrics,
         "devices": [device.id for device in node.devices],
     }
