@@ -83,7 +83,8 @@ const char* name_of(End end) {
 }
 
 std::shared_ptr<Port> make_port(std::string device, std::string arguments, int control, std::uint16_t mss,
-                                std::size_t window, std::size_t memory, double spin_us, bool busy, double deadline) {
+                                std::size_t window, std::size_t memory, double spin_us, bool busy, double deadline,
+                                double queue_allowance) {
     PortOptions options;
     options.device = std::move(device);
     options.arguments = std::move(arguments);
@@ -92,6 +93,7 @@ std::shared_ptr<Port> make_port(std::string device, std::string arguments, int c
     options.protocol.window = window;
     options.protocol.peer_deadline = static_cast<Time>(deadline * second);
     options.protocol.handshake_deadline = static_cast<Time>(deadline * second);
+    options.protocol.queue_allowance = static_cast<Time>(queue_allowance * second);
     options.memory = memory;
     options.spin = static_cast<Time>(spin_us * microsecond);
     options.busy = busy;
@@ -152,7 +154,7 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Port, std::shared_ptr<Port>>(module, "Port")
         .def(py::init(&make_port), py::kw_only(), py::arg("device"), py::arg("arguments"), py::arg("control"),
              py::arg("mss"), py::arg("window"), py::arg("memory"), py::arg("spin_us"), py::arg("busy"),
-             py::arg("deadline"))
+             py::arg("deadline"), py::arg("queue_allowance"))
         .def("connect", &connect, py::arg("patience"))
         .def("accept", &accept)
         .def("listen", [](Port& port, const Event* ready) {

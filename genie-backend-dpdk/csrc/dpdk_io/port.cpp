@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <rte_lcore.h>
+#include <rte_pause.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -20,6 +21,9 @@ using protocol::Time;
 namespace {
 
 constexpr Time longest_sleep = 10 * protocol::millisecond;  // should a wake-up call be missed
+constexpr Time grace = 500 * protocol::microsecond;  // how long after a thread that waits the port's own leaves it alone
+constexpr unsigned most_vain = 6;
+constexpr int pauses = 16;  // between two polls in vain, when others may have the mutex
 constexpr Time never = std::numeric_limits<Time>::max();
 
 timespec span(Time time) {
@@ -139,18 +143,20 @@ void Port::read_control(Time now) {
 
 void Port::sleep() {
     const Time now = clock_now();
-    const timespec most = span(spinners_ ? longest_sleep : std::min(due_ - now, longest_sleep));
+    const timespec most = span(others_poll(now) ? grace : std::min(due_ - now, longest_sleep));
     pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
     ppoll(watched, 2, &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
     if (watched[1].revents) read_control(clock_now());
 }
 
+bool Port::others_poll(Time now) const { return spinners_ || now - app_polled_ < grace; }
+
 void Port::serve() {
     rte_thread_register();
     Time active = clock_now();
     while (!stop_) {
-        if (!spinners_) {
+        if (!others_poll(clock_now())) {
             bool any;
             {
                 std::lock_guard lock(mutex_);
@@ -161,7 +167,8 @@ void Port::serve() {
             if (now - control_read_ > protocol::millisecond) read_control(now);  // also while it never sleeps
             if (options_.busy) continue;
             if (now - active < options_.spin) {
-                sched_yield();
+                // Not sched_yield: where cores are busy that gives ours away for milliseconds.
+                for (int count = 0; count < pauses; ++count) rte_pause();
                 continue;
             }
             sleeping_ = true;
@@ -176,32 +183,48 @@ void Port::serve() {
         }
         sleep();
         sleeping_ = false;
-        active = spinners_ ? active : clock_now();
+        active = clock_now();
     }
     rte_thread_unregister();
 }
 
 // --- waiting --------------------------------------------------------------------------------------
 
+// Polling itself saves a thread that waits two wake-ups. Where it is in vain (long work, busy cores) it would take the
+// core from somebody: after each vain try, twice as many are left out.
+bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, Time patience) {
+    if (!options_.spin) return false;
+    if (sit_out_) {
+        --sit_out_;
+        return false;
+    }
+    ++spinners_;
+    Time now = clock_now();
+    const Time until = now + std::min(options_.spin, patience);
+    bool done = ready();
+    for (; !done && now < until; now = clock_now()) {
+        poll_once();
+        done = ready();
+        if (done) break;
+        lock.unlock();
+        rte_pause();
+        lock.lock();
+        done = ready();
+    }
+    app_polled_ = now;
+    --spinners_;
+    vain_ = done ? 0 : std::min(vain_ + 1, most_vain);
+    sit_out_ = done ? 0 : (1u << vain_) - 1;
+    return done;
+}
+
 bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const std::function<bool()>& ready,
                 const std::function<std::uint64_t()>& progress, Time patience,
                 const std::function<void()>& interrupted) {
     if (ready()) return true;
-    // First by polling itself: it saves two threads their waking up.
-    if (options_.spin) {
-        ++spinners_;
-        const Time until = clock_now() + std::min(options_.spin, patience);
-        bool done = false;
-        while (!(done = ready()) && clock_now() < until) {
-            poll_once();
-            if (ready()) continue;
-            lock.unlock();
-            sched_yield();
-            lock.lock();
-        }
-        if (--spinners_ == 0) doorbell_.set();
-        if (done) return true;
-    }
+    if (spin(lock, ready, patience)) return true;
+    app_polled_ = 0;
+    doorbell_.set();  // the port's thread polls again
     event.clear();
     std::uint64_t before = progress ? progress() : 0;
     Time until = patience == never ? never : clock_now() + patience;

@@ -72,6 +72,8 @@ class Port {
   private:
     void serve();
     bool poll_once();
+    bool spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, protocol::Time patience);
+    bool others_poll(protocol::Time now) const;
     void transmit(protocol::Time now);
     void sleep();
     void read_control(protocol::Time now);
@@ -86,6 +88,8 @@ class Port {
     Event doorbell_;
     std::atomic<bool> stop_ = false, sleeping_ = false, gone_ = false;
     std::atomic<int> spinners_ = 0;
+    std::atomic<protocol::Time> app_polled_ = 0;  // when a thread that waited polled last
+    unsigned vain_ = 0, sit_out_ = 0;
     protocol::Time due_ = 0, last_sent_ = 0, control_read_ = 0;
     bool kicked_ = false;
     std::thread thread_;

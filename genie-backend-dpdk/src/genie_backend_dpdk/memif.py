@@ -24,6 +24,8 @@ _RING = 10  # 2^10 packets on their way, each way
 _WINDOW = 8 << 20  # bytes
 _MEMORY = 1 << 30  # bytes, for the windows of all connections of a link
 _POLL_SECONDS = 0.001
+# A ring pushes back by itself. What is late was not in a queue: the other process had no core.
+_QUEUE_SECONDS = 0.1
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -53,6 +55,7 @@ def _port(role: str, path: str, segment: int, control: int, polling: Polling, de
             spin_us=polling.spin_us,
             busy=polling.busy,
             deadline=deadline,
+            queue_allowance=_QUEUE_SECONDS,
         )
     except RuntimeError as error:
         os.close(control)

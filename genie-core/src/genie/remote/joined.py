@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -71,11 +72,8 @@ class JoinedTransport:
 
     def __init__(self, transports: Sequence[Transport]) -> None:
         self._transports = tuple(transports)
+        self.name = _names(self._transports)
         self.encrypts = all(map(encrypts, self._transports))
-
-    @property
-    def name(self) -> str:
-        return ",".join(each.name for each in self._transports)
 
     def connect(self, address: str, timeout: float) -> Connection:
         *preferred, last = self._transports
@@ -98,12 +96,17 @@ class JoinedTransport:
                     continue
                 log.warning("transport passed over", transport=each.name, address=address, reason=error.message)
                 self._transports = tuple(other for other in self._transports if other is not each)
+                self.name = _names(self._transports)
         return JoinedListener(listeners)
 
 
-def joined(names: str, make: Callable[[str, str, Settings], Transport], settings: Settings) -> Transport:
+def _names(transports: Sequence[Transport]) -> str:
+    return ",".join(each.name for each in transports)
+
+
+def joined(names: str, make: Callable[..., Any], settings: Settings) -> Transport:
     """The transport called ``names``, or several as one (``"dpdk,tcp"``). All but the last are left out, and that is
-    logged, where they are not installed or do not work."""
+    logged, where they are not installed or do not work. ``make`` is the registry's."""
     *preferred, last = [name.strip() for name in names.split(",")]
     made: list[Transport] = []
     for name in preferred:
@@ -111,5 +114,5 @@ def joined(names: str, make: Callable[[str, str, Settings], Transport], settings
             made.append(make("transport", name, settings))
         except (PluginError, BackendUnavailable) as error:
             log.warning("transport passed over", transport=name, reason=error.message)
-    fallback = make("transport", last, settings)
+    fallback: Transport = make("transport", last, settings)
     return JoinedTransport([*made, fallback]) if made else fallback
