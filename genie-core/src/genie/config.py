@@ -69,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
     priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
     tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
+    dpdk_device: str = "vdev:memif"  # what carries the packets of the transport dpdk
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's

@@ -228,8 +228,11 @@ class Runtime:
             return [*(e.session for e in self._engines.values()), *(e.session for e in self._executors.values())]
 
     def stats(self) -> dict[str, telemetry.Number]:
-        """The process's counters and those of all sessions; equal names add up."""
+        """The process's counters and those of all sessions; equal names add up. ``devices_<backend>`` tells which of
+        the backends listed by preference is in use."""
         total = telemetry.counters.snapshot()
+        with self._lock:  # which of the backends that were listed is in use
+            total |= {f"devices_{name}": len(found) for name, found in self._devices.items()}
         for session in self.sessions():
             for name, number in session.stats().items():
                 total[name] = total.get(name, 0) + number

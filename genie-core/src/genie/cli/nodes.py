@@ -21,7 +21,8 @@ def serve(
         list[str] | None, typer.Option(help="cpu, cuda:0, …; repeatable. Default: all there are.")
     ] = None,
     backend: Annotated[str, typer.Option(help="The backend that runs the plans.")] = "local",
-    transport: Annotated[str, typer.Option(help="The transport to listen with.")] = "tcp",
+    transport: Annotated[str, typer.Option(help="The transport to listen with, or several: dpdk,tcp.")] = "tcp",
+    dpdk_device: Annotated[str | None, typer.Option(help="What carries the packets of the transport dpdk.")] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Intra-op threads; 0 is the framework's default.")] = None,
     batching: Annotated[
         bool | None, typer.Option(help="Clients that decode with one model share reading its weights.")
@@ -66,6 +67,7 @@ def serve(
     from genie.remote.node import serve as serve_node
 
     given = {
+        "dpdk_device": dpdk_device,
         "threads": threads,
         "batching": batching,
         "batching_exact": batching_exact,

@@ -74,6 +74,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str
     local_address: str = ""
+    transports: tuple[str, ...] = ()
     protocol: tuple[int, int] = PROTOCOL
     versions: dict[str, str] = {}
     devices: tuple[Device, ...] = ()
@@ -233,6 +234,7 @@ class ControlPlane:
         return Capabilities(
             address=self._node.address,
             local_address=self._node.local_address,
+            transports=self._node.transports,
             versions=_versions(),
             devices=self._node.devices,
             limits=self._node.limits,

@@ -28,6 +28,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     local_address: str = ""
     control_address: str = ""
+    transports: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     sessions: tuple[SessionInfo, ...] = ()
     content: dict[str, int] = {}
@@ -64,6 +65,7 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
                 known,
                 control="serving" if client.healthy() else "not serving",
                 control_address=control,
+                transports=capabilities.transports,
                 versions=capabilities.versions,
                 sessions=client.sessions(),
                 content=capabilities.content,

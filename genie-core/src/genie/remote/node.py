@@ -16,10 +16,11 @@ import structlog
 from genie import telemetry, tracing
 from genie.config import Settings
 from genie.errors import ConfigError
-from genie.interfaces import Backend, Transport, encrypts
+from genie.interfaces import Backend, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane, check_free
 from genie.remote.exposure import check_metrics, check_open, check_quotas
+from genie.remote.joined import joined
 from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
 from genie.remote.tidying import settle
@@ -86,7 +87,7 @@ def serve(
     tracing.configure(settings.trace_ratio)
     audit = AuditLog(audit_log or None)
     tls = Tls(TlsFiles.of(settings), audit.told)
-    carrier: Transport = registry.make("transport", transport, settings)
+    carrier = joined(transport, registry.make, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
     if metrics_port is not None:
         check_metrics(metrics_host, bool(tokens), insecure=insecure)
@@ -149,6 +150,7 @@ def _ready(node: NodeServer, metrics: str, *, json: bool, out: TextIO) -> None:
         "address": node.address,
         "local_address": node.local_address,
         "control_port": node.control_port,
+        "transports": list(node.transports),
         "metrics_address": metrics,
         "devices": [device.id for device in node.devices],
     }

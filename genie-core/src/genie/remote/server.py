@@ -148,6 +148,10 @@ class NodeServer:
         self.local_address = ""
         self.control_port = 0  # told to clients once the control plane listens
 
+    @property
+    def transports(self) -> tuple[str, ...]:
+        return tuple(self._transport.name.split(","))
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:

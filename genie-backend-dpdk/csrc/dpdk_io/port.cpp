@@ -1,0 +1,263 @@
+#include "port.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <rte_lcore.h>
+#include <rte_pause.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+#include <system_error>
+
+namespace genie::dpdk {
+
+using protocol::Time;
+
+namespace {
+
+constexpr Time longest_sleep = 10 * protocol::millisecond;  // should a wake-up call be missed
+constexpr Time grace = 500 * protocol::microsecond;  // how long after a thread that waits the port's own leaves it alone
+constexpr unsigned most_vain = 6;
+constexpr int pauses = 16;  // between two polls in vain, when others may have the mutex
+constexpr Time never = std::numeric_limits<Time>::max();
+
+timespec span(Time time) {
+    time = std::max<Time>(time, 0);
+    return {.tv_sec = time / protocol::second, .tv_nsec = time % protocol::second};
+}
+
+Time clock_now() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * protocol::second + now.tv_nsec;
+}
+
+}  // namespace
+
+Event::Event() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+}
+
+Event::~Event() { close(fd_); }
+
+void Event::set() const { eventfd_write(fd_, 1); }
+
+void Event::clear() const {
+    eventfd_t count;
+    eventfd_read(fd_, &count);
+}
+
+Port::Port(PortOptions options)
+    : options_(std::move(options)), device_(options_.device, options_.arguments),
+      endpoint_(options_.protocol, options_.memory), thread_([this] { serve(); }) {}
+
+Port::~Port() {
+    drain(protocol::second);
+    stop_ = true;
+    doorbell_.set();
+    thread_.join();
+    if (options_.control >= 0) close(options_.control);
+}
+
+Time Port::now() const { return clock_now(); }
+
+bool Port::listening_to(const Event* ready) {
+    ready_ = ready;
+    endpoint_.listen(ready != nullptr);
+    return !gone_;
+}
+
+// --- polling --------------------------------------------------------------------------------------
+
+bool Port::poll_once() {
+    const unsigned count =
+        device_.receive([&](protocol::Bytes packet) { endpoint_.heard(0, packet, clock_now()); });
+    const Time now = clock_now();
+    const bool late = now >= due_;
+    if (late) endpoint_.tick(now);
+    if (!count && !late && !kicked_ && !device_.waiting()) return false;
+    kicked_ = false;
+    transmit(now);
+    tell();
+    return count || device_.waiting();
+}
+
+void Port::transmit(Time now) {
+    if (device_.flush()) {
+        bool any = false;
+        endpoint_.send(now, [&](protocol::Path, const protocol::Outgoing& out) {
+            any = true;
+            return device_.send(out);
+        });
+        device_.flush();
+        if (any) wake_peer(now);
+    }
+    due_ = endpoint_.due();
+}
+
+void Port::send_now() {
+    transmit(clock_now());
+    if (sleeping_) doorbell_.set();  // it sleeps by an older deadline
+}
+
+// A peer that hears nothing for a while sleeps until its control socket wakes it.
+void Port::wake_peer(Time now) {
+    if (options_.control >= 0 && now - last_sent_ > options_.spin / 2) {
+        const char call = 0;
+        (void)!::send(options_.control, &call, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    last_sent_ = now;
+}
+
+void Port::tell() {
+    for (auto at = waiting_.begin(); at != waiting_.end();) {
+        if ((*at)->ready()) {
+            (*at)->event->set();
+            at = waiting_.erase(at);
+        } else {
+            ++at;
+        }
+    }
+    if (ready_ && endpoint_.has_ready()) ready_->set();
+}
+
+void Port::read_control(Time now) {
+    if (gone_ || options_.control < 0) return;
+    control_read_ = now;
+    char calls[64];
+    const ssize_t got = recv(options_.control, calls, sizeof calls, MSG_DONTWAIT);
+    if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return;
+    std::lock_guard lock(mutex_);
+    poll_once();  // what it sent before
+    gone_ = true;
+    device_.discard();
+    endpoint_.path_lost(0);
+    endpoint_.tick(clock_now());
+    tell();
+}
+
+void Port::sleep() {
+    const Time now = clock_now();
+    const timespec most = span(others_poll(now) ? grace : std::min(due_ - now, longest_sleep));
+    pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
+    ppoll(watched, 2, &most, nullptr);
+    if (watched[0].revents) doorbell_.clear();
+    if (watched[1].revents) read_control(clock_now());
+}
+
+bool Port::others_poll(Time now) const { return spinners_ || now - app_polled_ < grace; }
+
+void Port::serve() {
+    rte_thread_register();
+    Time active = clock_now();
+    while (!stop_) {
+        if (!others_poll(clock_now())) {
+            bool any;
+            {
+                std::lock_guard lock(mutex_);
+                any = poll_once();
+            }
+            const Time now = clock_now();
+            if (any) active = now;
+            if (now - control_read_ > protocol::millisecond) read_control(now);  // also while it never sleeps
+            if (options_.busy) continue;
+            if (now - active < options_.spin) {
+                // Not sched_yield: where cores are busy that gives ours away for milliseconds.
+                for (int count = 0; count < pauses; ++count) rte_pause();
+                continue;
+            }
+            sleeping_ = true;
+            std::unique_lock lock(mutex_);
+            any = poll_once();  // from now on the peer wakes us, and so do those who send
+            lock.unlock();
+            if (any) {
+                sleeping_ = false;
+                active = now;
+                continue;
+            }
+        }
+        sleep();
+        sleeping_ = false;
+        active = clock_now();
+    }
+    rte_thread_unregister();
+}
+
+// --- waiting --------------------------------------------------------------------------------------
+
+// Polling itself saves a thread that waits two wake-ups. Where it is in vain (long work, busy cores) it would take the
+// core from somebody: after each vain try, twice as many are left out.
+bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, Time patience) {
+    if (!options_.spin) return false;
+    if (sit_out_) {
+        --sit_out_;
+        return false;
+    }
+    ++spinners_;
+    Time now = clock_now();
+    const Time until = now + std::min(options_.spin, patience);
+    bool done = ready();
+    for (; !done && now < until; now = clock_now()) {
+        poll_once();
+        done = ready();
+        if (done) break;
+        lock.unlock();
+        rte_pause();
+        lock.lock();
+        done = ready();
+    }
+    app_polled_ = now;
+    --spinners_;
+    vain_ = done ? 0 : std::min(vain_ + 1, most_vain);
+    sit_out_ = done ? 0 : (1u << vain_) - 1;
+    return done;
+}
+
+bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const std::function<bool()>& ready,
+                const std::function<std::uint64_t()>& progress, Time patience,
+                const std::function<void()>& interrupted) {
+    if (ready()) return true;
+    if (spin(lock, ready, patience)) return true;
+    app_polled_ = 0;
+    doorbell_.set();  // the port's thread polls again
+    event.clear();
+    std::uint64_t before = progress ? progress() : 0;
+    Time until = patience == never ? never : clock_now() + patience;
+    Waiting waiting{&event, ready};
+    while (!ready()) {
+        waiting_.push_back(&waiting);
+        lock.unlock();
+        pollfd watched{event.fd(), POLLIN, 0};
+        const timespec most = until == never ? timespec{} : span(until - clock_now());
+        const int woken = ppoll(&watched, 1, until == never ? nullptr : &most, nullptr);
+        const bool signalled = woken < 0 && errno == EINTR;
+        lock.lock();
+        waiting_.remove(&waiting);
+        event.clear();
+        if (signalled) {
+            lock.unlock();
+            interrupted();
+            lock.lock();
+        }
+        if (ready()) return true;
+        if (clock_now() < until) continue;
+        const std::uint64_t after = progress ? progress() : 0;
+        if (after == before) return false;
+        before = after;
+        until = clock_now() + patience;
+    }
+    return true;
+}
+
+void Port::drain(Time patience) {
+    Event event;
+    std::unique_lock lock(mutex_);
+    wait(lock, event, [&] { return gone_ || !endpoint_.delivering(); }, nullptr, patience, [] {});
+}
+
+}  // namespace genie::dpdk

@@ -1,0 +1,98 @@
+// A port: one device, its connections, and the thread that polls it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../protocol/endpoint.h"
+#include "device.h"
+
+namespace genie::dpdk {
+
+class Event {  // an eventfd
+  public:
+    Event();
+    ~Event();
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+    void set() const;
+    void clear() const;
+    int fd() const { return fd_; }
+
+  private:
+    int fd_;
+};
+
+struct Waiting {  // by the port's mutex
+    const Event* event;
+    std::function<bool()> ready;
+};
+
+struct PortOptions {
+    std::string device, arguments;  // DPDK's virtual device
+    int control = -1;  // a stream socket to the peer process, which the port then owns: its end is the peer's
+    protocol::Options protocol;
+    std::size_t memory = std::size_t{1} << 30;  // for the windows of all connections
+    protocol::Time spin = 50 * protocol::microsecond;  // how long it polls after the last packet, before it sleeps
+    bool busy = false;  // it never sleeps
+};
+
+// One mutex guards the device, the connections and who waits for them. Whoever holds it may poll: the port's own thread,
+// or one that waits for something and would rather not be woken.
+class Port {
+  public:
+    explicit Port(PortOptions options);
+    ~Port();
+
+    std::mutex& mutex() { return mutex_; }
+    protocol::Endpoint& endpoint() { return endpoint_; }
+    bool peer_gone() const { return gone_; }
+    bool listening_to(const Event* ready);  // with the mutex: whom to tell of connections that came in
+    void tell();  // with the mutex: who waits for what is so now
+    void let_go() { device_.discard(); }  // with the mutex: of the memory of packets it could not send yet
+    void send_now();  // with the mutex: what there is to send goes out from this thread
+
+    // With the mutex, which is released meanwhile: until `ready`, for `patience` at most, which starts again whenever
+    // `progress` has changed (null: it does not). `interrupted`, called without the mutex after a signal, may throw.
+    bool wait(std::unique_lock<std::mutex>& lock, const Event& event, const std::function<bool()>& ready,
+              const std::function<std::uint64_t()>& progress, protocol::Time patience,
+              const std::function<void()>& interrupted);
+
+    protocol::Time now() const;
+    // Waits, `patience` at most, until closed connections have delivered what was written.
+    void drain(protocol::Time patience);
+    bool up() const { return device_.up(); }
+
+  private:
+    void serve();
+    bool poll_once();
+    bool spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, protocol::Time patience);
+    bool others_poll(protocol::Time now) const;
+    void transmit(protocol::Time now);
+    void sleep();
+    void read_control(protocol::Time now);
+    void wake_peer(protocol::Time now);
+
+    PortOptions options_;
+    Device device_;
+    protocol::Endpoint endpoint_;
+    std::mutex mutex_;
+    std::list<Waiting*> waiting_;
+    const Event* ready_ = nullptr;
+    Event doorbell_;
+    std::atomic<bool> stop_ = false, sleeping_ = false, gone_ = false;
+    std::atomic<int> spinners_ = 0;
+    std::atomic<protocol::Time> app_polled_ = 0;  // when a thread that waited polled last
+    unsigned vain_ = 0, sit_out_ = 0;
+    protocol::Time due_ = 0, last_sent_ = 0, control_read_ = 0;
+    bool kicked_ = false;
+    std::thread thread_;
+};
+
+}  // namespace genie::dpdk

@@ -1,0 +1,123 @@
+"""Messages over one reliable stream of packets: headers through its ring, buffers where they will stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genie.errors import BackendError, ConnectionLost, DeadlineExceeded, LocalProtocolError
+from genie.wire import Allocate, Buffer, Limits, Message, frames
+from genie_backend_dpdk import _native
+
+
+class DpdkConnection:
+    """See :class:`genie.interfaces.Connection`; also ``Resumable``, ``Watched`` and ``Keyed``. ``peer`` is the other
+    side's address. Timeouts are times of no progress: a long transfer that moves is not late."""
+
+    def __init__(self, stream: _native.Stream, peer: str, limits: Limits, stall_timeout: float) -> None:
+        self.peer = peer
+        self._stream = stream
+        self._limits = limits
+        self._stall = stall_timeout
+        self._prefix = b""  # of the next message, whose rest has not come yet
+
+    def send(self, header: Buffer, buffers: Sequence[Buffer] = ()) -> None:
+        """Small messages are taken, and sent while the caller goes on; of larger ones no copy is made, and the peer has
+        them when the call returns."""
+        try:
+            self._stream.send((header, *buffers), self._stall)
+        except _native.Late as error:
+            raise DeadlineExceeded(
+                f"the peer took nothing for {self._stall:g} s", where=self.peer, hint=_LATE
+            ) from error
+        except _native.Ended as error:
+            raise self._ended() from error
+
+    @property
+    def begun(self) -> int:
+        return self._stream.begun
+
+    def finish(self) -> None:
+        """What ``send`` took goes out by itself, interrupted or not."""
+
+    def receive(self, allocate: Allocate, timeout: float | None = None) -> Message:
+        """As :class:`genie.interfaces.Connection` says; without ``timeout`` a silent peer is waited for as long as it
+        lives, one that falls silent within a message for the stall timeout."""
+        within = self._stall if timeout is None else timeout
+        midway = False
+        try:
+            self._stream.skipped(within)
+            header = self._header(timeout, within)
+            if not (header[12] or header[13]):
+                return Message(header)
+            sizes = frames.sizes(header, self._limits)
+            targets = self._targets(allocate, header, sizes)
+            midway = True
+            for done, target in enumerate(targets):
+                if len(target):
+                    self._fill(target, sum(sizes[done + 1 :]), within)
+            return Message(header, targets)
+        except _native.Late as error:
+            late = DeadlineExceeded(f"the peer sent nothing for {within:g} s", where=self.peer, hint=_LATE)
+            late.midway = midway
+            raise late from error
+        except _native.Ended as error:
+            raise self._ended() from error
+
+    def _header(self, timeout: float | None, within: float) -> bytes:
+        if not self._prefix:
+            self._prefix = self._stream.take(frames.PREFIX.size, timeout)
+        length = frames.header_length(self._prefix, self._limits)
+        rest = self._stream.take(length - frames.PREFIX.size, within)
+        header, self._prefix = self._prefix + rest, b""
+        return header
+
+    def _targets(self, allocate: Allocate, header: bytes, sizes: Sequence[int]) -> list[memoryview]:
+        try:
+            targets = [memoryview(target).cast("B") for target in allocate(header, sizes)]
+            if tuple(map(len, targets)) != tuple(sizes):
+                raise LocalProtocolError(f"memory of {list(map(len, targets))} bytes for buffers of {tuple(sizes)}")
+        except BaseException:
+            self._stream.skip(sum(sizes))
+            raise
+        return targets
+
+    def _fill(self, target: memoryview, behind: int, within: float) -> None:
+        """``behind`` bytes of the message come after; when it is given up, they are dropped like the rest of this."""
+        try:
+            self._stream.fill(target, within)
+        except BaseException:
+            if behind:
+                self._stream.skip(behind)
+            raise
+
+    def keyed(self, key: bytes) -> None:
+        self._stream.key(key)
+
+    def hung_up(self) -> bool:
+        """See :class:`genie.interfaces.Watched`."""
+        return self._stream.hung_up()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def counters(self) -> dict[str, int]:
+        """Packets: sent, received, dropped, sent again; and timeouts."""
+        return self._stream.counters()
+
+    def close(self) -> None:
+        """From any thread; one that waits in ``receive`` is woken. What was sent before is still delivered."""
+        self._stream.close()
+
+    def _ended(self) -> BackendError:
+        return ConnectionLost(_ENDS.get(self._stream.end, "the connection broke"), where=self.peer, hint=_LOST)
+
+
+_LOST = "see the node's log; a node that was killed must be started again with `genie serve`"
+_LATE = "the node may be overloaded or cut off; `genie node status` asks it"
+_ENDS = {
+    "here": "this side closed the connection",
+    "peer": "the peer closed the connection",
+    "reset": "the peer gave the connection up",
+    "silent": "the peer is gone, or the way to it",
+    "lingered": "the peer did not take what was left",
+}
