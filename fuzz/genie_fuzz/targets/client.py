@@ -200,12 +200,12 @@ def _tried(call: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """No pauses between attempts to come back."""
-    before = rejoining._pauses
-    rejoining._pauses = lambda: iter([0.0] * 1000)
+    before = rejoining.pauses
+    rejoining.pauses = lambda: iter([0.0] * 1000)
     try:
         yield
     finally:
-        rejoining._pauses = before
+        rejoining.pauses = before
 
 
 def seeds() -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genie.errors import BackendError, ConnectionLost, DeadlineExceeded, LocalProtocolError
+from genie.errors import BackendError, ConnectionLost, DeadlineExceeded, LocalProtocolError, Stage
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_dpdk import _native
 
@@ -27,7 +27,11 @@ class DpdkConnection:
             self._stream.send((header, *buffers), self._stall)
         except _native.Late as error:
             raise DeadlineExceeded(
-                f"the peer took nothing for {self._stall:g} s", where=self.peer, hint=_LATE
+                f"the peer took nothing for {self._stall:g} s",
+                stage=Stage.SEND,
+                seconds=self._stall,
+                where=self.peer,
+                hint=_LATE,
             ) from error
         except _native.Ended as error:
             raise self._ended() from error
@@ -57,7 +61,13 @@ class DpdkConnection:
                     self._fill(target, sum(sizes[done + 1 :]), within)
             return Message(header, targets)
         except _native.Late as error:
-            late = DeadlineExceeded(f"the peer sent nothing for {within:g} s", where=self.peer, hint=_LATE)
+            late = DeadlineExceeded(
+                f"the peer sent nothing for {within:g} s",
+                stage=Stage.RECEIVE,
+                seconds=within,
+                where=self.peer,
+                hint=_LATE,
+            )
             late.midway = midway
             raise late from error
         except _native.Ended as error:

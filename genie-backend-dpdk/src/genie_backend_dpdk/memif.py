@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from genie.errors import BackendUnavailable, DeadlineExceeded, ProtocolError
+from genie.errors import BackendUnavailable, DeadlineExceeded, ProtocolError, Stage
 from genie_backend_dpdk import _native, environment
 
 _HELLO = b"genie memif 1\n"
@@ -105,7 +105,7 @@ def open_door(
     try:
         said = control.recv(len(_HELLO), socket.MSG_WAITALL)
     except TimeoutError as error:
-        raise DeadlineExceeded("a client connected, and said nothing") from error
+        raise DeadlineExceeded("a client connected, and said nothing", stage=Stage.GREETING) from error
     if said != _HELLO:
         raise ProtocolError("a client does not speak memif as Genie does")
     directory = tempfile.mkdtemp(prefix="genie-memif-")

@@ -11,7 +11,15 @@ import stat
 import threading
 import time
 
-from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError, VersionMismatch
+from genie.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    Stage,
+    VersionMismatch,
+)
 from genie.telemetry import get_logger
 from genie.wire import Limits
 from genie_backend_dpdk import _native, environment, memif
@@ -74,7 +82,9 @@ class DpdkListener:
                         return self._transport.wrap(stream, f"{self.address} client")
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise DeadlineExceeded(f"nobody connected within {timeout:g} s", where=self.address)
+                raise DeadlineExceeded(
+                    f"nobody connected within {timeout:g} s", stage=Stage.CONNECT, where=self.address
+                )
             watch.poll(None if left is None else left * 1000)
 
     def close(self) -> None:

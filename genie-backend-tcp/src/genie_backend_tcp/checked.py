@@ -143,7 +143,9 @@ class CheckedConnection(SocketConnection):
         try:
             if self._opening is not None:
                 if self._accepted and self._silent:
-                    raise DeadlineExceeded("the peer has not said how it wants to be spoken to", where=self.peer)
+                    raise DeadlineExceeded(
+                        "the peer has not said how it wants to be spoken to", stage=Stage.GREETING, where=self.peer
+                    )
                 if self._accepted:
                     self._begin()
                 elif not buffers:

@@ -11,7 +11,15 @@ from typing import Any
 import structlog
 
 from genie.config import Settings
-from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError, PluginError
+from genie.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    PluginError,
+    Stage,
+)
 from genie.interfaces import Connection, Listener, Transport, encrypts
 
 log = structlog.get_logger("genie.node")
@@ -47,7 +55,9 @@ class JoinedListener:
             try:
                 came = self._came.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0.0))
             except queue.Empty as error:
-                raise DeadlineExceeded(f"nobody connected within {timeout:g} s", where=self.address) from error
+                raise DeadlineExceeded(
+                    f"nobody connected within {timeout:g} s", stage=Stage.CONNECT, where=self.address
+                ) from error
             if isinstance(came, GenieError):
                 raise came
             if not self._closed.is_set():
