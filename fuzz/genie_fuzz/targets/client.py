@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
+from unittest import mock
 
 from genie import codec
 from genie.device import Device
@@ -200,12 +201,8 @@ def _tried(call: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """No pauses between attempts to come back."""
-    before = rejoining.pauses
-    rejoining.pauses = lambda: iter([0.0] * 1000)
-    try:
+    with mock.patch.object(rejoining, "pauses", lambda: iter([0.0] * 1000)):
         yield
-    finally:
-        rejoining.pauses = before
 
 
 def seeds() -> Iterator[bytes]:
