@@ -11,6 +11,8 @@
 namespace genie_local {
 namespace {
 
+constexpr size_t most_generators = 1 << 16;  // of some kilobytes each
+
 std::mutex& default_lock() {
   static std::mutex lock;
   return lock;
@@ -57,7 +59,18 @@ void give_state(at::Generator& generator, const void* data, size_t size) {
 
 }  // namespace
 
+void Generators::admit(int64_t number) {
+  if (numbers_.size() >= most_generators && numbers_.find(number) == numbers_.end()) {
+    throw Refused(
+        Refusal::node,
+        "a session has at most " + std::to_string(most_generators) +
+            " generators: use one again, with another seed");
+  }
+  numbers_.insert(number);
+}
+
 at::Generator& Generators::get(int64_t number, c10::Device device) {
+  admit(number);
   auto& generator = generators_[{number, device.type()}];
   if (!generator.defined()) {
     if (device.is_cpu()) {
@@ -75,6 +88,7 @@ at::Generator& Generators::get(int64_t number, c10::Device device) {
 }
 
 void Generators::seed(int64_t number, uint64_t seed) {
+  admit(number);
   seeds_[number] = seed;
   for (auto& [key, generator] : generators_) {
     if (key.first == number) {

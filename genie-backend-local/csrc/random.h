@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,7 +41,11 @@ class Generators {
   void restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds);
 
  private:
+  // Refused (node) for one too many.
+  void admit(int64_t number);
+
   const c10::Device device_;
+  std::set<int64_t> numbers_;
   std::map<std::pair<int64_t, c10::DeviceType>, at::Generator> generators_;
   std::map<int64_t, uint64_t> seeds_;
 };

@@ -146,8 +146,9 @@ Bytes Session::read_memory(int64_t id, int64_t version, int64_t offset, int64_t 
     return bytes;
   }
   counters_.fetched += size;
+  bring_back(*storage);
   if (storage->device_type() == c10::kCPU) {
-    bytes.shared = genie_local::share(*storage);
+    bytes.pinned = pin(genie_local::share(*storage));
     bytes.data = const_cast<char*>(static_cast<const char*>(storage->data())) + offset;
     return bytes;
   }
@@ -182,6 +183,8 @@ MemoryState Session::memory_of(int64_t handle) {
 void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>& staged) {
   const Lock lock(lock_);
   check_open();
+  working_ = true;  // so that none of what is given leaves while the rest is looked at
+  const auto rest = c10::make_scope_exit([this] { working_ = false; });
   if (values_.size() != staged.size()) {
     throw Refused(
         Refusal::node,
@@ -269,7 +272,8 @@ void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>
     values_.erase(found);
   }
   for (auto& [handle, tensor] : made) {
-    insert(handle, std::move(tensor));
+    const auto bytes = tensor.defined() ? shared_bytes(*tensor.storage().unsafeGetStorageImpl()) : nullptr;
+    insert(handle, std::move(tensor), bytes && bytes->budget ? Kind::weight : Kind::state);
   }
   for (const auto& [handle, failure] : snapshot.failures) {
     values_[handle].failure = failure;

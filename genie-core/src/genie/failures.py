@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 import genie.errors
-from genie.errors import GenieError, NodeError, RemoteOpError
+from genie.errors import DeadlineExceeded, GenieError, NodeError, RemoteOpError, Stage
+
+_STAGES = frozenset(Stage)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -21,6 +23,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = ""
     device: str = ""
     source: str = ""
+    # Of a DeadlineExceeded:
+    stage: str = ""
+    seconds: float = 0.0
+    setting: str = ""
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -37,6 +43,16 @@ def failure_of(error: BaseException) -> Failure:
             kind=error.kind,
             device=error.device,
             source=error.source,
+        )
+    if isinstance(error, DeadlineExceeded):
+        return Failure(
+            error=type(error).__name__,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            stage=error.stage or "",
+            seconds=error.seconds,
+            setting=error.setting,
         )
     if isinstance(error, GenieError):
         return Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
@@ -63,4 +79,13 @@ def error_of(failure: Failure, where: str = "") -> GenieError:
         )
     if not (isinstance(found, type) and issubclass(found, GenieError)):
         return NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
+    if issubclass(found, DeadlineExceeded):
+        return found(
+            failure.message,
+            stage=Stage(failure.stage) if failure.stage in _STAGES else None,  # a later version may have others
+            seconds=failure.seconds,
+            setting=failure.setting,
+            where=where,
+            hint=failure.hint,
+        )
     return found(failure.message, where=where, hint=failure.hint)

@@ -161,6 +161,18 @@ class Poisoning(Protocol):
 
 
 @runtime_checkable
+class Cancelling(Protocol):
+    """What a session may be besides: one whose work can be stopped between two operators."""
+
+    def cancel(self, reason: str) -> None:
+        """From any thread, at any time, without waiting. What runs stops, and what comes later is not done, until
+        :meth:`resume`: values that are not made by then, and those that should have been written to, carry
+        :class:`genie.errors.Cancelled`."""
+
+    def resume(self) -> None: ...
+
+
+@runtime_checkable
 class Looping(Protocol):
     """What a session may be besides: one that repeats a plan by itself, without being told each time."""
 
@@ -409,7 +421,8 @@ class Keyed(Protocol):
 @runtime_checkable
 class Certified(Protocol):
     """What a connection may be besides: one that knows, once a message has come, by which certificate its peer was
-    let in."""
+    let in. Nodes with a list of revoked certificates serve only who shows one with a ``fingerprint: str``, the SHA-256
+    of its DER in hexadecimal digits."""
 
     subject: str  # its common name; "" if none was asked for
 

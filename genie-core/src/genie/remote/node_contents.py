@@ -8,9 +8,9 @@ from genie.errors import GenieError, LimitExceeded, ProtocolError
 from genie.graph import TensorSpec
 from genie.host import flat
 from genie.interfaces import Session
-from genie.remote.abilities import Sharing
-from genie.remote.content import ContentStore
+from genie.remote.abilities import Sharing, SharingContents, Weight
 from genie.remote.node_state import Answer
+from genie.remote.realm import Realm
 from genie.wire import Kind, Limits, messages
 
 
@@ -22,7 +22,7 @@ class NodeContents:
         self,
         name: str,
         session: Session,
-        store: ContentStore,
+        store: Realm,
         limits: Limits,
         fail: Callable[[int, GenieError | MemoryError], None],
         known: Callable[[int, bytes], None],
@@ -85,10 +85,14 @@ class NodeContents:
             session.adopt(handle, value)
         else:
             self._session.upload(handle, spec, content)
-            value = session.share(handle)
-            self._store.keep(digest, key, value)
+            value = session.share_content(handle) if isinstance(session, SharingContents) else session.share(handle)
             if device.kind == "cpu":  # one memory is enough
+                self._store.keep(digest, key, value)
                 self._store.replace(digest, flat(self._session.fetch(handle).data))
+            elif isinstance(value, Weight):
+                self._store.keep_weight(digest, key, value)
+            else:
+                self._store.keep(digest, key, value)
         self._shared[handle] = value
 
     def freed(self, handles: Sequence[int]) -> None:

@@ -24,18 +24,21 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
 from genie.remote.abilities import Allocating, Allocation, Sharing
+from genie.remote.cancelling import Cancellation
 from genie.remote.channels import Channels
-from genie.remote.content import ContentStore
 from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
 from genie.remote.node_contents import NodeContents
 from genie.remote.node_state import NodeState, valued
+from genie.remote.prefetch import Prefetch
+from genie.remote.realm import Realm
 from genie.remote.traced import join
 from genie.security import Identity
+from genie.tenancy.pace import Pace
 from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
 
 log = structlog.get_logger("genie.node")
@@ -62,14 +65,16 @@ class NodeSession:
         connection: Connection,
         dialogue: Dialogue,
         session: Session,
-        store: ContentStore,
+        store: Realm,
         limits: Limits,
         capacity: int,
         channels: Channels,
-        owner: Identity | None = None,
+        owner: Identity,
+        pace: Pace,
     ) -> None:
         self.name = name
-        self.owner = owner or Identity()
+        self.owner = owner
+        self.pace = pace
         self.device: Device = session.device
         self.since = time.time()
         self.lasting = connection if isinstance(connection, Lasting) else None
@@ -82,11 +87,14 @@ class NodeSession:
         self._limits = limits
         self._capacity = capacity
         self._channels = channels
+        self.cancellation = Cancellation(session, connection, channels.sends)
         self._plans: list[int] = []
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        channels.told = self._defer
         self._loop = NodeLoop()
+        self.prefetch = Prefetch(session)
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
         self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
         self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
@@ -129,6 +137,7 @@ class NodeSession:
         try:
             while self._one_message():
                 self.meter.leave()
+                self.pace.done()
         except ConnectionLost as error:
             log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
@@ -144,6 +153,7 @@ class NodeSession:
             self._allocation = None
             self._contents.release()
             self.meter.end()
+            self.pace.close()
             try:
                 self._session.close()
             except Exception:
@@ -151,14 +161,17 @@ class NodeSession:
 
     def _one_message(self) -> bool:
         try:
-            message = self._connection.receive(self._memory, None)
+            with self.cancellation.turn:
+                message = self._connection.receive(self._memory, None)
         except _Refused:
             self.meter.done(Kind.UPLOAD)
             return True
         meter = self.meter
+        self.pace.arrived(len(message.header))
         meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
+        self.cancellation.begins(seq)
         if message.buffers:
             self._bulk(records[0], message.buffers[0])
             meter.done(records[0][0])
@@ -211,6 +224,7 @@ class NodeSession:
                 self._begin_loop(begin)
             for answer in self._loop.run(count):
                 made = perf_counter_ns()
+                self.pace.answers(len(answer))
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
                 self.meter.iterated(len(answer), made)
         except ConnectionLost:
@@ -239,9 +253,11 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocation = None
-        self.meter.bulk()
+        self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
+        self.pace.arrived(size)
+        self.meter.bulk()
         if kind == Kind.UPLOAD:
             handle, spec, rest = messages.get_value(body)
             if rest or messages.spec_bytes(spec, self._limits) != size:
@@ -295,6 +311,7 @@ class NodeSession:
             raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
         self.meter.loaded(number)
         try:
+            self.pace.plan(len(body) - used if data is None else len(data))
             plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
             self._plans.append(self._session.load(plan))
             log.debug("plan loaded", plan=number, steps=len(plan.graph.steps))
@@ -336,14 +353,14 @@ class NodeSession:
             log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
-        generator, seed = messages.get_pair(body, "SEED")
+        generator, seed = messages.get_seed(body)
         try:
             self._session.seed(generator, seed)
         except GenieError as error:
             self._defer(error)
 
     def _set_generator_state(self, body: memoryview) -> None:
-        generator = messages.get_number(body[:8], "SET_GENERATOR_STATE")
+        generator = messages.get_generator(body[:8], "SET_GENERATOR_STATE")
         try:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
@@ -361,7 +378,8 @@ class NodeSession:
     def _send(self, body: memoryview) -> None:
         number, handle = channels.get_send(body)
         try:
-            self._channels.send(number, lambda: self._sent(handle), self._client_gone)
+            with self.pace.elsewhere():
+                self._channels.send(number, lambda: self._sent(handle), self._client_gone)
         except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
             self._defer(error)
 
@@ -386,7 +404,8 @@ class NodeSession:
         inlet.check(position)
         self._allocation = None
         try:
-            value = inlet.take(position, self._memory_of, self._client_gone)
+            with self.pace.elsewhere():
+                value = inlet.take(position, self._memory_of, self._client_gone)
             self._hold(handle, value.spec, value.data)
         except (GenieError, MemoryError) as error:
             self._allocation = None
@@ -398,7 +417,7 @@ class NodeSession:
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
         is done to the end: other nodes may wait for that."""
-        return self._leaves or (isinstance(self._connection, Watched) and self._connection.hung_up())
+        return self._leaves or self.cancellation.gone()
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)
@@ -422,9 +441,11 @@ class NodeSession:
         answer, payload, data = self._asked(kind, body)
         made, size = perf_counter_ns(), len(payload)
         if data is None:
+            self.pace.answers(size)
             self._connection.send(frames.one(seq, answer, payload))
         else:
             size += len(data)
+            self.pace.answers(size)
             self._look_again = (seq, kind, body)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
         self.meter.answered(kind, size, made, answer == Kind.ERROR)
@@ -473,7 +494,7 @@ class NodeSession:
         return Kind.DONE, b"", None
 
     def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        handle, wanted = messages.get_pair(body, "FETCH")
+        handle, wanted = messages.get_fetch(body)
         self._look(handle)
         value = self._session.fetch(handle)
         data = memoryview(value.data)
@@ -490,7 +511,7 @@ class NodeSession:
         return Kind.SPEC, messages.put_struct(self._session.describe(handle)), None
 
     def _generator_state(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        return Kind.STATE, self._session.generator_state(messages.get_number(body, "GENERATOR_STATE")), None
+        return Kind.STATE, self._session.generator_state(messages.get_generator(body, "GENERATOR_STATE")), None
 
     def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         self._session.synchronize()
@@ -516,14 +537,24 @@ class NodeSession:
         return self.lasting is not None and self.lasting.away
 
     def stop(self, reason: str = "") -> None:
-        """From any thread: no further message is read."""
+        """From any thread: no further message is read, and what runs ends before its next operator."""
         self.reason = self.reason or reason
+        if self.lasting is not None:
+            self.lasting.reason = self.lasting.reason or reason
+        self.cancellation.over(reason or "the session is over")
+        self.pace.stop()
         self._connection.close()
         self._channels.interrupt()
+
+    def cancel_work(self, reason: str, until: int = -1) -> None:
+        """From any thread: what is asked in messages up to the number ``until`` (-1: those taken so far) is not done
+        any more; the session goes on."""
+        self.cancellation.until(until if until >= 0 else max(self._dialogue.seq, 0), reason)
 
     def abandon(self) -> None:
         """It was never served."""
         self.meter.end()
+        self.pace.close()
         self._channels.close()
         self._session.close()
 

@@ -323,6 +323,13 @@ class RemoteSession:
             self._settle()
             return self._state.stage(handle, spec, digest)
 
+    def cancel(self) -> None:
+        """What was asked and is not done yet, is not done: the node stops before its next operator. Values that are
+        missing then raise :class:`genie.errors.Cancelled`; so do those that should have been written to, for they are
+        written to in part. The session goes on."""
+        with self._lock:
+            self._conversation.cancel()
+
     def _settle(self) -> None:
         """No answer is due but the one to the question to come, and all values are the node's."""
         if self._offers.unsettled:
