@@ -116,13 +116,16 @@ std::vector<GeneratorState> Generators::states() {
 
 void Generators::restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds) {
   Generators restored(device_);
-  restored.seeds_ = seeds;
+  for (const auto& [number, seed] : seeds) {
+    restored.seed(number, seed);
+  }
   for (const auto& [number, host, state] : states) {
     const auto device = host ? c10::Device(c10::kCPU) : device_;
     give_state(restored.get(number, device), state.data(), state.size());
   }
   generators_.swap(restored.generators_);
   seeds_.swap(restored.seeds_);
+  numbers_.swap(restored.numbers_);
 }
 
 AsDefault::AsDefault(at::Generator& generator)

@@ -228,6 +228,15 @@ def test_seeds_of_generators_that_were_not_used_yet(backend: LocalBackend, sessi
     )
 
 
+def test_no_more_generators_than_a_session_has(session: LocalSession) -> None:
+    session.seed(3, 77)
+    with pytest.raises(NodeError, match="generators"):
+        session.restore_staged(Snapshot(seeds=dict.fromkeys(range((1 << 16) + 1), 5)), {})
+    session.restore_staged(Snapshot(seeds=dict.fromkeys(range(1 << 16), 5)), {})
+    with pytest.raises(NodeError, match="generators"):
+        session.seed(1 << 16, 5)
+
+
 def test_kv_cache_that_grows_and_one_that_is_written_into(backend: LocalBackend, session: LocalSession) -> None:
     """What a decoder does: the cache it grows is a new memory each step, the one it fills the same."""
     player = Player(session)
