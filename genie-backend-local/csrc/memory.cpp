@@ -167,7 +167,11 @@ Memory::Identity Memory::identity(c10::StorageImpl* storage) const {
 }
 
 void Memory::identify(c10::StorageImpl* storage, Identity identity) {
-  entries_.find(storage)->second.identity = identity;
+  auto& entry = entries_.find(storage)->second;
+  entry.identity = identity;
+  if (entry.kind == Kind::input) {  // as which it came
+    become(entry, Kind::state);
+  }
 }
 
 c10::StorageImpl* Memory::find(int64_t id) {

@@ -118,9 +118,8 @@ std::vector<GeneratorState> Generators::states() {
 
 void Generators::restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds) {
   Generators restored(device_);
-  restored.seeds_ = seeds;
   for (const auto& [number, seed] : seeds) {
-    restored.admit(number);
+    restored.seed(number, seed);
   }
   for (const auto& [number, host, state] : states) {
     const auto device = host ? c10::Device(c10::kCPU) : device_;

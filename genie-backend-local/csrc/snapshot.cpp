@@ -216,16 +216,23 @@ void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>
           translated([&] { return at::empty({0}, at::TensorOptions().dtype(at::kByte).device(place)).storage(); });
       continue;
     }
-    const auto& tensor = look(found->second);
+    auto& holder = values_.find(found->second)->second;
+    if (holder.failure) {
+      throw Poisoned(holder.failure);
+    }
+    const auto& tensor = holder.tensor;
     if (!tensor.defined() || tensor.layout() != c10::kStrided || !tensor.is_contiguous() || tensor.is_conj() ||
         tensor.is_neg() || tensor.storage_offset() != 0 || static_cast<int64_t>(tensor.nbytes()) != memory.bytes ||
         static_cast<int64_t>(tensor.storage().nbytes()) != memory.bytes ||
         !taken.insert(tensor.storage().unsafeGetStorageImpl()).second) {
       refuse(found->second, "is not the " + std::to_string(memory.bytes) + " bytes of " + name);
     }
-    storages[memory.id] = tensor.device() == place ? tensor.storage() : translated([&] {
-      return tensor.to(place).storage();
-    });
+    if (tensor.device() == place) {
+      storages[memory.id] = tensor.storage();  // its bytes may be away, and stay there
+    } else {
+      bring_back(holder);
+      storages[memory.id] = translated([&] { return tensor.to(place).storage(); });
+    }
   }
   std::set<int64_t> handles;
   for (const auto& [handle, failure] : snapshot.failures) {
@@ -266,9 +273,10 @@ void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>
   }
   generators_.restore(snapshot.generators, snapshot.seeds);
   // Nothing fails from here on.
+  std::vector<Holder> before;
   for (const auto& [memory, handle] : staged) {
     const auto found = values_.find(handle);
-    memory_.release(found->second);
+    before.push_back(std::move(found->second));
     values_.erase(found);
   }
   for (auto& [handle, tensor] : made) {
@@ -277,6 +285,9 @@ void Session::restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>
   }
   for (const auto& [handle, failure] : snapshot.failures) {
     values_[handle].failure = failure;
+  }
+  for (auto& holder : before) {  // not sooner: what is counted of the storages goes on
+    memory_.release(holder);
   }
   for (const auto& value : snapshot.values) {
     if (value.memory != 0) {

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local.both import Program, data_of, spec_of
+from local.leaving import MIB, Small
 from local.stateful import Play, Player, bytes_of, looks, move, state, told
 
 from genie.errors import NodeError, OutOfMemory, RemoteOpError
@@ -226,6 +227,32 @@ def test_seeds_of_generators_that_were_not_used_yet(backend: LocalBackend, sessi
         == session.generator_state(3)
         == bytes(torch.Generator().manual_seed(77).get_state().numpy())
     )
+
+
+def test_values_that_left_their_device(backend: LocalBackend) -> None:
+    """Two sessions, each with more values than the device holds: what is away is told, and comes for it."""
+    device = backend.devices()[-1]
+    source, target = (Small.of(device, MIB, swap=64 * MIB).session() for _ in range(2))
+    tensors = [torch.full((1 << 14,), float(number)) for number in range(1, 41)]
+    for handle, tensor in enumerate(tensors, 1):
+        source.upload(handle, spec_of(tensor), data_of(tensor))
+    assert source.stats()["away_bytes"] > MIB
+    before = told(source)
+    assert told(source) == before
+    snapshot = move(source, target)
+    assert snapshot == told(target) == before
+    for handle, tensor in enumerate(tensors, 1):
+        assert bytes(target.fetch(handle).data) == data_of(tensor)
+    assert told(target) == before  # leaving and coming back is no writing
+
+
+def test_no_more_generators_than_a_session_has(session: LocalSession) -> None:
+    session.seed(3, 77)
+    with pytest.raises(NodeError, match="generators"):
+        session.restore_staged(Snapshot(seeds=dict.fromkeys(range((1 << 16) + 1), 5)), {})
+    session.restore_staged(Snapshot(seeds=dict.fromkeys(range(1 << 16), 5)), {})
+    with pytest.raises(NodeError, match="generators"):
+        session.seed(1 << 16, 5)
 
 
 def test_kv_cache_that_grows_and_one_that_is_written_into(backend: LocalBackend, session: LocalSession) -> None:

@@ -201,7 +201,7 @@ def _tried(call: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """No pauses between attempts to come back."""
-    with mock.patch.object(rejoining, "pauses", lambda: iter([0.0] * 1000)):
+    with mock.patch.object(rejoining, "pauses", side_effect=lambda: iter([0.0] * 1000)):
         yield
 
 

@@ -7,6 +7,8 @@ import msgspec
 import genie.errors
 from genie.errors import DeadlineExceeded, GenieError, NodeError, RemoteOpError, Stage
 
+_STAGES = frozenset(Stage)
+
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``error`` names a class of :mod:`genie.errors`; the rest are its fields."""
@@ -25,9 +27,6 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage: str = ""
     seconds: float = 0.0
     setting: str = ""
-
-
-_STAGES = frozenset(Stage)
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -81,10 +80,9 @@ def error_of(failure: Failure, where: str = "") -> GenieError:
     if not (isinstance(found, type) and issubclass(found, GenieError)):
         return NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
     if issubclass(found, DeadlineExceeded):
-        stage = Stage(failure.stage) if failure.stage in _STAGES else None  # a later version may have others
         return found(
             failure.message,
-            stage=stage,
+            stage=Stage(failure.stage) if failure.stage in _STAGES else None,  # a later version may have others
             seconds=failure.seconds,
             setting=failure.setting,
             where=where,
