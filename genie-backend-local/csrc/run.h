@@ -26,6 +26,12 @@ class Session::Run {
   c10::Device device() const {
     return session_.device_;
   }
+  Flow* flow() const {
+    return session_.flow_.get();
+  }
+  void end_turn() {
+    session_.end_turn();
+  }
   std::set<std::string>& warnings() {
     return session_.warnings_;
   }
@@ -59,6 +65,7 @@ class Session::Run {
   void push(Argument& argument, const Step& step);
   void push_list(const Argument& argument);
   void call(const Step& step);
+  void call_cleared(const Step& step);  // an operator that gives out memory as it finds it
   at::Generator& generator(int64_t number, const Step& step);
   void keep_results(const Step& step);
   void keep(int32_t value, at::Tensor tensor);

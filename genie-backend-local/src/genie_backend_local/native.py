@@ -14,11 +14,21 @@ from genie.interfaces import Buffer
 
 _PREFIX = "_native_torch_"
 
+# Memories, values, generators, seeds, failures: see csrc/snapshot_module.h.
+NativeSnapshot = tuple[
+    list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]], dict[int, int], list[tuple[Any, ...]]
+]
+
 
 class NativeShared(Protocol):
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    held: bool
+    away: bool
+
+    def back(self, content: Buffer) -> None: ...
+    def forsake(self) -> bool: ...
 
 
 class NativeLoop(Protocol):
@@ -52,10 +62,18 @@ class NativeSession(Protocol):
     def fetch_into(self, handle: int, out: Buffer) -> tuple[tuple[int, ...], str]: ...
     def free(self, handles: Sequence[int]) -> None: ...
     def share(self, handle: int) -> NativeShared: ...
+    def share_content(self, handle: int) -> NativeShared: ...
     def adopt(self, handle: int, value: NativeShared) -> None: ...
     def seed(self, generator: int, seed: int) -> None: ...
     def generator_state(self, generator: int) -> bytes: ...
     def set_generator_state(self, generator: int, state: Buffer) -> None: ...
+    def snapshot(self) -> NativeSnapshot: ...
+    def read_memory(self, id: int, version: int, offset: int, size: int) -> Buffer: ...
+    def memory_of(self, handle: int) -> tuple[int, int, int, bool]: ...
+    def restore(self, snapshot: NativeSnapshot, staged: dict[int, int]) -> None: ...
+    def prefetch(self) -> None: ...
+    def away(self) -> int: ...
+    def name(self, label: str, tenant: str) -> None: ...
     def synchronize(self) -> None: ...
     def take_timings(self) -> Sequence[tuple[Any, ...]]: ...
     def set_timing(self, share: float) -> None: ...
@@ -67,8 +85,42 @@ class NativeSession(Protocol):
     def close(self) -> None: ...
 
 
+class NativeSwap(Protocol):
+    """Where values go that leave their device: so many bytes of host memory, or of files in a directory."""
+
+
 class NativeBudget(Protocol):
     """Bytes that several sessions may have together."""
+
+    def reclaim(self, bytes: int) -> int:
+        """Let so many bytes of idle values leave, the cheapest to bring back first. How many left."""
+
+    def put_idle_out(self, seconds: float) -> int:
+        """The same for all that nobody used for so long and that is nowhere else."""
+
+    def stats(self) -> Mapping[str, int]: ...
+
+
+class NativeAccount(Protocol):
+    """Bytes that a tenant's sessions have, and may have, together; what they share counts once."""
+
+    live: int
+
+    def set_limit(self, limit: int) -> None: ...
+
+
+class NativeFlow(Protocol):
+    """Who takes turns, or a group of those. ``seconds`` is what they had."""
+
+    seconds: float
+
+    def set_weight(self, weight: float) -> None: ...
+
+
+class NativeTurnstile(Protocol):
+    """Whose turn it is on a device."""
+
+    def flow(self, weight: float, parent: NativeFlow | None = None) -> NativeFlow: ...
 
 
 class NativeBatcher(Protocol):
@@ -89,16 +141,23 @@ class Native(Protocol):
         memory_limit: int,
         budget: NativeBudget | None = None,
         batcher: NativeBatcher | None = None,
+        flow: NativeFlow | None = None,
+        account: NativeAccount | None = None,
+        label: str = "",
     ) -> NativeSession: ...
+    def Account(self, tenant: str, limit: int) -> NativeAccount: ...  # noqa: N802
+    def Turnstile(self, lanes: int) -> NativeTurnstile: ...  # noqa: N802
     def Batcher(self, *, exact: bool, lanes: int, fewest: int, patience: float) -> NativeBatcher:  # noqa: N802
         """``lanes`` batches of a model run at a time (0: as many as there are cores for, by the threads of each). An
         execution waits for ``fewest`` to be there, and for those that were just there, at most ``patience`` seconds."""
 
-    def Budget(self, bytes: int) -> NativeBudget: ...  # noqa: N802
+    def Swap(self, bytes: int, directory: str = "") -> NativeSwap: ...  # noqa: N802
+    def Budget(self, bytes: int, swap: NativeSwap | None = None) -> NativeBudget: ...  # noqa: N802
     def Prediction(self, inputs: int, parameters: Sequence[int]) -> NativePrediction: ...  # noqa: N802
     def set_threads(self, threads: int) -> None: ...
     def threads(self) -> int: ...
     def forget_blocks(self, seconds: float) -> None: ...
+    def allocator_stats(self, device: str) -> Mapping[str, int]: ...
 
 
 def load(torch_version: str = torch.__version__, directory: Path = Path(__file__).parent) -> Native:

@@ -22,6 +22,9 @@ def genie_backends() -> Offers:
             batching=settings.batching,
             exact=settings.batching_exact,
             execution_seconds=settings.execution_seconds,
+            swap_bytes=settings.swap_bytes,
+            swap_directory=settings.swap_directory,
+            swap_idle_seconds=settings.swap_idle_seconds,
         )
 
     return {"local": local}

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.wire import Allocate, Assembler, Buffer, Limits, Message
@@ -34,11 +34,16 @@ class SocketConnection:
         self._spin = spin_us * 1e-6
         self._vain = 0  # polls in a row that brought nothing
         self._sit_out = 0  # receptions not to poll for
-        self._receive_timeout = 0.0
         self._pace: Pace | None = None  # of the message that is arriving
         self._patience = stall_timeout
         self._assembler = Assembler(limits)
         self._ahead = bytearray()  # what was read while nobody received
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The socket, which is new."""
+        sock, stall_timeout = self._sock, self._stall
+        self._receive_timeout = 0.0
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         if sock.family != socket.AF_UNIX:
@@ -88,11 +93,15 @@ class SocketConnection:
 
     def _read(self, space: memoryview) -> int:
         """What the socket has."""
+        return self._paced(lambda: self._receive_some(space))
+
+    def _paced(self, receive: Callable[[], int]) -> int:
+        """``receive``, for no longer than a message may take."""
         pace = self._pace
         if pace is None:
-            return self._receive_some(space)
+            return receive()
         pace.waits(self._patience)
-        count = self._receive_some(space)
+        count = receive()
         pace.moved(count)
         return count
 
@@ -210,7 +219,7 @@ class TcpConnection(SocketConnection):
     def _send_left(self) -> None:
         pace = Pace(Stage.SEND, self.peer)
         pace.waits(self._stall)
-        while left := _behind(self._left, self._taken):
+        while left := behind(self._left, self._taken):
             self._left = left
             self._taken = 0
             (self._taken,) = map(self._sock.sendmsg, (left,))
@@ -223,7 +232,7 @@ _LOST = "see the node's log; a node that was killed must be started again with `
 _LATE = "the node may be overloaded or cut off; `genie node status` asks it"
 
 
-def _behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
+def behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
     """What is left of the parts, of which so many bytes are gone."""
     left = []
     for part in parts:

@@ -18,6 +18,7 @@
     ├── CodecError             (ValueError)           bytes are no graph or plan
     ├── VersionMismatch        (ValueError)           bytes or a peer speak another major version
     ├── SchedulingError        (RuntimeError)         nothing feasible: needs more than the devices have
+    ├── CheckpointError        (RuntimeError)         a state could not be kept, or what was kept is gone or damaged
     ├── LocalProtocolError     (RuntimeError)         we were about to break the protocol: a bug of ours
     │
     │   the other side erred, or could not be asked
@@ -137,6 +138,10 @@ class VersionMismatch(GenieError, ValueError):
 
 class SchedulingError(GenieError, RuntimeError):
     """No feasible plan."""
+
+
+class CheckpointError(GenieError, RuntimeError):
+    """A state could not be kept, or what was kept is gone or damaged."""
 
 
 class LocalProtocolError(GenieError, RuntimeError):

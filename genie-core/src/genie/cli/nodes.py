@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from genie import config
+from genie.cli.memory import memory
 from genie.cli.printing import Json, escape, out, print_json, print_tree
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
@@ -39,6 +40,7 @@ def serve(
     ca: Annotated[str | None, typer.Option(help="The authority of other nodes, if not --client-ca.")] = None,
     client_ca: Annotated[str | None, typer.Option(help="Ask clients for a certificate by this authority.")] = None,
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
+    tenants: Annotated[str | None, typer.Option(help="What tenants may have: quotas, weights, priorities.")] = None,
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
     revoked: Annotated[
         str, typer.Option(help="Certificates not to take any more: a file by `genie certs revoke`.")
@@ -49,6 +51,7 @@ def serve(
             min=1, max=65535, help="Of the control plane. Default: --port + 1, or a free one if that is taken."
         ),
     ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, max=65_536, help="Sessions at one time; more are refused.")] = 64,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
@@ -71,6 +74,7 @@ def serve(
         "key": key,
         "ca": ca,
         "client_ca": client_ca,
+        "tenants": tenants,
     }
     call: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     resolved = config.resolve(call)
@@ -89,6 +93,7 @@ def serve(
         audit_log=audit_log,
         revoked=revoked,
         control_port=control_port,
+        max_sessions=max_sessions,
         insecure=insecure,
     )
 
@@ -136,3 +141,6 @@ def node_drain(
         print_json({"address": address, "sessions": left})
     else:
         out.print(escape(f"{address} drains: {left} sessions have {seconds:g} s to end"))
+
+
+app.command("memory")(memory)

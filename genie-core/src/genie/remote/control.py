@@ -35,11 +35,14 @@ from genie.errors import (
     Stage,
     TlsFailed,
 )
+from genie.remote.accounts_seen import ANONYMOUS, AccountView, see
+from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope, Ticket, Tls, rpc
 from genie.security.revoked import fingerprint_of_pem
 from genie.security.tickets import ID_BYTES, KEY_BYTES
+from genie.tenancy.accounts import tenant_of
 from genie.wire import PROTOCOL, Limits
 
 log = structlog.get_logger("genie.node")
@@ -65,7 +68,8 @@ _T = TypeVar("_T")
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """``versions`` are those of the node's Python packages, as far as they are installed."""
+    """``versions`` are those of the node's Python packages, as far as they are installed. ``account`` is of the tenant
+    that asks; ``waiting`` are the clients that wait for a place."""
 
     address: str
     local_address: str = ""
@@ -75,6 +79,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     draining: bool = False
     content: dict[str, int] = {}
+    account: AccountView | None = None
+    waiting: int = 0
 
 
 class Sessions(msgspec.Struct, frozen=True):
@@ -139,10 +145,11 @@ class ControlPlane:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         methods = {
             "Open": self._handler("Open", Open, Scope.USE, self._open),
-            "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities()),
+            "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities(who)),
             "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
             "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
             "Cancel": self._handler("Cancel", Cancel, Scope.ADMIN, self._cancel),
+            "Memory": self._handler("Memory", Nothing, Scope.USE, lambda _, who: holdings(node, who)),
             "View": self._handler("View", Nothing, Scope.ADMIN, lambda _, who: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
@@ -219,7 +226,9 @@ class ControlPlane:
     def close(self) -> None:
         self._server.stop(grace=0.5).wait(5.0)
 
-    def _capabilities(self) -> Capabilities:
+    def _capabilities(self, who: Identity) -> Capabilities:
+        seen = see(self._node.reception)
+        name = tenant_of(who) or ANONYMOUS
         return Capabilities(
             address=self._node.address,
             local_address=self._node.local_address,
@@ -228,12 +237,14 @@ class ControlPlane:
             limits=self._node.limits,
             draining=self._node.draining,
             content=dict(self._node.content().stats()),
+            account=next((account for account in seen.accounts if account.tenant == name), None),
+            waiting=len(seen.queue),
         )
 
     def _drain(self, wish: Drain, who: Identity) -> Drained:
         self._node.guard.audit.write("drain", seconds=wish.seconds, **who.facts)
         self.not_serving()
-        self._on_drain(min(max(wish.seconds, 0.0), 3600.0))
+        self._on_drain(min(wish.seconds, 3600.0) if wish.seconds > 0 else 0.0)  # 0 for what is no number, too
         return Drained(len(self._node.sessions()))
 
 
@@ -262,6 +273,10 @@ class ControlClient:
     def view(self) -> NodeView:
         """All the node counts, now."""
         return self._call("View", Nothing(), NodeView)
+
+    def memory(self) -> NodeMemory:
+        """Who holds it, as far as this token may know."""
+        return self._call("Memory", Nothing(), NodeMemory)
 
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""

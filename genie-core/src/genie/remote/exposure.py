@@ -7,7 +7,10 @@ import socket
 import sys
 
 from genie.errors import ConfigError
+from genie.interfaces import Backend
 from genie.security import Tls
+from genie.tenancy.quotas import TenantsFile
+from genie.tenancy.seats import Tenanting
 
 _HOW = (
     "`genie certs init` and `genie tokens add` make what --cert, --key and --tokens need (docs/security.md); "
@@ -61,6 +64,16 @@ def _check_host(host: str, where: str) -> None:
             where=where,
             hint="a name or address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 and :: are every address",
         ) from error
+
+
+def check_quotas(backend: Backend, tenants: TenantsFile | None) -> None:
+    """Raises :class:`ConfigError` where tenants have quotas that nobody would keep."""
+    if tenants is not None and not isinstance(backend, Tenanting):
+        raise ConfigError(
+            f"the backend {backend.name!r} knows no tenants, so their memory and time would not be kept",
+            where="--tenants",
+            hint="use the backend local",
+        )
 
 
 def is_local(host: str) -> bool:

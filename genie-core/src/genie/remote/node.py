@@ -19,10 +19,12 @@ from genie.errors import ConfigError
 from genie.interfaces import Backend, Transport, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane, check_free
-from genie.remote.exposure import check_metrics, check_open
-from genie.remote.server import NodeServer
+from genie.remote.exposure import check_metrics, check_open, check_quotas
+from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
 from genie.security import AuditLog, Guard, RevokedFile, Tls, TlsFiles, TokenFile
+from genie.tenancy.accounts import Tenancy
+from genie.tenancy.quotas import TenantsFile
 
 log = structlog.get_logger("genie.node")
 
@@ -66,6 +68,7 @@ def serve(
     audit_log: str = "",
     revoked: str = "",
     control_port: int | None = None,
+    max_sessions: int = MOST_SESSIONS,
     insecure: bool = False,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
@@ -76,7 +79,7 @@ def serve(
     add`` writes it, ``revoked`` one by ``genie certs revoke``.
 
     Raises :class:`ConfigError`, before anything listens, for security settings that cannot be used, and for an address
-    that others reach without them; ``insecure`` overrules the latter.
+    that others reach without them; ``insecure`` overrules the latter. The same for a tenants file that cannot be used.
     """
     telemetry.configure(settings.log_level, settings.log_json)
     tracing.configure(settings.trace_ratio)
@@ -91,7 +94,9 @@ def serve(
     guard = Guard(
         TokenFile(tokens, audit.told) if tokens else None, audit, RevokedFile(revoked, audit.told) if revoked else None
     )
+    tenants = TenantsFile(settings.tenants, audit.told, most_sessions=max_sessions) if settings.tenants else None
     made: Backend = registry.make("backend", backend, settings)
+    check_quotas(made, tenants)
     stop = _Stop()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     node = NodeServer(
@@ -100,8 +105,11 @@ def serve(
         address,
         devices=devices,
         local=unix or settings.unix_sockets,
+        max_sessions=max_sessions,
         guard=guard,
         lease_seconds=settings.lease_seconds,
+        tenancy=Tenancy(tenants),
+        admission_seconds=settings.admission_seconds,
     )
     page = StatusPage(node, insecure=insecure)
     try:

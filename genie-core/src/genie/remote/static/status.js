@@ -115,6 +115,14 @@ function show(view) {
     view.tenants.map(each => [each.tenant, each.sessions, count(each.opened), count(each.requests), count(each.failures),
       bytes(each.bytes_in), bytes(each.bytes_out), bytes(each.memory_bytes)]), 'nobody yet');
 
+  const of = (number, quota, say = String) => quota ? `${say(number)} of ${say(quota)}` : say(number);
+  fill(at('quotas'), columns('tenant priority weight# sessions# waiting# memory# plans# device_time# held_back#'),
+    view.reception.accounts.map(each => [each.tenant, each.priority, each.weight, of(each.sessions, each.sessions_quota),
+      each.waiting, of(each.memory_bytes, each.memory_quota, bytes), of(each.plans, each.plans_quota),
+      `${(100 * each.share).toFixed(1)} %`, duration(each.delayed_seconds)]), 'nobody yet');
+  fill(at('queue'), columns('place# tenant priority waits_for#'),
+    view.reception.queue.map(each => [each.position, each.tenant, each.priority, duration(each.seconds)]), 'nobody');
+
   const used = view.plan_hits + view.plan_misses;
   const facts = [
     ['requests', count(sum(view.requests))], ['operators', count(view.steps)], ['failed operators', count(view.failed_steps)],
