@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 
 import structlog
 
 from genie.errors import ConfigError
 from genie.interfaces import Listener, Transport
+from genie.remote.directories import own_directory
 
 log = structlog.get_logger("genie.node")
 
@@ -21,7 +20,7 @@ def listen_locally(transport: Transport, wanted: bool | str) -> tuple[Listener |
         return None, None
     if isinstance(wanted, str):
         return transport.listen(f"unix:{wanted}"), None
-    directory = _own_directory()
+    directory = own_directory()
     if directory is None:
         log.warning("no Unix socket: there is no directory to put it in")
         return None, None
@@ -31,12 +30,3 @@ def listen_locally(transport: Transport, wanted: bool | str) -> tuple[Listener |
         log.debug("no Unix socket", transport=transport.name, reason=error.message)
         os.rmdir(directory)
         return None, None
-
-
-def _own_directory() -> str | None:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # A socket's path is short; a longer directory is no use.
-    for parent in (runtime if 0 < len(runtime) < 60 else None, None):
-        with contextlib.suppress(OSError):
-            return tempfile.mkdtemp(prefix="genie-", dir=parent)  # mode 0700
-    return None

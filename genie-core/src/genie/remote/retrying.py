@@ -36,7 +36,7 @@ def connected(connect: Callable[[float], _T], timeout: float) -> _T:
     first: BackendUnavailable | None = None
     for attempt, pause in enumerate(pauses(), 1):
         try:
-            return connect(max(deadline - time.monotonic(), 0.001))
+            return connect(timeout if attempt == 1 else max(deadline - time.monotonic(), 0.001))
         except BackendUnavailable as error:
             first = first or error
             if not error.transient or attempt == _ATTEMPTS or time.monotonic() + pause >= deadline:

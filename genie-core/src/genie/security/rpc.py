@@ -12,7 +12,7 @@ from genie.security.tls import Pems, Tls
 
 SERVICE = "genie.control.v1.Node"
 # Tried again by gRPC, with back-off and jitter, within the call's time: what only asks, and tickets.
-_ASKS = ("Open", "Capabilities", "Sessions", "View")
+_ASKS = ("Open", "Capabilities", "Sessions", "View", "Memory")
 _RETRIES = json.dumps(
     {
         "methodConfig": [
