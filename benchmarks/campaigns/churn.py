@@ -18,12 +18,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from measure import table
 
-from campaigns.calls import KINDS, Client, Program, WrongValue
+from campaigns.calls import KINDS, Client, Kind, Program, WrongValue
 from campaigns.load import held, prepared
 from campaigns.proxy import Proxy
 from campaigns.serving import REST_SECONDS, Node, client, serve
@@ -38,7 +39,7 @@ _WAIT_SECONDS = 120.0
 Row: TypeAlias = dict[str, Any]
 
 
-def _visit(address: str, token: str, programs: dict[str, Program], number: int) -> Any:
+def _visit(address: str, token: str, programs: Mapping[Kind, Program], number: int) -> Any:
     """A session, its calls made. What keeps it open."""
     backend = client(address, token, timeout=60.0)
     its = Client(backend.connect(backend.devices()[0]), programs[KINDS[number % len(KINDS)]], number)
@@ -113,7 +114,8 @@ def _cycles(node: Node, programs: Path, count: int, workers: int) -> tuple[int, 
     processes = [context.Process(target=job, args=(at, numbers, results)) for job, numbers in jobs]
     for process in processes:
         process.start()
-    done, problems = 0, []
+    done = 0
+    problems: list[str] = []
     for _ in processes:
         made, its = results.get(timeout=_WAIT_SECONDS + count)
         done, problems = done + made, problems + its

@@ -17,14 +17,14 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from measure import table
 
-from campaigns.calls import KINDS, Client, Program, WrongValue
+from campaigns.calls import KINDS, Client, Kind, Program, WrongValue
 from campaigns.load import prepared
 from campaigns.proxy import Faults, Proxy
 from campaigns.serving import Node, client, serve
@@ -52,7 +52,7 @@ def _budgets(choose: random.Random) -> Iterator[int | None]:
 
 def _row(
     node: Node,
-    programs: dict[str, Program],
+    programs: Mapping[Kind, Program],
     name: str,
     *,
     checked: bool,

@@ -29,7 +29,7 @@ REST_SECONDS = 35.0  # longer than the pauses between two times that a node give
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a node has at one moment. Bytes; ``kept`` is free, for the values of sessions to come, and ``anonymous`` all
+    """What a node has at one moment. Bytes; ``kept`` is free, for what sessions will be sent, and ``anonymous`` all
     memory of the process that no file backs."""
 
     sessions: int
@@ -74,7 +74,7 @@ class Node:
         return Standing(
             sessions=len(view.sessions),
             values=sum(device.used_bytes for device in view.devices),
-            kept=sum(device.kept_bytes for device in view.devices),
+            kept=view.memory.buffers,
             contents=view.content.get("content_bytes", 0),
             anonymous=int(anonymous.split()[1]) << 10,
             descriptors=len(list((proc / "fd").iterdir())),

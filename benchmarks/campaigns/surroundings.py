@@ -20,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from campaigns.calls import KINDS, Client, Program
+from campaigns.calls import KINDS, Client, Kind, Program
 from campaigns.load import prepared
 from campaigns.proxy import Proxy
 from campaigns.serving import Node, client, serve
@@ -36,7 +37,7 @@ _LEASE = 2.0
 Row: TypeAlias = dict[str, Any]
 
 
-def _work(node: Node, programs: dict[str, Program], count: int) -> int:
+def _work(node: Node, programs: Mapping[Kind, Program], count: int) -> int:
     """So many sessions; how many calls they made. Raises for a wrong value."""
     calls = 0
     for number in range(count):
@@ -49,7 +50,7 @@ def _work(node: Node, programs: dict[str, Program], count: int) -> int:
     return calls
 
 
-def full_disk(directory: Path, programs: dict[str, Program], count: int) -> Row:
+def full_disk(directory: Path, programs: Mapping[Kind, Program], count: int) -> Row:
     """``said``: a node that cannot write its audit log says so as long as its own log can be written."""
     audit = directory / "audit"
     for file, room in ((audit, 700), (directory / "node.log", 2000)):  # for a few lines
@@ -88,10 +89,10 @@ class Clock:
             file.write(struct.pack("<q", seconds))
 
 
-def jumping_clock(directory: Path, programs: dict[str, Program], count: int) -> Row:
+def jumping_clock(directory: Path, programs: Mapping[Kind, Program], count: int) -> Row:
     clock = Clock(directory)
     seen, calls = [], 0
-    with serve(directory, ["tenant"], lease=_LEASE, **clock.settings) as node:
+    with serve(directory, ["tenant"], sessions=64, lease=_LEASE, **clock.settings) as node:
         true = time.time()
         proxy = Proxy(node.address)
         backend = client(proxy.address, node.token("tenant"))

@@ -15,7 +15,7 @@ from remote.test_lasting import _program
 
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, ProtocolError, VersionMismatch
 from genie.interfaces import Connection
-from genie.remote import NodeServer, RemoteBackend, rejoining
+from genie.remote import NodeServer, RemoteBackend, retrying
 from genie.testing import Caller, NullBackend, TransportSuite
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
@@ -199,7 +199,7 @@ def test_this_host_is_not_checked_unless_asked() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_program_over_a_bad_link(faults: Faults, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sees what it would over a good one, or an error that says what happened."""
-    monkeypatch.setattr(rejoining, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(retrying, "LONGEST", 0.1)
     transport = TcpTransport(stall_timeout=_SECONDS, checksums="on")
     node = NodeServer(NullBackend(), transport, "127.0.0.1:0", local=False, lease_seconds=20.0)
     with node:

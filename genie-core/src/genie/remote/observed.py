@@ -180,7 +180,8 @@ def _devices(node: NodeServer, look: Look) -> tuple[DeviceView, ...]:
                 kind=device.kind,
                 memory_bytes=device.memory_bytes,
                 used_bytes=sum(meter.said.get("memory_bytes", 0) for meter in its),
-                kept_bytes=sum(meter.said.get("kept_bytes", 0) for meter in its),
+                # One pool of the process, of which each session says the same.
+                kept_bytes=max((meter.said.get("kept_bytes", 0) for meter in its), default=0),
                 largest_bytes=look.largest.get(device.id, 0),
                 sessions=len(its),
                 busy=sum(meter.at_work() for meter in its),
