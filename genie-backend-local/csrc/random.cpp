@@ -40,6 +40,25 @@ void swap(at::Generator& left, at::Generator& right) {
   }
 }
 
+std::string state_of(at::Generator& generator) {
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  const auto state = generator.get_state();
+  return {static_cast<const char*>(state.const_data_ptr()), state.nbytes()};
+}
+
+void give_state(at::Generator& generator, const void* data, size_t size) {
+  const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
+  if (size > 0) {
+    std::memcpy(state.mutable_data_ptr(), data, size);
+  }
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  try {
+    generator.set_state(state);
+  } catch (const c10::Error& error) {
+    throw Refused(Refusal::node, error.what_without_backtrace());
+  }
+}
+
 }  // namespace
 
 void Generators::admit(int64_t number) {
@@ -82,24 +101,33 @@ void Generators::seed(int64_t number, uint64_t seed) {
 }
 
 std::string Generators::state(int64_t number) {
-  auto& generator = get(number, device_);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  const auto state = generator.get_state();
-  return {static_cast<const char*>(state.const_data_ptr()), state.nbytes()};
+  return state_of(get(number, device_));
 }
 
 void Generators::set_state(int64_t number, const void* data, size_t size) {
-  auto& generator = get(number, device_);
-  const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
-  if (size > 0) {
-    std::memcpy(state.mutable_data_ptr(), data, size);
+  give_state(get(number, device_), data, size);
+}
+
+std::vector<GeneratorState> Generators::states() {
+  std::vector<GeneratorState> states;
+  for (auto& [key, generator] : generators_) {
+    states.push_back({key.first, key.second != device_.type(), state_of(generator)});
   }
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  try {
-    generator.set_state(state);
-  } catch (const c10::Error& error) {
-    throw Refused(Refusal::node, error.what_without_backtrace());
+  return states;
+}
+
+void Generators::restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds) {
+  Generators restored(device_);
+  for (const auto& [number, seed] : seeds) {
+    restored.seed(number, seed);
   }
+  for (const auto& [number, host, state] : states) {
+    const auto device = host ? c10::Device(c10::kCPU) : device_;
+    give_state(restored.get(number, device), state.data(), state.size());
+  }
+  generators_.swap(restored.generators_);
+  seeds_.swap(restored.seeds_);
+  numbers_.swap(restored.numbers_);
 }
 
 AsDefault::AsDefault(at::Generator& generator)

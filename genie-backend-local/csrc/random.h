@@ -9,8 +9,16 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace genie_local {
+
+// A generator that was used; `host`: the one for draws on the host, of a session on another device.
+struct GeneratorState {
+  int64_t number = 0;
+  bool host = false;
+  std::string state;
+};
 
 class Generators {
  public:
@@ -23,6 +31,14 @@ class Generators {
   // The bytes of torch.Generator.get_state().
   std::string state(int64_t number);
   void set_state(int64_t number, const void* data, size_t size);
+
+  // All of them.
+  std::vector<GeneratorState> states();
+  const std::map<int64_t, uint64_t>& seeds() const {
+    return seeds_;
+  }
+  // Refused when a state is none of this device's generators'; then all are as before.
+  void restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds);
 
  private:
   // Refused (node) for one too many.

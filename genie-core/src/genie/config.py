@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -22,6 +22,7 @@ _PREFIX = "GENIE_"
 _LARGEST_FILE = 1 << 20
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+_PRIORITIES = ("realtime", "interactive", "batch")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -53,9 +54,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cert: str = ""
     key: str = ""
     client_ca: str = ""
+    # On connections over TCP without TLS: auto (to other hosts), on (always, and nobody else is let in), off.
+    checksums: Literal["auto", "on", "off"] = "auto"
+    # Where a node is full: how long a client waits for a place, and how long a node lets it.
+    admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
+    tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    # One execution on the local backend, of a loop one iteration; what takes longer ends before its next operator.
+    execution_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0  # 0: no limit
+    # Idle values leave a device when its memory is short or after so long (0: never): to so many bytes of host memory
+    # (unset: a quarter of it; 0: they stay), or of files in a directory. See docs/memory.md.
+    swap_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] | None = None
+    swap_directory: str = ""
+    swap_idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400 * 7)] = 300.0
     prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
     batching: bool = True  # sessions of the local backend that decode with one model share reading its weights
     batching_exact: bool = True  # … without a bit of a result depending on who else is there
@@ -80,7 +94,7 @@ _TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
 KEYS: tuple[str, ...] = tuple(Settings.__struct_fields__)
 # Variables that are no setting of this process's runtime.
 _OTHER_VARIABLES = frozenset({"GENIE_CONFIG"})
-_FILES = ("token_file", "ca", "cert", "key", "client_ca")  # settings that name one
+_FILES = ("token_file", "ca", "cert", "key", "client_ca", "tenants")  # settings that name one
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -213,7 +227,7 @@ def _from_file(environ: Mapping[str, str], directory: Path) -> _Layer:
         raise ConfigError(f"the configuration is not TOML: {error}", where=str(path)) from error
     layer: _Layer = {}
     for key, value in data.items():
-        if key in ("cluster", *_FILES) and isinstance(value, str) and value:
+        if key in ("cluster", "swap_directory", *_FILES) and isinstance(value, str) and value:
             value = str(path.parent / Path(value).expanduser())  # relative to the file that names it
         layer[key] = (value, f"{path}: {key}")
     return layer
@@ -272,6 +286,10 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
 
 
+def _check_priority(priority: str) -> str:
+    return "" if priority in ("", *_PRIORITIES) else f"{priority!r} is none of {', '.join(_PRIORITIES)}"
+
+
 def _check_finite(number: float) -> str:
     return "" if math.isfinite(number) else f"{number!r} is not finite"
 
@@ -285,9 +303,13 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "spin_us": _check_finite,
+    "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
+    "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
+    "admission_seconds": _check_finite,
+    "priority": _check_priority,
 }
 
 

@@ -229,7 +229,8 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             data = msgspec.yaml.decode(text)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise ConfigError(f"the cluster file is not YAML: {error}", where=str(path)) from error
+            told = ", ".join(filter(None, map(str.strip, str(error).splitlines())))
+            raise ConfigError(f"the cluster file is not YAML: {told}", where=str(path)) from error
         cluster = cls.parse(data, where=str(path))
         given = {key: getattr(cluster.security, key) for key in Security.__struct_fields__}
         files = {key: str(path.parent / Path(name).expanduser()) for key, name in given.items() if name is not None}

@@ -5,6 +5,7 @@ docs/operations.md lists the metrics with their units; a test compares.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer
+from genie.tenancy.quotas import Priority
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -39,7 +41,9 @@ class _OfNode(Collector):
         view = observe(self._node)
         yield from _standing(view)
         yield from _growing(view)
+        yield from _of_memory(view)
         yield from _per_tenant(view)
+        yield from _quotas(view)
         yield _latencies(view)
 
 
@@ -84,6 +88,28 @@ def _standing(view: NodeView) -> Iterable[Metric]:
     yield _gauge("genie_content_entries", "Uploaded contents kept.", {(): view.content.get("content_entries", 0)})
 
 
+def _of_memory(view: NodeView) -> Iterable[Metric]:
+    held: Counter[tuple[str, ...]] = Counter()
+    for session in view.memory.sessions:
+        for kind, number in {**session.kinds, "away": session.away}.items():
+            held[session.device, kind] += number
+    for device in view.memory.devices:
+        told = {"live": device.live, "peak": device.peak, "contents": device.contents, "reserved": device.reserved}
+        held.update({(device.id, kind): number for kind, number in told.items()})
+    yield _gauge("genie_memory_bytes", "A device's memory by what it is used for.", held, ("device", "kind"))
+    swaps = [device for device in view.memory.devices if device.swap_limit][:1]  # one for all of them
+    for name, text, values in (
+        ("genie_swap_used_bytes", "Values that left their device, on the host.", [each.swap_used for each in swaps]),
+        ("genie_swap_limit_bytes", "The most of them there may be.", [each.swap_limit for each in swaps]),
+    ):
+        yield _gauge(name, text, {(): sum(values)})
+    moved = {(device.id, move): its for device in view.memory.devices for move, its in device.moves.items()}
+    of = ("device", "move")
+    yield _counter("genie_memory_moves", "Values that left or came back.", {k: m.count for k, m in moved.items()}, of)
+    yield _counter("genie_memory_moved_bytes", "Their bytes.", {k: m.bytes for k, m in moved.items()}, of)
+    yield _counter("genie_memory_moved_seconds", "What that took.", {k: m.seconds for k, m in moved.items()}, of)
+
+
 def _growing(view: NodeView) -> Iterable[Metric]:
     yield _counter("genie_requests", "Records dealt with.", {(k,): n for k, n in view.requests.items()}, ("kind",))
     yield _counter("genie_refused", "Clients refused.", {(k,): n for k, n in view.refused.items()}, ("reason",))
@@ -123,6 +149,44 @@ def _per_tenant(view: NodeView) -> Iterable[Metric]:
     )
     yield _counter(
         "genie_tenant_sent_bytes", "Bytes of messages to it.", {at: t.bytes_out for at, t in its.items()}, of
+    )
+
+
+def _quotas(view: NodeView) -> Iterable[Metric]:
+    seen = view.reception
+    waiting = Counter(each.priority for each in seen.queue)
+    yield _gauge(
+        "genie_admission_waiting",
+        "Clients that wait for a place.",
+        {(priority.value,): waiting[priority.value] for priority in Priority},
+        ("priority",),
+    )
+    yield _counter("genie_admission_waits", "Clients that had to wait for a place.", {(): seen.waits})
+    yield _counter("genie_admission_wait_seconds", "What they waited, together.", {(): seen.waited_seconds})
+    yield _counter("genie_admission_gave_up", "Clients that waited, and got none.", {(): seen.gave_up})
+    its = {(account.tenant,): account for account in seen.accounts}
+    of = ("tenant",)
+    yield _gauge("genie_tenant_weight", "Its weight.", {at: t.weight for at, t in its.items()}, of)
+    yield _gauge(
+        "genie_tenant_charged_bytes",
+        "Device memory it is charged for; what its sessions share counts once.",
+        {at: t.memory_bytes for at, t in its.items()},
+        of,
+    )
+    yield _gauge(
+        "genie_tenant_quota_bytes",
+        "Device memory it may have; 0 is no limit.",
+        {at: t.memory_quota for at, t in its.items()},
+        of,
+    )
+    yield _counter(
+        "genie_tenant_device_seconds", "Time of devices it had.", {at: t.device_seconds for at, t in its.items()}, of
+    )
+    yield _counter(
+        "genie_tenant_delayed_seconds",
+        "For how long quotas held its messages back.",
+        {at: t.delayed_seconds for at, t in its.items()},
+        of,
     )
 
 
