@@ -10,7 +10,7 @@ from typing import Any
 
 import blake3
 
-from genie.errors import ConnectionLost, GenieError
+from genie.errors import ConnectionLost
 from genie.graph import TensorSpec
 from genie.interfaces import Session
 from genie.remote import NodeServer, inlets
@@ -155,6 +155,3 @@ def once(make: Callable[[], Bench]) -> Callable[[], Bench]:
         return made[0]
 
     return bench
-
-
-__all__ = ["DIGEST", "LIMITS", "WEIGHT", "Bench", "GenieError", "Script", "once"]

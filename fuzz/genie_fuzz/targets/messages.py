@@ -49,7 +49,7 @@ def _spec(data: memoryview) -> tuple[TensorSpec, int]:
 
 def _bounded(data: memoryview) -> Welcome:
     welcome = messages.get_welcome(data)
-    for number in vars_of(welcome.limits):
+    for number in msgspec.structs.astuple(welcome.limits):
         check(0 <= number < 1 << 63, f"a node's limit of {number}")
     check(math.isfinite(welcome.lease) and welcome.lease >= 0, f"a lease of {welcome.lease}")
     return welcome
@@ -58,10 +58,6 @@ def _bounded(data: memoryview) -> Welcome:
 def _rows(data: memoryview) -> list[Timing]:
     """As they are written: those counted most first."""
     return sorted(profiles.get_rows(data), key=lambda row: row.count, reverse=True)
-
-
-def vars_of(limits: Limits) -> tuple[int, ...]:
-    return msgspec.structs.astuple(limits)
 
 
 _SPEC = TensorSpec((2, 3), "float32")
@@ -74,7 +70,7 @@ _WELCOME = Welcome(
 _ROW = Timing("aten::mm", "decode", (Operand("float32", (2, 2)),), (Operand("float32", (2, 2)),), 3, 1.0, 0.5, 0.1, 0.9)
 _LOOP = Loop(carries=((0, 0),), strides=((0, 1),), emit=(0,), stop=0)
 _TARGET = channels.Target(token="t" * 32, host="h", local_address="unix:/x", address="node:1")
-_put, _bytes = messages.put_struct, bytes
+_put = messages.put_struct
 _number = messages.HANDLE.pack
 _ERRORS = (
     OutOfMemory("full", device="gpu0", kind="OutOfMemory"),
