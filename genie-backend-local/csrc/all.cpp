@@ -1,4 +1,5 @@
 // All of the extension as one translation unit: PyTorch's headers are most of the work, and are read once.
+#include "account.cpp"
 #include "batch.cpp"
 #include "bindings.cpp"
 #include "blocks.cpp"
@@ -20,5 +21,8 @@
 #include "session.cpp"
 #include "shared.cpp"
 #include "shims.cpp"
+#include "snapshot.cpp"
+#include "snapshot_module.cpp"
 #include "swap.cpp"
 #include "timing.cpp"
+#include "turnstile.cpp"

@@ -1,50 +1,22 @@
 #include "batch.h"
 
-#include <ATen/Parallel.h>
-#include <sched.h>
-
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
 #include <optional>
-#include <thread>
 #include <vector>
+
+#include "pace.h"
+#include "turnstile.h"
 
 namespace genie_local {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using Time = Clock::time_point;
-
 constexpr size_t most_groups = 256;
 constexpr size_t most_members = 32;
-// A session that does not come back within this time has stopped, or does something else in between.
-constexpr auto longest_pause = std::chrono::milliseconds(100);
-constexpr auto slack = std::chrono::microseconds(100);
 // Of the time an execution takes, at most: two that take turns wait all of that time for each other.
 constexpr double share_waited = 0.5;
-
-Clock::duration as_duration(double seconds) {
-  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-}
-
-double in_seconds(Clock::duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
-int64_t cores() {
-  static const int64_t count = [] {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-      return static_cast<int64_t>(CPU_COUNT(&set));
-    }
-    return static_cast<int64_t>(std::max(std::thread::hardware_concurrency(), 1U));
-  }();
-  return count;
-}
 
 }  // namespace
 
@@ -85,12 +57,15 @@ class Batcher::Group {
   void forget(Time now);
   size_t share(int64_t lanes) const;
   Time going_at(Time since) const;
-  void lead(std::unique_lock<std::mutex>& lock, size_t most);
+  void lead(std::unique_lock<std::mutex>& lock, size_t most, Time since);
+  void await_turn(std::unique_lock<std::mutex>& lock, Ticket& ticket);
+  std::vector<Flow*> begin_turn(const std::vector<Session::Run*>& runs);
 
   const BatchOptions& options_;
   Products& products_;
   std::mutex lock_;
   std::deque<Member*> waiting_;
+  Ticket* ticket_ = nullptr;  // for the device, of those that wait
   int64_t running_ = 0;  // batches
   double usual_ = 0;  // seconds an execution takes, of a batch or alone
   std::map<const void*, Seen> seen_;  // sessions
@@ -101,16 +76,24 @@ void Batcher::Group::run(Session::Run& run, int64_t lanes) {
   arrived(run.session());
   Member me{run};
   waiting_.push_back(&me);
+  if (ticket_ != nullptr && run.flow() != nullptr) {
+    run.flow()->turnstile().join(*ticket_, *run.flow());
+  }
   if (waiting_.front() != &me) {
     waiting_.front()->called.notify_one();  // it may be waiting for this one
   }
   const Leaving leaving{*this, me};
   std::optional<Time> since;  // it could go
+  std::optional<Ticket> ticket;
   while (!me.done) {
-    if (me.taken || waiting_.front() != &me || running_ >= lanes) {
+    if (me.taken || waiting_.front() != &me || (running_ >= lanes && run.flow() == nullptr)) {
       since.reset();
       me.called.wait(lock);
       continue;
+    }
+    if (run.flow() != nullptr && ticket_ == nullptr) {
+      await_turn(lock, ticket.emplace());
+      since.reset();
     }
     const auto now = Clock::now();
     if (!since) {
@@ -120,7 +103,7 @@ void Batcher::Group::run(Session::Run& run, int64_t lanes) {
     const auto most = share(lanes);
     const auto until = going_at(*since);
     if (waiting_.size() >= std::max<size_t>(most, options_.fewest) || now >= until) {
-      lead(lock, std::max<size_t>(most, options_.fewest));
+      lead(lock, std::max<size_t>(most, options_.fewest), *since);
     } else {
       me.called.wait_until(lock, until);
     }
@@ -134,9 +117,7 @@ void Batcher::Group::arrived(const void* session) {
   const auto now = Clock::now();
   auto& its = seen_[session];
   if (const auto gap = now - its.at; gap < longest_pause) {
-    // Being late once says less than being early.
-    const auto latest = in_seconds(gap);
-    its.gap += (its.gap == 0 ? 1 : latest < its.gap ? 0.5 : 0.2) * (latest - its.gap);
+    its.gap = usual_pause(its.gap, gap);
   }
   its.at = now;
   its.here = true;
@@ -173,8 +154,15 @@ Time Batcher::Group::going_at(Time since) const {
   return until;
 }
 
-// Runs the first so many, this thread's own among them.
-void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most) {
+// Runs so many of those that wait: the one whose turn it is, and the first of the others. Waiting for them, since then,
+// was part of the turn.
+void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most, Time since) {
+  Flow* const winner = ticket_ == nullptr ? nullptr : ticket_->winner;
+  const auto due = std::find_if(
+      waiting_.begin(), waiting_.end(), [winner](const Member* each) { return winner && each->run.flow() == winner; });
+  if (due != waiting_.end()) {
+    std::rotate(waiting_.begin(), due, due + 1);
+  }
   const auto count = std::min({waiting_.size(), most, most_members});
   const std::vector<Member*> members(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(count));
   waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(count));
@@ -183,6 +171,7 @@ void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most) {
     member->taken = true;
     runs.push_back(&member->run);
   }
+  const auto flows = begin_turn(runs);
   ++running_;
   if (!waiting_.empty()) {
     waiting_.front()->called.notify_one();  // another lane may be free
@@ -196,15 +185,20 @@ void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most) {
     } else {
       run_in_lockstep(products_, runs, errors);
     }
+    runs.front()->end_turn();
   } catch (...) {
     for (auto& error : errors) {
       error = error ? error : std::current_exception();
     }
   }
+  const auto took = Clock::now() - start;
+  if (winner != nullptr) {
+    winner->turnstile().leave(flows, in_seconds(Clock::now() - since));
+  }
   lock.lock();
   const auto now = Clock::now();
   --running_;
-  usual_ = usual_ == 0 ? in_seconds(now - start) : 0.7 * usual_ + 0.3 * in_seconds(now - start);
+  usual_ = usual_ == 0 ? in_seconds(took) : 0.7 * usual_ + 0.3 * in_seconds(took);
   for (size_t i = 0; i < count; ++i) {
     auto& its = seen_[runs[i]->session()];
     its.at = now;
@@ -216,6 +210,33 @@ void Batcher::Group::lead(std::unique_lock<std::mutex>& lock, size_t most) {
   if (!waiting_.empty()) {
     waiting_.front()->called.notify_one();
   }
+}
+
+// The device's, for all that wait. Who comes before it begins is in it, too.
+void Batcher::Group::await_turn(std::unique_lock<std::mutex>& lock, Ticket& ticket) {
+  for (const auto* member : waiting_) {
+    if (auto* flow = member->run.flow()) {
+      ticket.flows.push_back(flow);
+    }
+  }
+  ticket_ = &ticket;
+  lock.unlock();
+  ticket.flows.front()->turnstile().enter(ticket);
+  lock.lock();
+}
+
+// The flows of those that run. The others that waited for this turn wait for the next one.
+std::vector<Flow*> Batcher::Group::begin_turn(const std::vector<Session::Run*>& runs) {
+  std::vector<Flow*> running, left;
+  if (ticket_ != nullptr) {
+    for (auto* flow : ticket_->flows) {
+      const auto its = std::any_of(runs.begin(), runs.end(), [flow](const auto* run) { return run->flow() == flow; });
+      (its ? running : left).push_back(flow);
+    }
+    ticket_->winner->turnstile().give_up(left);
+    ticket_ = nullptr;
+  }
+  return running;
 }
 
 bool Batcher::Group::idle() {
@@ -257,11 +278,13 @@ void Batcher::run(Session::Run& run) {
   // Nothing is gained on other devices unless rows are stacked.
   const auto group = run.device().is_cpu() || !options_.exact ? group_of(run) : nullptr;
   if (!group) {
+    const Turn turn(run.flow());
     run.alone();
+    run.end_turn();
     return;
   }
   const auto lanes =
-      options_.lanes > 0 ? options_.lanes : run.device().is_cpu() ? std::max<int64_t>(cores() / at::get_num_threads(), 1) : 1;
+      options_.lanes > 0 ? options_.lanes : run.device().is_cpu() ? cpu_lanes() : 1;
   group->run(run, lanes);
 }
 

@@ -66,14 +66,19 @@ void Session::list_leaving(std::vector<Leaving>& found) {
 }
 
 void Session::bring_back(Holder& holder) {
-  auto* storage = holder.storage;
-  if (storage == nullptr || !is_away(*storage)) {
+  if (holder.storage != nullptr) {
+    bring_back(*holder.storage);
+  }
+}
+
+void Session::bring_back(c10::StorageImpl& storage) {
+  if (!is_away(storage)) {
     return;
   }
-  memory_.admit_back(*storage);
+  memory_.admit_back(storage);
   const CleanState clean(device_, warnings_);
-  translated([&] { genie_local::bring_back(*storage, memory_.budget().get()); });
-  memory_.came_back(*storage);
+  translated([&] { genie_local::bring_back(storage, memory_.budget().get()); });
+  memory_.came_back(storage);
 }
 
 void Session::prefetch() {

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <mutex>
+#include <random>
 
 namespace genie_local {
 namespace {
@@ -18,6 +20,7 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) {
 }
 
 thread_local Memory* limiting = nullptr;
+thread_local bool clearing = false;
 
 // Asks the limit of the session that runs on this thread, then the allocator that was there before.
 class LimitedAllocator final : public c10::Allocator {
@@ -32,7 +35,11 @@ class LimitedAllocator final : public c10::Allocator {
           need >= 0 && (!limiting->lacks(need) || !limiting->lacks_after_all(need)),
           limiting->shortage(need));
     }
-    return inner_->allocate(size);
+    auto data = inner_->allocate(size);
+    if (clearing && size > 0) {
+      std::memset(data.get(), 0, size);
+    }
+    return data;
   }
   bool is_simple_data_ptr(const c10::DataPtr& data) const override {
     return inner_->is_simple_data_ptr(data);
@@ -60,6 +67,14 @@ void add(std::atomic<int64_t>& sum, int64_t bytes) {  // by its only writer
   sum.store(sum.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
 }
 
+bool same(const std::weak_ptr<SharedBytes>& one, const std::weak_ptr<SharedBytes>& other) {
+  return !one.owner_before(other) && !other.owner_before(one);
+}
+
+std::weak_ptr<SharedBytes> shared_of(const c10::StorageImpl& storage) {
+  return shared_bytes(storage);
+}
+
 }  // namespace
 
 const char* name_of(Kind kind) {
@@ -82,16 +97,56 @@ std::string bytes_text(int64_t bytes) {
 
 // Of the device's limit a session may hold a thousandth before the device is told: counting costs nothing, and what the
 // others are told is near enough.
-Memory::Memory(int64_t limit, BudgetPtr budget, Session& session)
-    : limit_(limit), budget_(std::move(budget)), session_(session), quantum_(budget_ ? budget_->limit >> 10 : 0) {}
+Memory::Memory(int64_t limit, BudgetPtr budget, Session& session, AccountPtr account, std::string label)
+    : limit_(limit),
+      budget_(std::move(budget)),
+      session_(session),
+      account_(std::move(account)),
+      stake_(account_ ? account_->enter(std::move(label)) : nullptr),
+      quantum_(budget_ ? budget_->limit >> 10 : 0) {}
 
 Memory::~Memory() {
-  for (const auto& [storage, entry] : entries_) {
-    if (entry.charged && !entry.away) {
-      pending_ -= entry.bytes;
+  for (auto& [storage, entry] : entries_) {
+    if (!entry.away) {
+      if (entry.charged) {
+        pending_ -= entry.bytes;
+      }
+      discharge(entry);
     }
   }
   flush();
+  if (account_) {
+    account_->leave(stake_);
+  }
+}
+
+// The tenant has it: bytes of its own, or bytes that its sessions share, which count once.
+void Memory::charge(Entry& entry, const c10::StorageImpl& storage) {
+  if (account_) {
+    entry.shared = shared_of(storage);
+    if (same(entry.shared, {})) {
+      account_->change(entry.bytes);
+    } else {
+      account_->use(entry.shared, entry.bytes);
+    }
+  }
+}
+
+void Memory::discharge(Entry& entry) {
+  if (account_) {
+    if (same(entry.shared, {})) {
+      account_->change(-entry.bytes);
+    } else {
+      account_->disuse(entry.shared);
+    }
+  }
+}
+
+void Memory::recharge(Entry& entry, const c10::StorageImpl& storage) {
+  if (account_ && !entry.away && !same(entry.shared, shared_of(storage))) {
+    discharge(entry);
+    charge(entry, storage);
+  }
 }
 
 void Memory::flush() {
@@ -101,9 +156,45 @@ void Memory::flush() {
   }
 }
 
+int64_t first_stamp() {
+  std::random_device random;
+  const auto drawn = static_cast<uint64_t>(random()) << 32 | random();
+  return static_cast<int64_t>(drawn >> 2);  // below 2**62: counting on does not overflow
+}
+
+Memory::Identity Memory::identity(c10::StorageImpl* storage) const {
+  return entries_.find(storage)->second.identity;
+}
+
+void Memory::identify(c10::StorageImpl* storage, Identity identity) {
+  entries_.find(storage)->second.identity = identity;
+}
+
+c10::StorageImpl* Memory::find(int64_t id) {
+  const auto known = [&]() -> c10::StorageImpl* {
+    const auto found = found_.find(id);
+    if (found == found_.end()) {
+      return nullptr;
+    }
+    const auto entry = entries_.find(found->second);
+    return entry != entries_.end() && entry->second.identity.id == id ? found->second : nullptr;
+  };
+  if (auto* storage = known()) {
+    return storage;
+  }
+  found_.clear();
+  for (const auto& [storage, entry] : entries_) {
+    found_[entry.identity.id] = storage;
+  }
+  return known();
+}
+
 void Memory::change(const Entry& entry, int64_t bytes) {
   live_ += bytes;
   peak_ = std::max(peak_, live_);
+  if (stake_) {
+    stake_->bytes = live_;
+  }
   add(by_kind_[static_cast<size_t>(entry.kind)], bytes);
   if (budget_ && entry.charged) {
     pending_ += bytes;
@@ -130,6 +221,8 @@ void Memory::hold(Holder& holder, Kind kind) {
   auto& entry = entries_[storage];
   if (entry.holders++ == 0) {
     entry.bytes = static_cast<int64_t>(storage->nbytes());
+    ++stamp_;
+    entry.identity = {stamp_, stamp_};
     entry.kind = kind;
     if (kind == Kind::weight) {
       const auto bytes = shared_bytes(*storage);
@@ -140,6 +233,7 @@ void Memory::hold(Holder& holder, Kind kind) {
       add(away_, entry.bytes);
     } else {
       change(entry, entry.bytes);
+      charge(entry, *storage);
     }
   } else if (entry.kind == Kind::intermediate && kind != Kind::intermediate) {
     become(entry, kind);
@@ -159,6 +253,7 @@ void Memory::release(Holder& holder) {
         add(away_, -entry.bytes);
       } else {
         change(entry, -entry.bytes);
+        discharge(entry);
       }
       entries_.erase(found);
     }
@@ -171,6 +266,9 @@ void Memory::release(Holder& holder) {
 void Memory::refresh(Holder& holder) {
   auto* storage = storage_of(holder.tensor);
   if (storage != holder.storage) {
+    if (holder.storage != nullptr) {
+      entries_.find(holder.storage)->second.identity.version = ++stamp_;
+    }
     const auto kind = holder.storage == nullptr ? Kind::state : entries_.find(holder.storage)->second.kind;
     at::Tensor tensor = holder.tensor;
     release(holder);
@@ -178,6 +276,7 @@ void Memory::refresh(Holder& holder) {
     hold(holder, kind == Kind::intermediate ? kind : Kind::state);
   } else if (storage != nullptr) {
     auto& entry = entries_.find(storage)->second;
+    entry.identity.version = ++stamp_;
     if (entry.kind == Kind::input || entry.kind == Kind::weight) {
       become(entry, Kind::state);
     }
@@ -187,8 +286,12 @@ void Memory::refresh(Holder& holder) {
     }
     const auto bytes = static_cast<int64_t>(storage->nbytes());
     if (bytes != entry.bytes) {
+      discharge(entry);
       change(entry, bytes - entry.bytes);
       entry.bytes = bytes;
+      charge(entry, *storage);
+    } else {  // who writes into what it shared has a copy of its own then
+      recharge(entry, *storage);
     }
   }
 }
@@ -197,11 +300,20 @@ void Memory::own(c10::StorageImpl& storage) {
   if (!unshare(storage)) {
     return;
   }
-  if (const auto found = entries_.find(&storage); found != entries_.end() && !found->second.charged) {
+  const auto found = entries_.find(&storage);
+  if (found == entries_.end()) {
+    return;
+  }
+  recharge(found->second, storage);
+  if (!found->second.charged) {
     found->second.charged = true;
     pending_ += found->second.bytes;
     flush();
   }
+}
+
+void Memory::shared(c10::StorageImpl& storage) {
+  recharge(entries_.find(&storage)->second, storage);
 }
 
 void Memory::share(c10::StorageImpl& storage, const SharedBytesPtr& bytes) {
@@ -224,6 +336,7 @@ void Memory::share(c10::StorageImpl& storage, const SharedBytesPtr& bytes) {
 void Memory::went(c10::StorageImpl& storage) {
   auto& entry = entries_.find(&storage)->second;
   change(entry, -entry.bytes);
+  discharge(entry);
   entry.away = true;
   add(away_, entry.bytes);
   flush();
@@ -234,6 +347,7 @@ void Memory::came_back(c10::StorageImpl& storage) {
   entry.away = false;
   add(away_, -entry.bytes);
   change(entry, entry.bytes);
+  charge(entry, storage);
   flush();
 }
 
@@ -256,11 +370,27 @@ void Memory::admit_back(const c10::StorageImpl& storage) {
   }
 }
 
+// What the account has already costs it nothing more, and what the device has (`counted`) costs that nothing.
+void Memory::admit_shared(int64_t bytes, const SharedBytesPtr& shared, bool counted) {
+  const auto refused = [&] {
+    return (!counted && lacks_itself(bytes)) || (account_ && account_->lacks(bytes) && !account_->uses(shared));
+  };
+  if (refused()) {
+    lacks_after_all(bytes);
+    if (refused()) {
+      throw Refused(Refusal::memory, "a shared value " + shortage(bytes));
+    }
+  }
+}
+
 bool Memory::lacks_after_all(int64_t bytes) {
   if (!budget_) {
-    return true;
+    return lacks(bytes);
   }
   flush();
+  if (account_ && account_->lacks(bytes)) {
+    budget_->reclaim(account_->missing(bytes), &session_, /*alone=*/true);
+  }
   if (lacks_own(bytes)) {
     budget_->reclaim(bytes - (limit_ - live_), &session_, /*alone=*/true);
   }
@@ -271,6 +401,9 @@ bool Memory::lacks_after_all(int64_t bytes) {
 }
 
 std::string Memory::shortage(int64_t need, int64_t held) const {
+  if (account_ && account_->lacks(need - held) && !lacks_itself(need - held)) {
+    return account_->shortage(need, held);
+  }
   const bool own = !budget_ || (limit_ > 0 && need > limit_ - (live_ - held));
   const int64_t live = own ? live_ : budget_->live.load() + pending_;
   auto text = "needs " + std::to_string(need) + " bytes, " + std::to_string(live - held) + " of the " +
@@ -288,6 +421,15 @@ AllocationLimit::AllocationLimit(Memory& memory) : previous_(limiting) {
   } else {
     limiting = nullptr;
   }
+}
+
+ClearedMemory::ClearedMemory() {
+  install_limited_allocator();
+  clearing = true;
+}
+
+ClearedMemory::~ClearedMemory() {
+  clearing = false;
 }
 
 AllocationLimit::~AllocationLimit() {

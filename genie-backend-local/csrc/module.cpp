@@ -10,6 +10,7 @@
 #include "loader.h"
 #include "names.h"
 #include "session.h"
+#include "snapshot_module.h"
 
 namespace py = pybind11;
 
@@ -70,9 +71,21 @@ py::memoryview view_of(const py::object& owner) {
   return py::memoryview(owner);
 }
 
+const char* error_of(const Failure& failure) {
+  if (failure.kind == "OutOfMemoryError") {
+    return "OutOfMemory";
+  }
+  for (const auto* name : {"Cancelled", "ExecutionTimedOut"}) {
+    if (failure.kind == name) {
+      return name;
+    }
+  }
+  return "RemoteOpError";
+}
+
 void raise(const Failure& failure) {
   const auto errors = py::module_::import("genie.errors");
-  const auto type = errors.attr(failure.kind == "OutOfMemoryError" ? "OutOfMemory" : "RemoteOpError");
+  const auto type = errors.attr(error_of(failure));
   const auto error = type(
       failure.message,
       py::arg("op") = failure.op,
@@ -167,6 +180,7 @@ py::dict counters(Session& session) {
   named["batched_members"] = counted.batched_members;
   named["batched_steps"] = counted.batched_steps;
   named["largest_batch"] = counted.largest_batch;
+  named["stopped_executions"] = counted.stopped_executions;
   return named;
 }
 
@@ -312,6 +326,22 @@ void bind_memory(py::module_& module) {
 void bind_session(py::module_& module) {
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
   bind_memory(module);
+  py::class_<Account, AccountPtr>(module, "Account")
+      .def(py::init<std::string, int64_t>(), py::arg("tenant"), py::arg("limit"))
+      .def("set_limit", &Account::set_limit)
+      .def_property_readonly("live", &Account::live);
+  py::class_<Flow, FlowPtr>(module, "Flow")
+      .def("set_weight", &Flow::set_weight, py::call_guard<NoGil>())
+      .def_property_readonly("seconds", &Flow::seconds);
+  py::class_<Turnstile, std::shared_ptr<Turnstile>>(module, "Turnstile")
+      .def(py::init<int64_t>(), py::arg("lanes"))
+      .def(
+          "flow",
+          [](std::shared_ptr<Turnstile> turnstile, double weight, FlowPtr parent) {
+            return std::make_shared<Flow>(std::move(turnstile), std::move(parent), weight);
+          },
+          py::arg("weight"),
+          py::arg("parent") = FlowPtr());
   py::class_<Batcher, BatcherPtr>(module, "Batcher")
       .def(
           py::init([](bool exact, int64_t lanes, int64_t fewest, double patience) {
@@ -328,15 +358,28 @@ void bind_session(py::module_& module) {
                       const std::string& name,
                       int64_t memory_limit,
                       BudgetPtr budget,
-                      BatcherPtr batcher) {
+                      BatcherPtr batcher,
+                      FlowPtr flow,
+                      AccountPtr account,
+                      std::string label) {
             return std::make_unique<Session>(
-                c10::Device(device), name, memory_limit, std::move(budget), std::move(batcher));
+                c10::Device(device),
+                name,
+                memory_limit,
+                std::move(budget),
+                std::move(batcher),
+                std::move(flow),
+                std::move(account),
+                std::move(label));
           }),
           py::arg("device"),
           py::arg("name"),
           py::arg("memory_limit"),
           py::arg("budget") = BudgetPtr(),
-          py::arg("batcher") = BatcherPtr())
+          py::arg("batcher") = BatcherPtr(),
+          py::arg("flow") = FlowPtr(),
+          py::arg("account") = AccountPtr(),
+          py::arg("label") = std::string())
       .def(
           "load",
           [](Session& session, int64_t id, const py::object& graph) {
@@ -458,10 +501,50 @@ void bind_session(py::module_& module) {
             const NoGil no_gil;
             session.set_generator_state(generator, view.data(), view.size());
           })
+      .def(
+          "snapshot",
+          [](Session& session) {
+            Snapshot made;
+            {
+              const NoGil no_gil;
+              made = session.snapshot();
+            }
+            return to_tuple(made);
+          })
+      .def(
+          "read_memory",
+          [](Session& session, int64_t id, int64_t version, int64_t offset, int64_t size) {
+            Bytes bytes;
+            {
+              const NoGil no_gil;
+              bytes = session.read_memory(id, version, offset, size);
+            }
+            return as_buffer(std::move(bytes));
+          })
+      .def(
+          "memory_of",
+          [](Session& session, int64_t handle) {
+            MemoryState memory;
+            {
+              const NoGil no_gil;
+              memory = session.memory_of(handle);
+            }
+            return to_tuple(memory);
+          })
+      .def(
+          "restore",
+          [](Session& session, const py::tuple& given, const std::map<int64_t, int64_t>& staged) {
+            const auto snapshot = to_snapshot(given);
+            const NoGil no_gil;
+            session.restore(snapshot, staged);
+          })
       .def("prefetch", &Session::prefetch, py::call_guard<NoGil>())
       .def("away", &Session::away)
       .def("name", &Session::name, py::call_guard<NoGil>())
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
+      .def("cancel", &Session::cancel)
+      .def("resume", &Session::resume)
+      .def("limit_executions", &Session::limit_executions)
       .def("counters", &counters)
       .def("take_timings", &take_timings)
       .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())

@@ -1,9 +1,11 @@
 #include "session.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/ScopeExit.h>
 
@@ -189,12 +191,21 @@ void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
     if (batcher_ && !plan.products.empty() && !timer_.always()) {
       batcher_->run(run);
     } else {
+      const Turn turn(flow_.get());
       run.alone();
+      end_turn();
     }
     run.finish();
   } catch (...) {
     run.abandon();
     throw;
+  }
+}
+
+// Kernels are queued on some devices: a turn that others wait for lasts until they are done.
+void Session::end_turn() {
+  if (flow_ && !device_.is_cpu() && flow_->turnstile().contended()) {
+    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
   }
 }
 
@@ -213,6 +224,7 @@ void Session::commit(int64_t handle, const at::Tensor& host) {
   const auto bytes = static_cast<int64_t>(host.nbytes());
   memory_.admit(bytes, "an upload");
   const CleanState clean(device_, warnings_);
+  const Turn turn(host.device() == device_ ? nullptr : flow_.get());
   insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }), Kind::input);
   counters_.uploaded += bytes;
 }
@@ -248,7 +260,10 @@ at::Tensor Session::lay_out(const at::Tensor& host, const Spec& spec, int64_t ex
         kept = kept.narrow(static_cast<int64_t>(dim), 0, 1);
       }
     }
-    auto laid = at::empty_strided(sizes, spec.stride, host.options().device(device_));
+    const auto options = host.options().device(device_);
+    // Between elements that do not lie side by side is memory that may have been another session's.
+    auto laid = kept.numel() == extent ? at::empty_strided(sizes, spec.stride, options)
+                                       : at::zeros({extent}, options).as_strided(sizes, spec.stride);
     laid.copy_(kept);
     laid.unsafeGetTensorImpl()->set_sizes_and_strides(spec.shape, spec.stride);
     return laid;
@@ -359,6 +374,7 @@ SharedValue Session::share(int64_t handle, bool content) {
   }
   auto& storage = *tensor.storage().unsafeGetStorageImpl();
   auto bytes = genie_local::share(storage);
+  memory_.shared(storage);
   if (content) {
     memory_.share(storage, bytes);
     if (memory_.budget()) {
@@ -375,9 +391,8 @@ void Session::adopt(int64_t handle, const SharedValue& value) {
   if (value.device != device_) {
     throw Refused(Refusal::node, "a value shared on " + value.device.str() + " cannot be adopted on " + device_.str());
   }
-  if (value.bytes->budget == nullptr || value.bytes->budget != memory_.budget()) {
-    memory_.admit(static_cast<int64_t>(value.storage_size), "a shared value");
-  }
+  const bool counted = value.bytes->budget != nullptr && value.bytes->budget == memory_.budget();
+  memory_.admit_shared(static_cast<int64_t>(value.storage_size), value.bytes, counted);
   const CleanState clean(device_, warnings_);
   auto tensor = at::empty({0}, at::TensorOptions().dtype(value.spec.dtype).device(device_));
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(genie_local::adopt(value.bytes, value.storage_size));

@@ -22,7 +22,11 @@
 #include "random.h"
 #include "refused.h"
 #include "shared.h"
+#include "snapshot.h"
+#include "spec.h"
+#include "stop.h"
 #include "timing.h"
+#include "turnstile.h"
 
 namespace genie_local {
 
@@ -36,12 +40,6 @@ struct Bytes {
   std::string copied;  // all of them, when they are few
   std::shared_ptr<void> pinned;  // what keeps them: this …
   at::Tensor tensor;  // … or that
-};
-
-struct Spec {
-  std::vector<int64_t> shape;
-  c10::ScalarType dtype = c10::ScalarType::Float;
-  std::vector<int64_t> stride;
 };
 
 // A value's bytes, to be adopted by other sessions on the same device.
@@ -69,6 +67,7 @@ struct Counters {
   int64_t batched_members = 0;  // how many ran together, this one counted, over all of these executions
   int64_t batched_steps = 0;  // products computed with others'
   int64_t largest_batch = 0;
+  int64_t stopped_executions = 0;  // before their last step
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
   std::array<int64_t, kinds> by_kind{};  // bytes of `memory`
   int64_t away = 0;  // bytes of values that left the device and come back when they are used
@@ -86,24 +85,29 @@ struct Leaving {
 
 constexpr size_t most_kept = size_t{1} << 30;
 
-// Every method locks; none needs the GIL.
+// Every method locks, but those that stop what runs; none needs the GIL.
 class Session {
  public:
   // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` and a `batcher` are shared with other
-  // sessions.
+  // sessions, an `account` with those of its tenant, for which it is called `label`. A `flow` is its place among those
+  // that take turns.
   Session(
       c10::Device device,
       std::string name,
       int64_t memory_limit,
       BudgetPtr budget = nullptr,
-      BatcherPtr batcher = nullptr)
+      BatcherPtr batcher = nullptr,
+      FlowPtr flow = nullptr,
+      AccountPtr account = nullptr,
+      std::string label = {})
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
-        memory_(memory_limit, std::move(budget), *this),
+        memory_(memory_limit, std::move(budget), *this, std::move(account), std::move(label)),
         generators_(device),
         timer_(device),
-        batcher_(std::move(batcher)) {
+        batcher_(std::move(batcher)),
+        flow_(std::move(flow)) {
     if (memory_.budget()) {
       memory_.budget()->enter(this);
     }
@@ -144,6 +148,27 @@ class Session {
   std::string generator_state(int64_t generator);
   void set_generator_state(int64_t generator, const void* data, size_t size);
 
+  // The state at this point (snapshot.cpp). Refused when a value has no plain memory.
+  Snapshot snapshot();
+  // Bytes of a memory that has this version (0: any); a negative size is all that are left.
+  Bytes read_memory(int64_t id, int64_t version, int64_t offset, int64_t size);
+  MemoryState memory_of(int64_t handle);
+  // The state of another session: of each memory the value that holds its bytes now, which is no value any more then.
+  // Refused unless these are all the values there are.
+  void restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>& staged);
+
+  // From any thread, without waiting: what runs ends before its next operator, and so does all that comes until
+  // `resume`. Values not made by then carry the failure. An execution that takes longer than the limit ends so, too.
+  void cancel(std::string reason) {
+    stop_.ask(std::move(reason));
+  }
+  void resume() {
+    stop_.resume();
+  }
+  void limit_executions(double seconds) {
+    stop_.limit(seconds);
+  }
+
   // What the last execution used is on the device again, as far as it fits.
   void prefetch();
   // Bytes of values that are away. Takes no lock.
@@ -180,8 +205,10 @@ class Session {
   // Of a session at work by the thread that works; else with the lock.
   void list_leaving(std::vector<Leaving>& found);
   void bring_back(Holder& holder);
+  void bring_back(c10::StorageImpl& storage);
   std::shared_ptr<Plan>& known_plan(int64_t id);
   void run(Plan& plan, const std::vector<uint64_t>& words);
+  void end_turn();
   Bytes read(int64_t handle, Spec& spec);
   void set_aside(Loop& loop);
   void drop_aside(const Loop& loop);
@@ -193,6 +220,7 @@ class Session {
   std::string tenant_;
   const size_t keep_;  // bytes of host memory to be kept for further uploads
   KeepsBlocks keeps_blocks_;
+  Stop stop_;
   std::mutex lock_;
   bool open_ = true;
   std::atomic<bool> working_{false};  // an execution is under way, maybe on another thread
@@ -204,6 +232,7 @@ class Session {
   std::set<std::string> warnings_;
   Timer timer_;
   const BatcherPtr batcher_;  // null: it runs alone
+  const FlowPtr flow_;  // null: it takes no turns
   Counters counters_;
   // Reused by every execution.
   torch::jit::Stack stack_;

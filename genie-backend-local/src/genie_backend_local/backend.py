@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 
 from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError
+from genie.tenancy.seats import Seat, Usage
 from genie_backend_local import hardware, native
-from genie_backend_local.native import NativeBudget
+from genie_backend_local.native import NativeAccount, NativeBudget, NativeFlow
 from genie_backend_local.session import LocalSession
+from genie_backend_local.tenants import Tenants
 
 _IDLE_SECONDS = 20.0
 _PATIENCE_SECONDS = 1e-2  # at most, and at most half of what an execution takes: see docs/batching.md
@@ -22,7 +24,8 @@ class LocalBackend:
 
     ``threads`` sets the intra-op threads of the whole process (0: leave them). ``memory_limit_gb`` bounds each
     session (0: the device's memory). With ``batching`` sessions that decode with one model at the same time share the
-    reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ.
+    reading of its weights; unless it is ``exact``, also the products, whose last bits may then differ. An execution
+    that takes longer than ``execution_seconds`` (0: no limit) ends before its next operator.
 
     Idle values leave a device when its memory is short, and after ``swap_idle_seconds`` (0: never), and come back when
     they are used: to ``swap_bytes`` of host memory (0: they stay; ``None``: a quarter of the host's), or of files in
@@ -38,17 +41,20 @@ class LocalBackend:
         *,
         batching: bool = True,
         exact: bool = True,
+        execution_seconds: float = 0.0,
         swap_bytes: int | None = None,
         swap_directory: str = "",
         swap_idle_seconds: float = 300.0,
     ) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
+        self._execution_seconds = execution_seconds
         if threads:
             self._native.set_threads(threads)
         self._batcher = (
             self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
         )
+        self._tenants = Tenants(self._native)
         self._devices = hardware.devices()
         if swap_directory:
             _check_directory(swap_directory)
@@ -66,9 +72,35 @@ class LocalBackend:
 
     def connect(self, device: Device) -> LocalSession:
         known = self._known(device)
-        budget = self._budget_of(known)
-        native = self._native.Session(known.id, known.id, self._limit_on(known), budget, self._batcher)
+        return self._session(known, None, None, "")
+
+    def connect_as(self, device: Device, seat: Seat) -> LocalSession:
+        """A session of a tenant: see :class:`genie.tenancy.seats.Tenanting`."""
+        known = self._known(device)
+        account, flow = self._tenants.seat(known, seat)
+        return self._session(known, flow, account, seat.label)
+
+    def _session(
+        self, known: Device, flow: NativeFlow | None, account: NativeAccount | None, label: str
+    ) -> LocalSession:
+        native = self._native.Session(
+            known.id,
+            known.id,
+            self._limit_on(known),
+            self._budget_of(known),
+            self._batcher,
+            flow,
+            account,
+            label,
+        )
+        native.limit_executions(self._execution_seconds)
         return self._kept(LocalSession(known, native))
+
+    def adjust(self, tenant: str, *, memory_bytes: int, weight: float) -> None:
+        self._tenants.adjust(tenant, memory_bytes=memory_bytes, weight=weight)
+
+    def usage(self) -> Mapping[str, Usage]:
+        return self._tenants.usage()
 
     def stand_in(self, real: Device, stated: Device) -> StandIn:
         """See :class:`genie.interfaces.Hosting`. Nothing of it is batched: what it takes must be its own doing."""

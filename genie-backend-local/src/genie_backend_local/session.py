@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,7 +19,9 @@ from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Operand, Timing
+from genie_backend_local import snapshots
 from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
@@ -177,6 +179,34 @@ class LocalSession:
 
     def set_generator_state(self, generator: int, state: Buffer) -> None:
         self._native.set_generator_state(generator, state)
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`genie.interfaces.Snapshotting`. No digests: in one process nobody needs them."""
+        return snapshots.take(self._native)
+
+    def read_memory(
+        self, id: int, out: memoryview | None = None, offset: int = 0, size: int | None = None, *, version: int = 0
+    ) -> memoryview:
+        """See the protocol. Without ``out`` as :meth:`fetch`: what is held is not written."""
+        return snapshots.read(self._native, id, out, offset, size, version)
+
+    def memory_of(self, handle: int) -> MemoryState:
+        """The memory that a value lies in; of an undefined tensor one with id 0."""
+        id, size, version, host = self._native.memory_of(handle)
+        return MemoryState(id, size, version, host=host)
+
+    def restore(self, snapshot: Snapshot, memories: Callable[[MemoryState], Buffer | None]) -> None:
+        snapshots.restore(self._native, snapshot, memories)
+
+    def restore_staged(self, snapshot: Snapshot, staged: Mapping[int, int]) -> None:
+        snapshots.restore_staged(self._native, snapshot, staged)
+
+    def cancel(self, reason: str) -> None:
+        """See :class:`genie.interfaces.Cancelling`."""
+        self._native.cancel(reason)
+
+    def resume(self) -> None:
+        self._native.resume()
 
     def synchronize(self) -> None:
         self._native.synchronize()

@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, TlsFailed
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, Stage, TlsFailed
+from genie.security.revoked import fingerprint
 from genie.security.tls import DATA_PLANE, common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_tcp import sealing
 from genie_backend_tcp.connection import SocketConnection
+from genie_backend_tcp.pace import Pace
 from genie_backend_tcp.sealing import Arrived, Opener, Sealer
 
 _RECORD = 1 << 14  # what TLS encrypts at a time
@@ -47,7 +49,7 @@ class TlsConnection(SocketConnection):
         host: str | None = None,
     ) -> None:
         super().__init__(sock, peer, limits, stall_timeout, spin_us)
-        self.subject = ""
+        self.subject = self.fingerprint = ""
         self._is_client = host is not None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
@@ -91,7 +93,7 @@ class TlsConnection(SocketConnection):
 
     def _wait_for_handshake(self, timeout: float) -> None:
         if not self._settled.wait(timeout):
-            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", where=self.peer)
+            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", stage=Stage.TLS, where=self.peer)
         if self._failure is not None:
             raise self._failure
 
@@ -105,6 +107,7 @@ class TlsConnection(SocketConnection):
                 self._sealer = Sealer(self._own_secret)
             self._flush()
             self.subject = common_name(self._tls.getpeercert())
+            self.fingerprint = fingerprint(self._tls.getpeercert(binary_form=True))
             self._arrived.grow(_READ)
             self._shaken = True
         except ssl.SSLError as error:
@@ -125,7 +128,9 @@ class TlsConnection(SocketConnection):
     def _read_handshake(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the peer did not finish the TLS handshake in time", where=self.peer)
+            raise DeadlineExceeded(
+                "the peer did not finish the TLS handshake in time", stage=Stage.TLS, where=self.peer
+            )
         self._set_receive_timeout(left)
         space = self._arrived.space()
         count = self._sock.recv_into(space)
@@ -228,8 +233,12 @@ class TlsConnection(SocketConnection):
 
     def _write(self, data: Buffer) -> None:
         view = memoryview(data)
+        pace = Pace(Stage.SEND, self.peer)
         while len(view):
-            view = view[self._sock.send(view) :]
+            pace.waits(self._stall)
+            count = self._sock.send(view)
+            pace.moved(count)
+            view = view[count:]
 
     # --- in -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -22,6 +22,7 @@ _PREFIX = "GENIE_"
 _LARGEST_FILE = 1 << 20
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+_PRIORITIES = ("realtime", "interactive", "batch")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -53,9 +54,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cert: str = ""
     key: str = ""
     client_ca: str = ""
+    # On connections over TCP without TLS: auto (to other hosts), on (always, and nobody else is let in), off.
+    checksums: Literal["auto", "on", "off"] = "auto"
+    # Where a node is full: how long a client waits for a place, and how long a node lets it.
+    admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
+    tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    # One execution on the local backend, of a loop one iteration; what takes longer ends before its next operator.
+    execution_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0  # 0: no limit
     # Idle values leave a device when its memory is short or after so long (0: never): to so many bytes of host memory
     # (unset: a quarter of it; 0: they stay), or of files in a directory. See docs/memory.md.
     swap_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] | None = None
@@ -85,7 +94,7 @@ _TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
 KEYS: tuple[str, ...] = tuple(Settings.__struct_fields__)
 # Variables that are no setting of this process's runtime.
 _OTHER_VARIABLES = frozenset({"GENIE_CONFIG"})
-_FILES = ("token_file", "ca", "cert", "key", "client_ca")  # settings that name one
+_FILES = ("token_file", "ca", "cert", "key", "client_ca", "tenants")  # settings that name one
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -249,7 +258,7 @@ def _convert(key: str, value: Any, place: str, directory: Path) -> Any:
         value = _split(value)
     try:
         converted = msgspec.convert(value, _TYPES[key], strict=not place.startswith("environment"))
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: bytes that are no text
         raise ConfigError(f"setting {key!r}: {error}, not {value!r}", where=place) from error
     check = _CHECKS.get(key)
     problem = check(converted) if check else ""
@@ -271,10 +280,14 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
         if node.startswith("unix:"):
             continue
         host, _, port = node.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
             return f"{node!r} is no host:port"
     repeated = {node for node in nodes if nodes.count(node) > 1}
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
+
+
+def _check_priority(priority: str) -> str:
+    return "" if priority in ("", *_PRIORITIES) else f"{priority!r} is none of {', '.join(_PRIORITIES)}"
 
 
 def _check_finite(number: float) -> str:
@@ -290,10 +303,13 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "spin_us": _check_finite,
+    "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
     "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
+    "admission_seconds": _check_finite,
+    "priority": _check_priority,
 }
 
 

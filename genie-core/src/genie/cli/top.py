@@ -133,38 +133,80 @@ def _node(each: _Watched) -> RenderableType:
         f"{seen.executions:,.0f} executions/s · in {size_text(seen.bytes_in)}/s · out {size_text(seen.bytes_out)}/s · "
         f"{seen.failures:,.2g} failures/s · {seen.cpu:.1f} cores · {size_text(view.process.resident_bytes)} resident",
     )
-    away: Counter[str] = Counter()
+    swapped: Counter[str] = Counter()
     for session in view.memory.sessions:
-        away[session.device] += session.away
-    devices = _table("device", "memory>", "used>", "away>", "kept>", "largest session>", "sessions>", "busy>")
+        swapped[session.device] += session.away
+    devices = _table(
+        "device", "memory>", "used>", "swapped>", "kept>", "largest session>", "sessions>", "busy>", "away>"
+    )
     for device in view.devices:
         devices.add_row(
             device.id,
             size_text(device.memory_bytes),
             size_text(device.used_bytes),
-            size_text(away[device.id]),
+            size_text(swapped[device.id]),
             size_text(device.kept_bytes),
             size_text(device.largest_bytes),
             str(device.sessions),
             str(device.busy),
+            str(device.away),
         )
     stages = _table("stage", "p50>", "p99>", "per second>")
     for stage, its in seen.stages.items():
         stages.add_row(stage, _seconds(its.p50), _seconds(its.p99), f"{its.count / seen.seconds:,.0f}")
     parts: list[RenderableType] = [state, devices, stages]
+    if view.reception.accounts:
+        parts.append(_accounts(view.reception))
+    if view.reception.queue:
+        parts.append(_queue(view.reception))
     if view.sessions:
         parts.append(_sessions(view))
     return Panel(Group(*parts), title=f"{each.address} · Genie {view.genie}", title_align="left")
 
 
+def _accounts(seen: Any) -> RenderableType:
+    table = _table("tenant", "priority", "weight>", "sessions>", "waiting>", "memory>", "plans>", "time>", "held back>")
+    for its in sorted(seen.accounts, key=lambda account: -account.device_seconds)[:_FEW]:
+        table.add_row(
+            Text(its.tenant),
+            its.priority,
+            f"{its.weight:g}",
+            _of(str(its.sessions), its.sessions_quota),
+            str(its.waiting),
+            _of(size_text(its.memory_bytes), its.memory_quota and size_text(its.memory_quota)),
+            _of(str(its.plans), its.plans_quota),
+            f"{its.share:.0%}",
+            _span(its.delayed_seconds),
+        )
+    if len(seen.accounts) > _FEW:
+        table.add_row(f"and {len(seen.accounts) - _FEW} more")
+    return table
+
+
+def _queue(seen: Any) -> RenderableType:
+    table = _table("place>", "tenant", "priority", "waits for>")
+    for its in seen.queue[:_FEW]:
+        table.add_row(str(its.position), Text(its.tenant), its.priority, _span(its.seconds))
+    if len(seen.queue) > _FEW:
+        table.add_row("", f"and {len(seen.queue) - _FEW} more")
+    return table
+
+
+def _of(number: str, quota: object) -> str:
+    return f"{number} of {quota}" if quota else number
+
+
 def _sessions(view: Any) -> RenderableType:
-    table = _table("session", "client", "device", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>")
+    table = _table(
+        "session", "client", "device", "state", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>"
+    )
     shown = sorted(view.sessions, key=lambda session: -session.memory_bytes)
     for session in shown[:_FEW]:
         table.add_row(
             session.id,
             Text(session.client),
             session.device,
+            "away" if session.away else "busy" if session.busy else "idle",
             _span(view.time - session.since),
             f"{session.executions:,}",
             size_text(session.bytes_in),

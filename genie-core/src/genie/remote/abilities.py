@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from genie.graph import TensorSpec
 from genie.interfaces import Buffer
+from genie.snapshots import MemoryState
 
 
 class Allocation(Protocol):
@@ -35,6 +36,13 @@ class Sharing(Protocol):
     def share(self, handle: int) -> object: ...
 
     def adopt(self, handle: int, value: object) -> None: ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A local session may say which memory a value lies in."""
+
+    def memory_of(self, handle: int) -> MemoryState: ...
 
 
 @runtime_checkable

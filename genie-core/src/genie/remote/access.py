@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from genie.config import Settings
 from genie.errors import AccessDenied, BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, TlsFailed
 from genie.interfaces import Transport, encrypts
-from genie.remote.greeting import Met, farewell, meet
+from genie.remote.greeting import Met, Wish, farewell, meet
 from genie.security import Ticket, Tls, TlsFiles
 from genie.security.files import warn_if_exposed
 from genie.security.guard import NEEDED, NEEDED_HINT
@@ -67,11 +67,12 @@ class Access:
         genie: str = "",
         resumes: bool = False,
         back: Back | None = None,
+        wish: Wish | None = None,
     ) -> Met:
         """As :func:`genie.remote.greeting.meet`, with a new ticket where the node wants one. ``node`` is the address
         that its control plane goes by, if ``address`` is a shortcut to it."""
         node = node or address
-        said = partial(meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back)
+        said = partial(meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back, wish=wish)
         with self._lock:
             control = self._controls.get(node, "")
         if control:

@@ -15,7 +15,7 @@ from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
 from genie.interfaces import Connection, Transport
 from genie.remote.access import Access
-from genie.remote.greeting import Met, farewell, quicker
+from genie.remote.greeting import Met, Wish, farewell, quicker
 from genie.remote.rejoining import Rejoining, Reunion
 from genie.remote.session import RemoteSession
 from genie.remote.traced import TracedSession
@@ -25,7 +25,8 @@ from genie.wire.messages import Back
 
 class RemoteBackend:
     """``nodes`` are addresses; their devices, in order, are the backend's. A device of ``known`` (a cluster file)
-    stands for the node's own device of the same address and index: its id and figures are the user's."""
+    stands for the node's own device of the same address and index: its id and figures are the user's. ``wish`` is what
+    is done where a node is full: without one it refuses."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class RemoteBackend:
         access: Access | None = None,
         resumes: bool = True,
         heartbeat: float = 10.0,
+        wish: Wish | None = None,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -51,6 +53,7 @@ class RemoteBackend:
         self._access = access or Access()
         self._resumes = resumes
         self._heartbeat = heartbeat
+        self._wish = wish
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -69,6 +72,7 @@ class RemoteBackend:
             access=Access.from_settings(settings, transport),
             resumes=settings.lease_seconds > 0,
             heartbeat=settings.heartbeat_seconds,
+            wish=Wish(settings.admission_seconds, settings.priority),
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -116,6 +120,7 @@ class RemoteBackend:
             raise ConfigError(f"device {device.id!r} has no address", hint="it belongs to another backend")
         met = self._meet(device.address, device.index)
         session = self._session(met, device, device.address)
+        session.speaks(met.welcome.minor)
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)
@@ -145,6 +150,7 @@ class RemoteBackend:
             node=node,
             genie=genie.__version__,
             resumes=self._resumes,
+            wish=self._wish,
         )
 
     def _lasting(self, met: Met, node: str) -> Connection:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import structlog
 
 from genie.errors import (
     BackendUnavailable,
@@ -15,6 +17,7 @@ from genie.errors import (
     GenieError,
     NodeError,
     ProtocolError,
+    Stage,
     TlsFailed,
     VersionMismatch,
 )
@@ -22,7 +25,9 @@ from genie.interfaces import Connection, Keyed, Transport
 from genie.remote.identity import client_name, host_identity
 from genie.security.tickets import Ticket, prove_hello, prove_welcome
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
-from genie.wire.messages import Back, Hello, Welcome
+from genie.wire.messages import Back, Hello, Waiting, Welcome
+
+log = structlog.get_logger("genie.client")
 
 _PATIENCE_SECONDS = 600.0  # a session may compute for long
 
@@ -33,6 +38,15 @@ class Met(NamedTuple):
     connection: Connection
     dialogue: Dialogue
     welcome: Welcome
+
+
+class Wish(NamedTuple):
+    """What a client would have, where a node is full: to wait for so many ``seconds``, with ``on_wait`` told its place
+    as it changes; and a priority that is lower than its tenant's, if not ""."""
+
+    seconds: float = 0.0
+    priority: str = ""
+    on_wait: Callable[[Waiting], None] | None = None
 
 
 def quicker(welcome: Welcome) -> str:
@@ -59,14 +73,16 @@ def meet(
     ticket: Ticket | None = None,
     resumes: bool = False,
     back: Back | None = None,
+    wish: Wish | None = None,
 ) -> Met:
     """Open a session on device number ``device`` of the node at ``address``; -1 only asks, connects a channel, or comes
     ``back``. A node that says it is busy is waited for as long as it says so, within ten minutes. With a ``ticket``
-    both sides show that they know its key.
+    both sides show that they know its key. ``wish``: what to do where the node is full; without, it refuses.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
     """
+    wish = wish or Wish()
     hello = Hello(
         major=PROTOCOL[0],
         minor=PROTOCOL[1],
@@ -77,6 +93,8 @@ def meet(
         channel=channel,
         resumes=resumes,
         back=back,
+        waits=wish.seconds,
+        priority=wish.priority,
     )
     deadline = time.monotonic() + timeout
     connection = transport.connect(address, timeout)
@@ -86,7 +104,8 @@ def meet(
         said = messages.put_struct(hello)
         proof = None if ticket is None else ticket.id + prove_hello(ticket, said)
         connection.send(greeting(dialogue.next_seq(), Kind.HELLO, said, proof))
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        patience = time.monotonic() + max(_PATIENCE_SECONDS, wish.seconds + timeout)
+        place: Waiting | None = None
         while True:
             message = connection.receive(_no_buffers, max(deadline - time.monotonic(), 0.001))
             kind, body, answered = heard(message.header)
@@ -94,6 +113,8 @@ def meet(
             if kind != Kind.WAIT:
                 break
             now = time.monotonic()
+            if len(body):
+                place = _place(messages.get_waiting(body), place, address, wish)
             if now > patience:
                 raise NodeError(f"the session was busy for {_PATIENCE_SECONDS:g} s", where=address)
             deadline = now + timeout
@@ -113,6 +134,9 @@ def meet(
         connection.close()
         raise DeadlineExceeded(
             f"{address} accepted the connection, and did not greet within {timeout:g} s",
+            stage=error.stage if error.stage is Stage.TLS else Stage.GREETING,
+            seconds=timeout,
+            setting="connect_timeout",
             where=address,
             hint="check that it is a Genie node's data port",
         ) from error
@@ -150,6 +174,14 @@ def heard(header: bytes) -> tuple[int, memoryview, memoryview | None]:
     if len(records) == 2 and records[1][0] == Kind.PROOF:
         return *records[0], records[1][1]
     raise ProtocolError(f"a greeting of {len(records)} records")
+
+
+def _place(now: Waiting, before: Waiting | None, address: str, wish: Wish) -> Waiting:
+    if before is None or now.position != before.position:
+        log.warning("the node is full: waiting for a place", node=address, place=now.position, waiting=now.waiting)
+        if wish.on_wait is not None:
+            wish.on_wait(now)
+    return now
 
 
 def _check_node(ticket: Ticket, said: bytes, body: memoryview, proof: memoryview | None, address: str) -> None:

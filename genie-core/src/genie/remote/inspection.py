@@ -10,6 +10,7 @@ from genie.errors import AccessDenied, BackendError, TlsFailed
 from genie.interfaces import Transport
 from genie.plugins import registry
 from genie.remote.access import Access, control_address
+from genie.remote.accounts_seen import AccountView
 from genie.remote.greeting import farewell
 from genie.remote.server import SessionInfo
 from genie.wire import Limits
@@ -17,7 +18,7 @@ from genie.wire import Limits
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """``control`` is ``serving``, ``not serving`` or ``unreachable``; with the last, what only the control plane
-    knows is empty."""
+    knows is empty. ``account`` is that of the tenant who asks, ``waiting`` the clients that wait for a place."""
 
     address: str
     genie: str
@@ -30,6 +31,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     sessions: tuple[SessionInfo, ...] = ()
     content: dict[str, int] = {}
+    account: AccountView | None = None
+    waiting: int = 0
     draining: bool = False
 
 
@@ -64,6 +67,8 @@ def status(address: str, *, transport: Transport | None = None, timeout: float |
                 versions=capabilities.versions,
                 sessions=client.sessions(),
                 content=capabilities.content,
+                account=capabilities.account,
+                waiting=capabilities.waiting,
                 draining=capabilities.draining,
             )
     except (AccessDenied, TlsFailed):

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer
+from genie.tenancy.quotas import Priority
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,6 +43,7 @@ class _OfNode(Collector):
         yield from _growing(view)
         yield from _of_memory(view)
         yield from _per_tenant(view)
+        yield from _quotas(view)
         yield _latencies(view)
 
 
@@ -147,6 +149,44 @@ def _per_tenant(view: NodeView) -> Iterable[Metric]:
     )
     yield _counter(
         "genie_tenant_sent_bytes", "Bytes of messages to it.", {at: t.bytes_out for at, t in its.items()}, of
+    )
+
+
+def _quotas(view: NodeView) -> Iterable[Metric]:
+    seen = view.reception
+    waiting = Counter(each.priority for each in seen.queue)
+    yield _gauge(
+        "genie_admission_waiting",
+        "Clients that wait for a place.",
+        {(priority.value,): waiting[priority.value] for priority in Priority},
+        ("priority",),
+    )
+    yield _counter("genie_admission_waits", "Clients that had to wait for a place.", {(): seen.waits})
+    yield _counter("genie_admission_wait_seconds", "What they waited, together.", {(): seen.waited_seconds})
+    yield _counter("genie_admission_gave_up", "Clients that waited, and got none.", {(): seen.gave_up})
+    its = {(account.tenant,): account for account in seen.accounts}
+    of = ("tenant",)
+    yield _gauge("genie_tenant_weight", "Its weight.", {at: t.weight for at, t in its.items()}, of)
+    yield _gauge(
+        "genie_tenant_charged_bytes",
+        "Device memory it is charged for; what its sessions share counts once.",
+        {at: t.memory_bytes for at, t in its.items()},
+        of,
+    )
+    yield _gauge(
+        "genie_tenant_quota_bytes",
+        "Device memory it may have; 0 is no limit.",
+        {at: t.memory_quota for at, t in its.items()},
+        of,
+    )
+    yield _counter(
+        "genie_tenant_device_seconds", "Time of devices it had.", {at: t.device_seconds for at, t in its.items()}, of
+    )
+    yield _counter(
+        "genie_tenant_delayed_seconds",
+        "For how long quotas held its messages back.",
+        {at: t.delayed_seconds for at, t in its.items()},
+        of,
     )
 
 

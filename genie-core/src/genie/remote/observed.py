@@ -11,6 +11,7 @@ import time
 import msgspec
 
 import genie
+from genie.remote.accounts_seen import ReceptionView, see
 from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.meters import BOUNDS, Look, Tally, cumulated
 from genie.remote.server import NodeServer
@@ -111,6 +112,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     batched_members: int = 0  # … and how many sessions took part
     content: dict[str, int] = {}
     memory: NodeMemory = NodeMemory()
+    reception: ReceptionView = ReceptionView()
     process: Process = Process()
 
 
@@ -149,6 +151,7 @@ def observe(node: NodeServer) -> NodeView:
         batched_members=total.grown["batched_members"],
         content=dict(node.content().stats()),
         memory=holdings(node, look=look),
+        reception=see(node.reception),
         process=_process(),
     )
 

@@ -26,7 +26,6 @@ from genie.errors import (
     ConnectionLost,
     DeadlineExceeded,
     GenieError,
-    LimitExceeded,
     NodeError,
     ProtocolError,
     SessionClosed,
@@ -36,6 +35,7 @@ from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Tr
 from genie.remote.abilities import Accounting, Swapping
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
+from genie.remote.crowd import crowded
 from genie.remote.departed import Departed, may_come_back
 from genie.remote.directories import own_directory
 from genie.remote.greeting import greeting, heard
@@ -44,14 +44,20 @@ from genie.remote.inlets import Inlet, Inlets
 from genie.remote.lasting import Lasting, welcome_back
 from genie.remote.meters import Meters
 from genie.remote.node_session import NodeSession
+from genie.remote.realm import Realm
+from genie.remote.reception import Reception
 from genie.remote.served import choose, each_its_name
+from genie.remote.watching import Watch
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
+from genie.tenancy.accounts import Tenancy
+from genie.tenancy.pace import Pace
 from genie.wire import PROTOCOL, RESUMING, Dialogue, Kind, Limits, frames, messages
 from genie.wire.messages import Back, Hello, Welcome
 
 log = structlog.get_logger("genie.node")
 
+MOST_SESSIONS = 64
 _GREETING_SECONDS = 10.0
 _HOUSEKEEPING_SECONDS = 30.0
 
@@ -80,7 +86,8 @@ class NodeServer:
 
     With ``local`` it also listens on a Unix socket, where the transport can, in a directory only this user enters;
     clients on this host are told. ``content_bytes`` bounds the host memory that keeps uploaded contents. A session
-    whose connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once.
+    whose connection breaks waits ``lease_seconds`` for its client to come back; 0: it ends at once. A client that
+    finds no place waits for one, if it likes, for at most ``admission_seconds``.
 
     >>> with NodeServer(backend, transport, "127.0.0.1:0") as node:  # doctest: +SKIP
     ...     print(node.address)
@@ -95,11 +102,13 @@ class NodeServer:
         devices: Sequence[str] = (),
         local: bool | str = True,
         limits: Limits | None = None,
-        max_sessions: int = 64,
+        max_sessions: int = MOST_SESSIONS,
         content_bytes: int | None = None,
         partial_seconds: float = 600.0,
         guard: Guard | None = None,
         lease_seconds: float = 30.0,
+        tenancy: Tenancy | None = None,
+        admission_seconds: float = 60.0,
     ) -> None:
         self.guard = guard or Guard()
         self._backend = backend
@@ -110,6 +119,13 @@ class NodeServer:
         self._limits = limits or Limits()
         self.max_sessions = max_sessions
         self.meters = Meters()
+        self.reception = Reception(
+            backend,
+            tenancy or Tenancy(),
+            most=lambda: self.max_sessions,
+            where=lambda: self.address,
+            seconds=admission_seconds,
+        )
         self._lease = lease_seconds
         self._store = ContentStore(_quarter_of_memory() if content_bytes is None else content_bytes, partial_seconds)
         self._inlets = Inlets(self._limits)
@@ -120,6 +136,7 @@ class NodeServer:
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
         self._departed = Departed()
+        self._watch = Watch(self._open_sessions)
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -146,11 +163,13 @@ class NodeServer:
             thread.daemon = True
             thread.start()
             self._threads.append(thread)
+        self._watch.start()
 
     def drain(self, timeout: float) -> bool:
         """Take no more sessions and wait for those there are. Whether all ended in time."""
         with self._changed:
             self._draining = True
+        self.reception.close(self._shutting_down())
         return self.wait_for_sessions(0, timeout)
 
     def wait_for_sessions(self, most: int, timeout: float) -> bool:
@@ -166,12 +185,14 @@ class NodeServer:
             self._closed = self._draining = True
             connections = list(self._greeting)
             sessions = [session for session, _ in self._sessions.values()]
+        self.reception.close(self._shutting_down())
         for listener in self._listeners:
             listener.close()
         for connection in connections:
             connection.close()
         for session in sessions:
-            session.stop()
+            session.stop("the node shut down")
+        self._watch.close()
         for thread in self._threads:
             thread.join(timeout=10.0)
         with self._changed:
@@ -199,6 +220,22 @@ class NodeServer:
     def draining(self) -> bool:
         return self._draining
 
+    def cancel(self, name: str, reason: str, *, work_only: bool = False) -> bool:
+        """End the session of this name, or only what it was asked so far. Whether there is one."""
+        with self._changed:
+            session, _ = self._sessions.get(name, (None, None))
+        if session is None:
+            return False
+        if work_only:
+            session.cancel_work(reason)
+        else:
+            session.stop(reason)
+        return True
+
+    def _open_sessions(self) -> list[NodeSession]:
+        with self._changed:
+            return [session for session, _ in self._sessions.values()]
+
     def sessions(self) -> tuple[SessionInfo, ...]:
         with self._changed:
             return tuple(msgspec.structs.replace(info, away=its.away) for its, info in self._sessions.values())
@@ -224,14 +261,15 @@ class NodeServer:
     def housekeep(self) -> None:
         """Give back what was kept for longer than it is likely to be used. To be called now and then."""
         self._store.expire()
+        self.reception.housekeep()
         if isinstance(self._backend, Trimming):
             self._backend.trim()
         with self._changed:
             sessions = list(self._sessions.values())
         for session, _ in sessions:
-            if not self.guard.still_welcome(session.owner):
-                log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
-                session.stop("its token was revoked")
+            if reason := self.guard.unwelcome(session.owner):
+                log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
+                session.stop(reason)
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -251,12 +289,13 @@ class NodeServer:
             except ConnectionLost:
                 return
             with self._changed:
-                crowded = len(self._greeting) + len(self._sessions) >= 2 * self.max_sessions
-                turned_away = self._closed or crowded
+                waiting = self.reception.admission.waiting
+                full = crowded(connection, self._greeting, waiting, len(self._sessions), self.max_sessions)
+                turned_away = self._closed or full
                 if not turned_away:
                     self._greeting.add(connection)
             if turned_away:
-                if crowded:
+                if full:
                     self.meters.refused("Crowded")
                 connection.close()
                 continue
@@ -298,6 +337,7 @@ class NodeServer:
         seconds = round(time.time() - session.since, 3)
         self.guard.audit.write("closed", session=session.name, seconds=seconds, **session.owner.facts)
         self.meters.closed(session.meter)
+        self.reception.leave(session.pace)
         with self._changed:
             self._sessions.pop(session.name, None)
             self._departed.add(session)
@@ -311,6 +351,7 @@ class NodeServer:
         if kind == Kind.BYE:
             return None
         hello = messages.get_hello(body)
+        self.guard.check_certificate(_stranger(connection))
         if hello.major != PROTOCOL[0]:
             raise VersionMismatch(
                 f"the client speaks version {hello.major}.{hello.minor} of the protocol (Genie {hello.genie}), "
@@ -333,7 +374,7 @@ class NodeServer:
                 minor=PROTOCOL[1],
                 genie=genie.__version__,
                 session="" if session is None else session.name,
-                devices=self._named,
+                devices=self.reception.devices(self._named, owner),
                 limits=self._limits,
                 host=host_identity(),
                 local_address=self.local_address,
@@ -389,6 +430,8 @@ class NodeServer:
         assert lasting is not None
         if not comer.continues(session.owner):
             raise AccessDenied("the session was opened with another token or certificate", where=self.address)
+        if back.probe and back.cancel:
+            session.cancel_work("its client asked for that", back.sent)
         if back.probe:
             say(welcome_back(back.session, lasting.standing()))
             return None
@@ -409,39 +452,48 @@ class NodeServer:
                 where=self.address,
                 hint="`genie node status` lists its devices, counted from 0",
             )
+        pace = self.reception.admit(connection, dialogue, hello, owner)
+        try:
+            return self._begin(connection, dialogue, hello, owner, pace)
+        except BaseException:
+            self.reception.leave(pace)
+            raise
+
+    def _begin(
+        self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity, pace: Pace
+    ) -> NodeSession:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
-        local = self._backend.connect(device)
-        if isinstance(local, Swapping):
-            local.name(name, owner.tenant)
-        channels = Channels(self._inlets, self._transport, device, self.address)
-        capacity = device.memory_bytes
-        if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
-            connection = Lasting(connection, dialogue, name, self._lease)
-        session = NodeSession(name, connection, dialogue, local, self._store, self._limits, capacity, channels, owner)
-        if session.lasting is not None:
-            session.lasting.tell = partial(self._moved, session)
         info = SessionInfo(
             name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
         )
+        local = self.reception.connect(device, name, info.client, pace)
+        if isinstance(local, Swapping):
+            local.name(name, owner.tenant)
+        channels = Channels(self._inlets, self._transport, device, self.address)
+        store = Realm(self._store, self.reception.realm(pace))
+        if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
+            connection = Lasting(connection, dialogue, name, self._lease)
+        session = NodeSession(
+            name, connection, dialogue, local, store, self._limits, device.memory_bytes, channels, owner, pace
+        )
+        if session.lasting is not None:
+            session.lasting.tell = partial(self._moved, session)
         with self._changed:
-            if self._draining:
-                refusal: GenieError | None = BackendUnavailable(
-                    "the node is shutting down and takes no more sessions", where=self.address, hint="use another node"
-                )
-            elif len(self._sessions) >= self.max_sessions:
-                refusal = LimitExceeded(
-                    f"the node has its {self.max_sessions} sessions", where=self.address, hint="try again later"
-                )
-            else:
-                refusal = None
+            draining = self._draining
+            if not draining:
                 self._sessions[name] = (session, info)
                 self.meters.opened(session.meter, owner.tenant or info.client, info.device)
-        if refusal is not None:
+        if draining:
             local.close()
-            raise refusal
+            raise self._shutting_down()
         self.guard.audit.write("opened", session=name, device=info.device, client=info.client, **owner.facts)
         return session
+
+    def _shutting_down(self) -> BackendUnavailable:
+        return BackendUnavailable(
+            "the node is shutting down and takes no more sessions", where=self.address, hint="use another node"
+        )
 
     def _refuse(self, connection: Connection, dialogue: Dialogue, error: GenieError) -> None:
         with contextlib.suppress(GenieError):
@@ -475,7 +527,11 @@ class NodeServer:
 
 def _stranger(connection: Connection) -> Identity:
     certificate = connection.subject if isinstance(connection, Certified) else ""
-    return Identity(peer=str(getattr(connection, "peer", "")), certificate=certificate)
+    return Identity(
+        peer=str(getattr(connection, "peer", "")),
+        certificate=certificate,
+        fingerprint=str(getattr(connection, "fingerprint", "")),
+    )
 
 
 def _bare_welcome(control_port: int) -> Welcome:

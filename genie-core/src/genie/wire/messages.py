@@ -11,7 +11,7 @@ import msgspec
 
 import genie.errors
 from genie.device import Device
-from genie.errors import GenieError, LimitExceeded, ProtocolError, RemoteOpError
+from genie.errors import DeadlineExceeded, GenieError, LimitExceeded, ProtocolError, RemoteOpError, Stage
 from genie.graph import DTYPES, TensorSpec
 from genie.wire.frames import Buffer, Limits
 
@@ -27,13 +27,15 @@ _HELD: Final = struct.Struct("<QB")
 DIGEST_BYTES: Final = 32
 ANY_SIZE: Final = (1 << 64) - 1
 LARGEST_HANDLE: Final = (1 << 63) - 1
+LONGEST_LEASE: Final = float(1 << 30)  # s: what a wait takes
 
 
 class Back(msgspec.Struct, frozen=True, kw_only=True):
     """A client that comes back to its ``session``, proved by the ``key`` that WELCOME gave it.
 
     ``heard`` counts the node's messages that arrived whole, WELCOME not among them; ``sent`` is the number of the
-    client's last message. ``probe``: it only asks how things are, over a connection of its own.
+    client's last message. ``probe``: it only asks how things are, over a connection of its own. ``cancel``, with
+    ``probe``: what it asked up to the message ``sent`` need not be done any more.
     """
 
     session: str
@@ -41,6 +43,7 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     heard: int
     sent: int
     probe: bool = False
+    cancel: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +63,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
     values names the ``channel`` instead, by the token that the other gave out for it.
 
-    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is."""
+    ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is.
+
+    A node that is full keeps a client that ``waits`` so many seconds in its queue. ``priority`` may be lower than the
+    tenant's."""
 
     major: int
     minor: int
@@ -71,6 +77,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = ""
     resumes: bool = False
     back: Back | None = None
+    waits: float = 0.0
+    priority: str = ""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """WAIT, to who waits for a place: theirs in the queue, counted from 1, and how many wait."""
+
+    position: int
+    waiting: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,11 +124,18 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = ""
     device: str = ""
     source: str = ""
+    # Of a DeadlineExceeded:
+    stage: str = ""
+    seconds: float = 0.0
+    setting: str = ""
 
+
+_STAGES = frozenset(Stage)
 
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
+_waiting_decoder = msgspec.msgpack.Decoder(Waiting)
 _welcome_decoder = msgspec.msgpack.Decoder(Welcome)
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
 _counters_decoder = msgspec.msgpack.Decoder(dict[str, int])
@@ -157,16 +179,37 @@ def spec_bytes(spec: TensorSpec, limits: Limits) -> int:
 # --- greeting and errors ---------------------------------------------------------------------------
 
 
-def put_struct(value: Hello | Welcome | Failure | TensorSpec | dict[str, int]) -> bytes:
+def put_struct(value: Hello | Welcome | Waiting | Failure | TensorSpec | dict[str, int]) -> bytes:
     return _encode(value)
 
 
 def get_hello(data: Buffer) -> Hello:
-    return _decode(_hello_decoder, data, "HELLO")
+    hello = _decode(_hello_decoder, data, "HELLO")
+    if hello.back is not None:
+        _check_numbers("HELLO", hello.back.heard, hello.back.sent)
+    return hello
 
 
 def get_welcome(data: Buffer) -> Welcome:
-    return _decode(_welcome_decoder, data, "WELCOME")
+    welcome = _decode(_welcome_decoder, data, "WELCOME")
+    _check_numbers("WELCOME", *msgspec.structs.astuple(welcome.limits))
+    if not 0 <= welcome.lease <= LONGEST_LEASE:  # nor what is no number
+        raise ProtocolError(f"the peer sent a malformed WELCOME: a lease of {welcome.lease:g} s")
+    if not 0 <= welcome.control_port < 1 << 16:
+        raise ProtocolError(f"the peer sent a malformed WELCOME: there is no port {welcome.control_port}")
+    if welcome.standing is not None:
+        _check_numbers("WELCOME", welcome.standing.taken, welcome.standing.told, welcome.standing.again)
+    return welcome
+
+
+def _check_numbers(what: str, *numbers: int) -> None:
+    for number in numbers:
+        if not 0 <= number <= LARGEST_HANDLE:
+            raise ProtocolError(f"the peer sent a malformed {what}: it counts {number}")
+
+
+def get_waiting(data: Buffer) -> Waiting:
+    return _decode(_waiting_decoder, data, "WAIT")
 
 
 def get_counters(data: Buffer) -> dict[str, int]:
@@ -191,6 +234,16 @@ def put_error(error: BaseException) -> bytes:
             kind=error.kind,
             device=error.device,
             source=error.source,
+        )
+    elif isinstance(error, DeadlineExceeded):
+        failure = Failure(
+            error=type(error).__name__,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            stage=error.stage or "",
+            seconds=error.seconds,
+            setting=error.setting,
         )
     elif isinstance(error, GenieError):
         failure = Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
@@ -220,6 +273,16 @@ def get_error(data: Buffer, node: str) -> GenieError:
         )
     if not (isinstance(found, type) and issubclass(found, GenieError)):
         return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
+    if issubclass(found, DeadlineExceeded):
+        stage = Stage(failure.stage) if failure.stage in _STAGES else None  # a later version may have others
+        return found(
+            failure.message,
+            stage=stage,
+            seconds=failure.seconds,
+            setting=failure.setting,
+            where=where,
+            hint=failure.hint,
+        )
     return found(failure.message, where=where, hint=failure.hint)
 
 
@@ -357,6 +420,28 @@ def put_pair(first: int, second: int) -> bytes:
 def get_pair(data: memoryview, what: str) -> tuple[int, int]:
     first, second = _unpack(_PAIR, data, what)
     return first, second
+
+
+def get_fetch(data: memoryview) -> tuple[int, int]:
+    """FETCH: the handle, and the size of the memory for its value or ``ANY_SIZE``."""
+    handle, wanted = get_pair(data, "FETCH")
+    return _handle(handle), wanted
+
+
+def get_seed(data: memoryview) -> tuple[int, int]:
+    """SEED: the generator's number, and the seed."""
+    generator, seed = get_pair(data, "SEED")
+    return _generator(generator), seed
+
+
+def get_generator(data: memoryview, what: str) -> int:
+    return _generator(get_number(data, what))
+
+
+def _generator(number: int) -> int:
+    if number > LARGEST_HANDLE:
+        raise ProtocolError(f"{number} is no generator")
+    return number
 
 
 def get_number(data: memoryview, what: str) -> int:
