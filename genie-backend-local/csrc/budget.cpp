@@ -135,7 +135,7 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
       }
     }
   }
-  const auto again = evicted.bytes > 0 ? restored.rate(unseen) : unseen;
+  const auto again = restored.rate(unseen);
   const auto swapped = swapped_out.rate(unseen) + swapped_in.rate(unseen);
   const auto now = now_ms();
   for (auto& each : all.candidates) {
@@ -178,7 +178,7 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
       }
     }
   }
-  all.locks.clear();
+  all.locks.clear();  // before the mutex: a session that ends waits for that one, and is gone then
   return gone;
 }
 

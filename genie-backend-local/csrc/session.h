@@ -31,7 +31,6 @@
 namespace genie_local {
 
 class Batcher;  // batch.h
-class Session;
 using BatcherPtr = std::shared_ptr<Batcher>;
 
 // Bytes for Python, kept alive and unchanged while somebody looks at them.
@@ -73,6 +72,8 @@ struct Counters {
   std::array<int64_t, kinds> by_kind{};  // bytes of `memory`
   int64_t away = 0;  // bytes of values that left the device and come back when they are used
 };
+
+class Session;
 
 // A storage that nothing refers to but a session's values, none of which is in use.
 struct Leaving {
@@ -174,7 +175,7 @@ class Session {
   int64_t away() const {
     return memory_.away();
   }
-  // Who it works for, for errors of those it shares the device with. Before it is used.
+  // Who it works for, for errors of those it shares the device with.
   void name(std::string label, std::string tenant);
 
   void synchronize();
@@ -198,12 +199,11 @@ class Session {
   const at::Tensor& look(int64_t handle);
   Holder& find(int64_t handle);
   SharedValue share(int64_t handle, bool content);
-  // With the lock, of another thread's if it is not at work:
   bool working() const {
     return working_;
   }
+  // Of a session at work by the thread that works; else with the lock.
   void list_leaving(std::vector<Leaving>& found);
-  void use(Holder& holder);
   void bring_back(Holder& holder);
   void bring_back(c10::StorageImpl& storage);
   std::shared_ptr<Plan>& known_plan(int64_t id);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -70,21 +71,24 @@ def holdings(node: NodeServer, who: Identity | None = None, look: Look | None = 
     """As ``who`` may see it: without scope ``admin`` only the sessions of its own tenant are listed. Sessions at work
     are waited for shortly; what they hold is what they said last. ``None`` sees all."""
     look = node.meters.look() if look is None else look
-    everything = who is None or who.may(Scope.ADMIN)
-    all_of_them = [_session(info, look) for info in node.sessions() if info.id in look.open]
-    seen = [each for each in all_of_them if everything or who is None or each.tenant == who.tenant]
-    hidden = {device.id: 0 for device in node.devices}
-    for each in all_of_them:
-        if each not in seen:
-            hidden[each.device] += each.live
+    seen: list[SessionMemory] = []
+    hidden: Counter[str] = Counter()
+    live: Counter[str] = Counter()
+    for info in node.sessions():
+        if info.id in look.open:
+            each = _session(info, look)
+            live[each.device] += each.live
+            if who is None or who.may(Scope.ADMIN) or each.tenant == who.tenant:
+                seen.append(each)
+            else:
+                hidden[each.device] += each.live
     devices = []
     for device, told in zip(node.devices, node.memory(), strict=True):
         fields = {name: told[name] for name in _TOLD if name in told}
         moves = {
             name: Moved(told[name], told[f"{name}_bytes"], told[f"{name}_ns"] / 1e9) for name in MOVES if name in told
         }
-        live = sum(each.live for each in all_of_them if each.device == device.id)
-        fields = {"limit": device.memory_bytes, "live": live, **fields}
+        fields = {"limit": device.memory_bytes, "live": live[device.id], **fields}
         devices.append(DeviceMemory(id=device.id, others=hidden[device.id], moves=moves, **fields))
     return NodeMemory(
         devices=tuple(devices),

@@ -18,10 +18,13 @@ class Prefetch:
     def __init__(self, session: Session) -> None:
         self._session = session if isinstance(session, Swapping) else None
         self._one = threading.Lock()  # at a time
+        self._left = 0  # bytes that stayed away, the last time: not what was used last
 
     def begin(self) -> None:
         """Returns at once. What fails here fails again, and is told, when the value is used."""
-        if self._session is None or not self._session.away_bytes or not self._one.acquire(blocking=False):
+        if self._session is None or self._session.away_bytes in (0, self._left):
+            return
+        if not self._one.acquire(blocking=False):
             return
         try:
             threading.Thread(target=self._run, args=(self._session,), name="genie-prefetch", daemon=True).start()
@@ -38,6 +41,7 @@ class Prefetch:
     def _run(self, session: Swapping) -> None:
         try:
             session.prefetch()
+            self._left = session.away_bytes
         except Exception as error:
             log.debug("not prefetched", reason=str(error))
         finally:
