@@ -4,7 +4,8 @@
 
 The node runs the local backend (or ``null``, which is Python alone) in a process of its own, with one thread; the raw
 peer is plain Python ``sendmsg`` and ``recv_into`` in another. TLS has a node of its own, with a certificate made for
-the run; ``/ plain`` are its ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
+the run, and "checked" has checksums;
+``/ plain`` are their ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
 transfer's content is checked.
 """
 
@@ -239,8 +240,8 @@ class Genie:
         self._backend.close()
 
 
-def _client(address: str, shortcut: bool, spin_us: float, certificates: str = "") -> Genie:
-    transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False))
+def _client(address: str, shortcut: bool, spin_us: float, certificates: str = "", checksums: str = "off") -> Genie:
+    transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False), checksums=checksums)
     return Genie(RemoteBackend("tcp", transport, (address,), shortcut=shortcut))
 
 
@@ -280,6 +281,7 @@ def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, 
                 links = {
                     "tcp": (0, _client(address, shortcut=False, spin_us=50)),
                     "tcp, no spin": (0, _client(address, shortcut=False, spin_us=0)),
+                    "tcp, checked": (0, _client(address, shortcut=False, spin_us=50, checksums="on")),
                     "tls": (0, _client(behind_tls, shortcut=False, spin_us=50, certificates=str(pki))),
                     "unix": (1, _client(address, shortcut=True, spin_us=50)),
                 }
@@ -336,9 +338,10 @@ def main() -> None:
         row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]
         row["up / raw, fresh"] = row["up GB/s"] / row["raw up, fresh GB/s"]
         row["down / raw"] = row["down GB/s"] / row["raw down GB/s"]
-    for column in ("up GB/s", "down GB/s", "known content GB/s"):
-        result["tls"][f"{column.removesuffix(' GB/s')} / plain"] = result["tls"][column] / result["tcp"][column]
-    result["tls"]["fetch / plain"] = result["tls"]["fetch µs"] / result["tcp"]["fetch µs"]
+    for row, plain in ((result["tls"], result["tcp"]), (result["tcp, checked"], result["tcp"])):
+        for column in ("up GB/s", "down GB/s", "known content GB/s"):
+            row[f"{column.removesuffix(' GB/s')} / plain"] = row[column] / plain[column]
+        row["fetch / plain"] = row["fetch µs"] / plain["fetch µs"]
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
         return

@@ -40,6 +40,10 @@ class Account {
     const int64_t limit = limit_;
     return limit > 0 && bytes > limit - live_;
   }
+  // Of `bytes` more, what its limit has no room for.
+  int64_t missing(int64_t bytes) const {
+    return bytes - (limit_ - live_);
+  }
   // As Memory's; and who holds most of what is in use.
   std::string shortage(int64_t need, int64_t held) const;
 

@@ -4,11 +4,13 @@
 #include <torch/version.h>
 
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 
 #include "batch.h"
 #include "loader.h"
 #include "names.h"
 #include "session.h"
+#include "snapshot_module.h"
 
 namespace py = pybind11;
 
@@ -69,9 +71,21 @@ py::memoryview view_of(const py::object& owner) {
   return py::memoryview(owner);
 }
 
+const char* error_of(const Failure& failure) {
+  if (failure.kind == "OutOfMemoryError") {
+    return "OutOfMemory";
+  }
+  for (const auto* name : {"Cancelled", "ExecutionTimedOut"}) {
+    if (failure.kind == name) {
+      return name;
+    }
+  }
+  return "RemoteOpError";
+}
+
 void raise(const Failure& failure) {
   const auto errors = py::module_::import("genie.errors");
-  const auto type = errors.attr(failure.kind == "OutOfMemoryError" ? "OutOfMemory" : "RemoteOpError");
+  const auto type = errors.attr(error_of(failure));
   const auto error = type(
       failure.message,
       py::arg("op") = failure.op,
@@ -158,10 +172,15 @@ py::dict counters(Session& session) {
   named["peak_memory_bytes"] = counted.peak_memory;
   named["timed_executions"] = counted.timed;
   named["kept_bytes"] = counted.kept;
+  named["away_bytes"] = counted.away;
+  for (size_t kind = 0; kind < kinds; ++kind) {
+    named[(std::string(name_of(static_cast<Kind>(kind))) + "_bytes").c_str()] = counted.by_kind[kind];
+  }
   named["batched_executions"] = counted.batched_executions;
   named["batched_members"] = counted.batched_members;
   named["batched_steps"] = counted.batched_steps;
   named["largest_batch"] = counted.largest_batch;
+  named["stopped_executions"] = counted.stopped_executions;
   return named;
 }
 
@@ -222,9 +241,91 @@ py::list take_timings(Session& session) {
   return made;
 }
 
+// A buffer's memory, kept by a reference to it.
+Source source_of(const py::object& buffer, size_t size) {
+  auto view = std::make_unique<View>(buffer, false);
+  if (view->size() != size) {
+    throw Refused(Refusal::node, "a value of " + std::to_string(size) + " bytes is not the same as " +
+                  std::to_string(view->size()));
+  }
+  const auto* data = view->data();
+  return {data, std::shared_ptr<void>(view.release(), [](void* held) {
+            const py::gil_scoped_acquire gil;
+            delete static_cast<View*>(held);
+          })};
+}
+
+py::dict budget_stats(Budget& budget) {
+  py::dict named;
+  named["limit"] = budget.limit;
+  named["live"] = budget.live.load();
+  named["peak"] = budget.peak.load();
+  named["contents"] = budget.contents.load();
+  named["swap_limit"] = budget.swap ? budget.swap->limit() : 0;
+  named["swap_used"] = budget.swap ? budget.swap->used() : 0;
+  const std::pair<const char*, const Traffic*> moved[] = {
+      {"evicted", &budget.evicted},
+      {"restored", &budget.restored},
+      {"swapped_out", &budget.swapped_out},
+      {"swapped_in", &budget.swapped_in}};
+  for (const auto& [name, traffic] : moved) {
+    named[name] = traffic->count.load();
+    named[(std::string(name) + "_bytes").c_str()] = traffic->bytes.load();
+    named[(std::string(name) + "_ns").c_str()] = traffic->nanoseconds.load();
+  }
+  return named;
+}
+
+// What the allocator of a device that is not the host says: allocated and reserved bytes, and the most there were.
+py::dict allocator_stats(const std::string& name) {
+  const c10::Device device(name);
+  py::dict named;
+  if (device.is_cpu()) {
+    return named;
+  }
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(std::max<c10::DeviceIndex>(device.index(), 0));
+  const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  named["allocated"] = stats.allocated_bytes[all].current;
+  named["allocated_peak"] = stats.allocated_bytes[all].peak;
+  named["reserved"] = stats.reserved_bytes[all].current;
+  named["reserved_peak"] = stats.reserved_bytes[all].peak;
+  return named;
+}
+
+void bind_memory(py::module_& module) {
+  py::class_<Swap, SwapPtr>(module, "Swap")
+      .def(py::init<int64_t, std::string>(), py::arg("bytes"), py::arg("directory") = "");
+  py::class_<Budget, BudgetPtr>(module, "Budget")
+      .def(py::init<int64_t, SwapPtr>(), py::arg("bytes"), py::arg("swap") = SwapPtr())
+      .def(
+          "reclaim",
+          [](Budget& budget, int64_t bytes) { return budget.reclaim(bytes, nullptr); },
+          py::call_guard<NoGil>())
+      .def("put_idle_out", &Budget::put_idle_out, py::call_guard<NoGil>())
+      .def("stats", &budget_stats);
+  py::class_<SharedValue>(module, "SharedValue")
+      .def_property_readonly("shape", [](const SharedValue& value) { return to_tuple(value.spec.shape); })
+      .def_property_readonly("dtype", [](const SharedValue& value) { return name_of(value.spec.dtype); })
+      .def_property_readonly("nbytes", [](const SharedValue& value) { return value.storage_size; })
+      .def(
+          "back",
+          [](const SharedValue& value, const py::object& buffer) {
+            auto source = source_of(buffer, value.storage_size);
+            const NoGil no_gil;
+            back(value.bytes, std::move(source));
+          })
+      .def("forsake", [](const SharedValue& value) { return forsake(value.bytes); }, py::call_guard<NoGil>())
+      .def_property_readonly("held", [](const SharedValue& value) { return value.bytes->attached > 0; })
+      .def_property_readonly("away", [](const SharedValue& value) {
+        const NoGil no_gil;
+        const std::lock_guard<std::mutex> lock(value.bytes->lock);
+        return value.bytes->data.get() == nullptr;
+      });
+}
+
 void bind_session(py::module_& module) {
   py::class_<Loop, std::shared_ptr<Loop>>(module, "Loop").def_property_readonly("over", &Loop::over);
-  py::class_<Budget, BudgetPtr>(module, "Budget").def(py::init<int64_t>(), py::arg("bytes"));
+  bind_memory(module);
   py::class_<Account, AccountPtr>(module, "Account")
       .def(py::init<std::string, int64_t>(), py::arg("tenant"), py::arg("limit"))
       .def("set_limit", &Account::set_limit)
@@ -379,7 +480,8 @@ void bind_session(py::module_& module) {
       .def("fetch", &fetch)
       .def("fetch_into", &fetch_into)
       .def("free", &Session::free, py::call_guard<NoGil>())
-      .def("share", &Session::share, py::call_guard<NoGil>())
+      .def("share", py::overload_cast<int64_t>(&Session::share), py::call_guard<NoGil>())
+      .def("share_content", &Session::share_content, py::call_guard<NoGil>())
       .def("adopt", &Session::adopt, py::call_guard<NoGil>())
       .def("seed", &Session::seed, py::call_guard<NoGil>())
       .def(
@@ -399,7 +501,50 @@ void bind_session(py::module_& module) {
             const NoGil no_gil;
             session.set_generator_state(generator, view.data(), view.size());
           })
+      .def(
+          "snapshot",
+          [](Session& session) {
+            Snapshot made;
+            {
+              const NoGil no_gil;
+              made = session.snapshot();
+            }
+            return to_tuple(made);
+          })
+      .def(
+          "read_memory",
+          [](Session& session, int64_t id, int64_t version, int64_t offset, int64_t size) {
+            Bytes bytes;
+            {
+              const NoGil no_gil;
+              bytes = session.read_memory(id, version, offset, size);
+            }
+            return as_buffer(std::move(bytes));
+          })
+      .def(
+          "memory_of",
+          [](Session& session, int64_t handle) {
+            MemoryState memory;
+            {
+              const NoGil no_gil;
+              memory = session.memory_of(handle);
+            }
+            return to_tuple(memory);
+          })
+      .def(
+          "restore",
+          [](Session& session, const py::tuple& given, const std::map<int64_t, int64_t>& staged) {
+            const auto snapshot = to_snapshot(given);
+            const NoGil no_gil;
+            session.restore(snapshot, staged);
+          })
+      .def("prefetch", &Session::prefetch, py::call_guard<NoGil>())
+      .def("away", &Session::away)
+      .def("name", &Session::name, py::call_guard<NoGil>())
       .def("synchronize", &Session::synchronize, py::call_guard<NoGil>())
+      .def("cancel", &Session::cancel)
+      .def("resume", &Session::resume)
+      .def("limit_executions", &Session::limit_executions)
       .def("counters", &counters)
       .def("take_timings", &take_timings)
       .def("set_timing", &Session::set_timing, py::call_guard<NoGil>())
@@ -424,10 +569,6 @@ PYBIND11_MODULE(GENIE_MODULE, module) {
         static_cast<uint8_t*>(allocation.host.mutable_data_ptr()),
         static_cast<py::ssize_t>(allocation.host.nbytes()));
   });
-  py::class_<SharedValue>(module, "SharedValue")
-      .def_property_readonly("shape", [](const SharedValue& value) { return to_tuple(value.spec.shape); })
-      .def_property_readonly("dtype", [](const SharedValue& value) { return name_of(value.spec.dtype); })
-      .def_property_readonly("nbytes", [](const SharedValue& value) { return value.storage_size; });
   bind_session(module);
 
   py::class_<Prediction>(module, "Prediction")
@@ -438,6 +579,7 @@ PYBIND11_MODULE(GENIE_MODULE, module) {
         return py::make_tuple(py::cast(prediction.words()), py::cast(prediction.changed()));
       });
   module.def("set_threads", [](int threads) { at::set_num_threads(threads); });
+  module.def("allocator_stats", &allocator_stats);
   module.def("forget_blocks", &forget_blocks, py::call_guard<NoGil>());
   module.def("threads", [] { return at::get_num_threads(); });
 }

@@ -45,6 +45,33 @@ bool is_denied(const std::string& operation) {
   return denied.count(operation) != 0;
 }
 
+// What these make is memory as it was left, be it by another session.
+bool leaves_memory(const std::string& operation) {
+  static const std::unordered_set<std::string> known = {
+      "aten::empty",
+      "aten::empty_like",
+      "aten::empty_permuted",
+      "aten::empty_quantized",
+      "aten::empty_strided",
+      "aten::new_empty",
+      "aten::new_empty_strided",
+      "aten::_empty_affine_quantized",
+      "aten::_empty_per_channel_affine_quantized",
+      "aten::resize",
+      "aten::resize_",
+      "aten::resize_as",
+      "aten::resize_as_",
+      "aten::_resize_output",
+      "aten::_resize_output_",
+      "aten::set",
+      "aten::set_",
+      "prims::empty_strided",
+      "prims::empty_permuted",
+      "prims::resize",
+  };
+  return known.count(operation) != 0;
+}
+
 bool is_value(const c10::TypePtr& type) {
   switch (type->kind()) {
     case c10::TypeKind::TensorType:
@@ -105,6 +132,7 @@ OperatorPtr look_up(const std::string& operation, const std::string& overload, c
     }
   }
   found.draws_default = found.generator < 0 && handle->hasTag(at::Tag::nondeterministic_seeded);
+  found.uncleared = leaves_memory(operation);
   found.shim = find_shim(full, device);
   return std::make_shared<const Operator>(std::move(found));
 }

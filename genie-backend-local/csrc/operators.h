@@ -18,6 +18,7 @@ struct Operator {
   std::vector<bool> aliased;  // per argument: may be written, or share memory with a result
   int generator = -1;  // the index of the generator argument
   bool draws_default = false;  // draws random numbers and takes no generator
+  bool uncleared = false;  // gives out memory as it finds it
   Shim shim = nullptr;
 };
 

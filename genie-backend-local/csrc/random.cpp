@@ -11,6 +11,8 @@
 namespace genie_local {
 namespace {
 
+constexpr size_t most_generators = 1 << 16;  // of some kilobytes each
+
 std::mutex& default_lock() {
   static std::mutex lock;
   return lock;
@@ -38,9 +40,37 @@ void swap(at::Generator& left, at::Generator& right) {
   }
 }
 
+std::string state_of(at::Generator& generator) {
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  const auto state = generator.get_state();
+  return {static_cast<const char*>(state.const_data_ptr()), state.nbytes()};
+}
+
+void give_state(at::Generator& generator, const void* data, size_t size) {
+  const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
+  std::memcpy(state.mutable_data_ptr(), data, size);
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  try {
+    generator.set_state(state);
+  } catch (const c10::Error& error) {
+    throw Refused(Refusal::node, error.what_without_backtrace());
+  }
+}
+
 }  // namespace
 
+void Generators::admit(int64_t number) {
+  if (numbers_.size() >= most_generators && numbers_.find(number) == numbers_.end()) {
+    throw Refused(
+        Refusal::node,
+        "a session has at most " + std::to_string(most_generators) +
+            " generators: use one again, with another seed");
+  }
+  numbers_.insert(number);
+}
+
 at::Generator& Generators::get(int64_t number, c10::Device device) {
+  admit(number);
   auto& generator = generators_[{number, device.type()}];
   if (!generator.defined()) {
     if (device.is_cpu()) {
@@ -58,6 +88,7 @@ at::Generator& Generators::get(int64_t number, c10::Device device) {
 }
 
 void Generators::seed(int64_t number, uint64_t seed) {
+  admit(number);
   seeds_[number] = seed;
   for (auto& [key, generator] : generators_) {
     if (key.first == number) {
@@ -68,22 +99,30 @@ void Generators::seed(int64_t number, uint64_t seed) {
 }
 
 std::string Generators::state(int64_t number) {
-  auto& generator = get(number, device_);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  const auto state = generator.get_state();
-  return {static_cast<const char*>(state.const_data_ptr()), state.nbytes()};
+  return state_of(get(number, device_));
 }
 
 void Generators::set_state(int64_t number, const void* data, size_t size) {
-  auto& generator = get(number, device_);
-  const auto state = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte));
-  std::memcpy(state.mutable_data_ptr(), data, size);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  try {
-    generator.set_state(state);
-  } catch (const c10::Error& error) {
-    throw Refused(Refusal::node, error.what_without_backtrace());
+  give_state(get(number, device_), data, size);
+}
+
+std::vector<GeneratorState> Generators::states() {
+  std::vector<GeneratorState> states;
+  for (auto& [key, generator] : generators_) {
+    states.push_back({key.first, key.second != device_.type(), state_of(generator)});
   }
+  return states;
+}
+
+void Generators::restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds) {
+  Generators restored(device_);
+  restored.seeds_ = seeds;
+  for (const auto& [number, host, state] : states) {
+    const auto device = host ? c10::Device(c10::kCPU) : device_;
+    give_state(restored.get(number, device), state.data(), state.size());
+  }
+  generators_.swap(restored.generators_);
+  seeds_.swap(restored.seeds_);
 }
 
 AsDefault::AsDefault(at::Generator& generator)

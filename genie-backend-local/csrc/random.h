@@ -6,10 +6,19 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace genie_local {
+
+// A generator that was used; `host`: the one for draws on the host, of a session on another device.
+struct GeneratorState {
+  int64_t number = 0;
+  bool host = false;
+  std::string state;
+};
 
 class Generators {
  public:
@@ -23,8 +32,20 @@ class Generators {
   std::string state(int64_t number);
   void set_state(int64_t number, const void* data, size_t size);
 
+  // All of them.
+  std::vector<GeneratorState> states();
+  const std::map<int64_t, uint64_t>& seeds() const {
+    return seeds_;
+  }
+  // Refused when a state is none of this device's generators'; then all are as before.
+  void restore(const std::vector<GeneratorState>& states, const std::map<int64_t, uint64_t>& seeds);
+
  private:
+  // Refused (node) for one too many.
+  void admit(int64_t number);
+
   const c10::Device device_;
+  std::set<int64_t> numbers_;
   std::map<std::pair<int64_t, c10::DeviceType>, at::Generator> generators_;
   std::map<int64_t, uint64_t> seeds_;
 };

@@ -5,6 +5,7 @@
 #include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <utility>
 
 namespace genie_local {
@@ -52,10 +53,16 @@ void Session::Run::bind(const std::vector<uint64_t>& words) {
           value_text(handle) + ", input " + std::to_string(i) + " of plan " + std::to_string(plan_.id) + ", is unknown");
     }
     slots[plan_.inputs[i].value] = &found->second;
+    found->second.use = session_.use_;
     poisoned_ |= found->second.failure != nullptr;
   }
   for (int64_t k = 0; k < outputs; ++k) {
     session_.check_new(first_output_ + k);
+  }
+  if (session_.memory_.away() > 0) {
+    for (const auto& input : plan_.inputs) {
+      session_.bring_back(*slots[input.value]);
+    }
   }
   if (!plan_.donates) {
     return;
@@ -104,7 +111,10 @@ void Session::Run::step(Step& step, size_t index) {
 }
 
 void Session::Run::perform(Step& step, size_t index) {
-  auto failure = poisoned_ ? failed_operand(step) : nullptr;
+  auto failure = stopped_ || session_.stop_.due(until_) ? stopped(index) : nullptr;
+  if (!failure && poisoned_) {
+    failure = failed_operand(step);
+  }
   if (failure) {
     ++session_.counters_.skipped_steps;
   } else {
@@ -117,7 +127,7 @@ void Session::Run::perform(Step& step, size_t index) {
       for (const auto value : step.written) {
         auto* storage = session_.slots_[value]->storage;
         if (storage != nullptr) {
-          unshare(*storage);
+          session_.memory_.own(*storage);
         }
       }
       call(step);
@@ -138,7 +148,7 @@ FailurePtr Session::Run::attempt(const Step& step, size_t index, Work&& work) {
     for (const auto value : step.written) {
       session_.memory_.refresh(*session_.slots_[value]);
     }
-    if (const auto& memory = session_.memory_; memory.lacks(0)) {
+    if (auto& memory = session_.memory_; memory.lacks(0) && memory.lacks_after_all(0)) {
       const auto made = memory.live() - before;
       C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
     }
@@ -149,13 +159,36 @@ FailurePtr Session::Run::attempt(const Step& step, size_t index, Work&& work) {
 }
 
 FailurePtr Session::Run::describe(Failure failure, const Step& step, size_t index) {
+  ++session_.counters_.failed_steps;
+  return named(std::move(failure), step, index);
+}
+
+FailurePtr Session::Run::named(Failure failure, const Step& step, size_t index) const {
   failure.op = step.op->name;
   failure.source = step.source < 0 ? "" : plan_.sources[step.source];
   failure.device = session_.name_;
   failure.plan = plan_.id;
   failure.step = static_cast<int64_t>(index);
-  ++session_.counters_.failed_steps;
   return std::make_shared<const Failure>(std::move(failure));
+}
+
+// Why this step, and all after it, are not done.
+FailurePtr Session::Run::stopped(size_t index) {
+  if (stopped_) {
+    return stopped_;
+  }
+  ++session_.counters_.stopped_executions;
+  Failure failure;
+  if (session_.stop_.asked()) {
+    failure = {"Cancelled", "the work was cancelled: " + session_.stop_.reason()};
+  } else {
+    // The time was up while the step before ran.
+    index = index > 0 ? index - 1 : 0;
+    char seconds[32];
+    std::snprintf(seconds, sizeof seconds, "%g", session_.stop_.limit());
+    failure = {"ExecutionTimedOut", std::string("an execution took longer than the ") + seconds + " s this node allows"};
+  }
+  return stopped_ = named(std::move(failure), plan_.steps[index], index);
 }
 
 void Session::Run::advance(size_t end, CleanState& clean) {
@@ -177,7 +210,7 @@ std::vector<const void*> Session::Run::weights() const {
 
 std::vector<c10::IValue> Session::Run::operands(const Product& product) {
   auto& step = plan_.steps[product.step];
-  if (next_ != product.step || (poisoned_ && failed_operand(step))) {
+  if (next_ != product.step || stopped_ || session_.stop_.due(until_) || (poisoned_ && failed_operand(step))) {
     return {};
   }
   session_.stack_.clear();
@@ -306,8 +339,24 @@ void Session::Run::call(const Step& step) {
   }
   if (step.op->shim != nullptr) {
     step.op->shim(stack);
+  } else if (step.op->uncleared) {
+    call_cleared(step);
   } else {
     step.op->handle.callBoxed(stack);
+  }
+}
+
+void Session::Run::call_cleared(const Step& step) {
+  const ClearedMemory cleared;
+  auto& stack = session_.stack_;
+  step.op->handle.callBoxed(stack);
+  // Other devices' allocators are not ours: what is new there, and not written by any operand, is zeroed after.
+  const bool writes = std::find(step.op->writes.begin(), step.op->writes.end(), true) != step.op->writes.end();
+  for (const auto& result : stack) {
+    if (!writes && result.isTensor() && result.toTensor().defined() && !result.toTensor().is_cpu() &&
+        !result.toTensor().is_meta()) {
+      result.toTensor().zero_();
+    }
   }
 }
 
@@ -341,7 +390,7 @@ void Session::Run::keep(int32_t value, at::Tensor tensor) {
   }
   auto& own = session_.own_[value];
   own.tensor = std::move(tensor);
-  session_.memory_.hold(own);
+  session_.memory_.hold(own, Kind::intermediate);
   session_.slots_[value] = &own;
 }
 
@@ -404,7 +453,8 @@ void Session::Run::finish() {
     Holder holder;
     holder.tensor = session_.slots_[value]->tensor;
     holder.failure = session_.slots_[value]->failure;
-    session_.memory_.hold(holder);
+    holder.use = session_.use_;
+    session_.memory_.hold(holder, Kind::state);
     outputs.push_back(std::move(holder));
   }
   abandon();

@@ -8,7 +8,7 @@ namespace genie_local {
 
 class Session::Run {
  public:
-  Run(Session& session, Plan& plan) : session_(session), plan_(plan) {}
+  Run(Session& session, Plan& plan) : session_(session), plan_(plan), until_(session.stop_.until()) {}
 
   // `words` as in genie.bindings. Refused when a handle is unknown or taken; nothing has happened then.
   void bind(const std::vector<uint64_t>& words);
@@ -60,13 +60,16 @@ class Session::Run {
   template <class Work>
   FailurePtr attempt(const Step& step, size_t index, Work&& work);
   FailurePtr describe(Failure failure, const Step& step, size_t index);
+  FailurePtr named(Failure failure, const Step& step, size_t index) const;
   void release(const Step& step);
   void push(Argument& argument, const Step& step);
   void push_list(const Argument& argument);
   void call(const Step& step);
+  void call_cleared(const Step& step);  // an operator that gives out memory as it finds it
   at::Generator& generator(int64_t number, const Step& step);
   void keep_results(const Step& step);
   void keep(int32_t value, at::Tensor tensor);
+  FailurePtr stopped(size_t index);
   FailurePtr failed_operand(const Step& step) const;
   void poison(const Step& step, const FailurePtr& failure);
   void poison_storage(Holder& holder, const FailurePtr& failure);
@@ -77,6 +80,8 @@ class Session::Run {
   int64_t first_output_ = 0;
   std::vector<int64_t> donated_;
   bool poisoned_ = false;  // some value may carry a failure
+  const int64_t until_;  // as Stop has it
+  FailurePtr stopped_;  // why no further step is done
 };
 
 }  // namespace genie_local

@@ -1,10 +1,13 @@
 #include "session.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/ScopeExit.h>
 
 #include <cstring>
 
@@ -118,13 +121,16 @@ void Session::check_new(int64_t handle) const {
   }
 }
 
-void Session::insert(int64_t handle, at::Tensor tensor) {
+void Session::insert(int64_t handle, at::Tensor tensor, Kind kind) {
   auto& holder = values_[handle];
   holder.tensor = std::move(tensor);
-  memory_.hold(holder);
+  holder.use = use_;
+  holder.use.when = now_ms();
+  memory_.hold(holder, kind);
+  memory_.flush();
 }
 
-const at::Tensor& Session::look(int64_t handle) {
+Holder& Session::find(int64_t handle) {
   check_open();
   const auto found = values_.find(handle);
   if (found == values_.end()) {
@@ -133,7 +139,14 @@ const at::Tensor& Session::look(int64_t handle) {
   if (found->second.failure) {
     throw Poisoned(found->second.failure);
   }
-  return found->second.tensor;
+  return found->second;
+}
+
+const at::Tensor& Session::look(int64_t handle) {
+  auto& holder = find(handle);
+  bring_back(holder);
+  holder.use.when = now_ms();
+  return holder.tensor;
 }
 
 void Session::load(int64_t id, std::shared_ptr<Plan> plan) {
@@ -165,6 +178,14 @@ void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
 void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
   ++counters_.executions;
   Run run(*this, plan);
+  working_ = true;
+  const auto rest = c10::make_scope_exit([this] {
+    memory_.flush();
+    working_ = false;
+  });
+  ++use_.run;
+  use_.when = now_ms();
+  use_.inflation = memory_.budget() ? memory_.budget()->inflation.load(std::memory_order_relaxed) : 0;
   run.bind(words);
   try {
     if (batcher_ && !plan.products.empty() && !timer_.always()) {
@@ -204,7 +225,7 @@ void Session::commit(int64_t handle, const at::Tensor& host) {
   memory_.admit(bytes, "an upload");
   const CleanState clean(device_, warnings_);
   const Turn turn(host.device() == device_ ? nullptr : flow_.get());
-  insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }));
+  insert(handle, host.device() == device_ ? host : translated([&] { return host.to(device_); }), Kind::input);
   counters_.uploaded += bytes;
 }
 
@@ -239,7 +260,10 @@ at::Tensor Session::lay_out(const at::Tensor& host, const Spec& spec, int64_t ex
         kept = kept.narrow(static_cast<int64_t>(dim), 0, 1);
       }
     }
-    auto laid = at::empty_strided(sizes, spec.stride, host.options().device(device_));
+    const auto options = host.options().device(device_);
+    // Between elements that do not lie side by side is memory that may have been another session's.
+    auto laid = kept.numel() == extent ? at::empty_strided(sizes, spec.stride, options)
+                                       : at::zeros({extent}, options).as_strided(sizes, spec.stride);
     laid.copy_(kept);
     laid.unsafeGetTensorImpl()->set_sizes_and_strides(spec.shape, spec.stride);
     return laid;
@@ -255,7 +279,7 @@ void Session::poison(int64_t handle, Failure failure) {
 
 Spec Session::describe(int64_t handle) {
   const Lock lock(lock_);
-  const auto& tensor = look(handle);
+  const auto& tensor = find(handle).tensor;  // wherever its bytes are
   check_fetchable(tensor);
   return spec_of(tensor);
 }
@@ -278,7 +302,7 @@ Bytes Session::read(int64_t handle, Spec& spec) {
   if (is_plain(tensor) && bytes.size <= few_bytes) {
     bytes.copied.assign(static_cast<const char*>(tensor.const_data_ptr()), bytes.size);
   } else if (is_plain(tensor)) {
-    bytes.shared = genie_local::share(*tensor.storage().unsafeGetStorageImpl());
+    bytes.pinned = pin(genie_local::share(*tensor.storage().unsafeGetStorageImpl()));
     bytes.data = const_cast<void*>(tensor.const_data_ptr());
   } else {
     const CleanState clean(device_, warnings_);
@@ -330,9 +354,18 @@ void Session::free(const std::vector<int64_t>& handles) {
       values_.erase(found);
     }
   }
+  memory_.flush();
 }
 
 SharedValue Session::share(int64_t handle) {
+  return share(handle, /*content=*/false);
+}
+
+SharedValue Session::share_content(int64_t handle) {
+  return share(handle, /*content=*/true);
+}
+
+SharedValue Session::share(int64_t handle, bool content) {
   const Lock lock(lock_);
   const auto& tensor = look(handle);
   check_fetchable(tensor);
@@ -340,10 +373,15 @@ SharedValue Session::share(int64_t handle) {
     throw Refused(Refusal::node, "handle " + std::to_string(handle) + " is lazily computed and cannot be shared");
   }
   auto& storage = *tensor.storage().unsafeGetStorageImpl();
-  SharedValue value{
-      spec_of(tensor), tensor.storage_offset(), storage.nbytes(), genie_local::share(storage), tensor.device()};
-  memory_.shared(values_.find(handle)->second);
-  return value;
+  auto bytes = genie_local::share(storage);
+  memory_.shared(storage);
+  if (content) {
+    memory_.share(storage, bytes);
+    if (memory_.budget()) {
+      memory_.budget()->keep(bytes);
+    }
+  }
+  return {spec_of(tensor), tensor.storage_offset(), storage.nbytes(), std::move(bytes), tensor.device()};
 }
 
 void Session::adopt(int64_t handle, const SharedValue& value) {
@@ -353,12 +391,13 @@ void Session::adopt(int64_t handle, const SharedValue& value) {
   if (value.device != device_) {
     throw Refused(Refusal::node, "a value shared on " + value.device.str() + " cannot be adopted on " + device_.str());
   }
-  memory_.admit_shared(static_cast<int64_t>(value.storage_size), value.bytes);
+  const bool counted = value.bytes->budget != nullptr && value.bytes->budget == memory_.budget();
+  memory_.admit_shared(static_cast<int64_t>(value.storage_size), value.bytes, counted);
   const CleanState clean(device_, warnings_);
   auto tensor = at::empty({0}, at::TensorOptions().dtype(value.spec.dtype).device(device_));
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(genie_local::adopt(value.bytes, value.storage_size));
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(value.spec.shape, value.spec.stride, value.offset);
-  insert(handle, std::move(tensor));
+  insert(handle, std::move(tensor), Kind::weight);
 }
 
 void Session::seed(int64_t generator, uint64_t seed) {
@@ -393,6 +432,10 @@ Counters Session::counters() {
   counters.values = static_cast<int64_t>(values_.size());
   counters.plans = static_cast<int64_t>(plans_.size());
   counters.memory = memory_.live();
+  counters.away = memory_.away();
+  for (size_t kind = 0; kind < kinds; ++kind) {
+    counters.by_kind[kind] = memory_.live(static_cast<Kind>(kind));
+  }
   counters.peak_memory = memory_.peak();
   counters.timed = timer_.timed();
   counters.kept = static_cast<int64_t>(kept_bytes());
@@ -430,6 +473,7 @@ void Session::close() {
   values_.clear();
   plans_.clear();
   keeps_blocks_.stop();
+  memory_.flush();
 }
 
 }  // namespace genie_local

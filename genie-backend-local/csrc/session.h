@@ -5,6 +5,8 @@
 #include <ATen/core/stack.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -19,12 +21,17 @@
 #include "plan.h"
 #include "random.h"
 #include "refused.h"
+#include "shared.h"
+#include "snapshot.h"
+#include "spec.h"
+#include "stop.h"
 #include "timing.h"
 #include "turnstile.h"
 
 namespace genie_local {
 
 class Batcher;  // batch.h
+class Session;
 using BatcherPtr = std::shared_ptr<Batcher>;
 
 // Bytes for Python, kept alive and unchanged while somebody looks at them.
@@ -32,14 +39,8 @@ struct Bytes {
   void* data = nullptr;
   size_t size = 0;
   std::string copied;  // all of them, when they are few
-  SharedBytesPtr shared;  // what keeps them: these …
-  at::Tensor tensor;  // … or this
-};
-
-struct Spec {
-  std::vector<int64_t> shape;
-  c10::ScalarType dtype = c10::ScalarType::Float;
-  std::vector<int64_t> stride;
+  std::shared_ptr<void> pinned;  // what keeps them: this …
+  at::Tensor tensor;  // … or that
 };
 
 // A value's bytes, to be adopted by other sessions on the same device.
@@ -67,12 +68,23 @@ struct Counters {
   int64_t batched_members = 0;  // how many ran together, this one counted, over all of these executions
   int64_t batched_steps = 0;  // products computed with others'
   int64_t largest_batch = 0;
+  int64_t stopped_executions = 0;  // before their last step
   int64_t kept = 0;  // bytes of freed host memory this process keeps for uploads
+  std::array<int64_t, kinds> by_kind{};  // bytes of `memory`
+  int64_t away = 0;  // bytes of values that left the device and come back when they are used
+};
+
+// A storage that nothing refers to but a session's values, none of which is in use.
+struct Leaving {
+  Session* session;
+  c10::StorageImpl* storage;
+  Use use;
+  bool away;  // already
 };
 
 constexpr size_t most_kept = size_t{1} << 30;
 
-// Every method locks; none needs the GIL.
+// Every method locks, but those that stop what runs; none needs the GIL.
 class Session {
  public:
   // `name` is the device's, for errors; a memory limit of 0 is none. A `budget` and a `batcher` are shared with other
@@ -90,11 +102,16 @@ class Session {
       : device_(device),
         name_(std::move(name)),
         keep_(memory_limit > 0 ? std::min<size_t>(most_kept, static_cast<size_t>(memory_limit) / 4) : most_kept),
-        memory_(memory_limit, std::move(budget), std::move(account), std::move(label)),
+        memory_(memory_limit, std::move(budget), *this, std::move(account), std::move(label)),
         generators_(device),
         timer_(device),
         batcher_(std::move(batcher)),
-        flow_(std::move(flow)) {}
+        flow_(std::move(flow)) {
+    if (memory_.budget()) {
+      memory_.budget()->enter(this);
+    }
+  }
+  ~Session();
 
   c10::Device device() const {
     return device_;
@@ -122,11 +139,43 @@ class Session {
   void free(const std::vector<int64_t>& handles);
 
   SharedValue share(int64_t handle);
+  // The same of a value that was just uploaded, and is known by its content: while nobody uses it, it may leave.
+  SharedValue share_content(int64_t handle);
   void adopt(int64_t handle, const SharedValue& value);
 
   void seed(int64_t generator, uint64_t seed);
   std::string generator_state(int64_t generator);
   void set_generator_state(int64_t generator, const void* data, size_t size);
+
+  // The state at this point (snapshot.cpp). Refused when a value has no plain memory.
+  Snapshot snapshot();
+  // Bytes of a memory that has this version (0: any); a negative size is all that are left.
+  Bytes read_memory(int64_t id, int64_t version, int64_t offset, int64_t size);
+  MemoryState memory_of(int64_t handle);
+  // The state of another session: of each memory the value that holds its bytes now, which is no value any more then.
+  // Refused unless these are all the values there are.
+  void restore(const Snapshot& snapshot, const std::map<int64_t, int64_t>& staged);
+
+  // From any thread, without waiting: what runs ends before its next operator, and so does all that comes until
+  // `resume`. Values not made by then carry the failure. An execution that takes longer than the limit ends so, too.
+  void cancel(std::string reason) {
+    stop_.ask(std::move(reason));
+  }
+  void resume() {
+    stop_.resume();
+  }
+  void limit_executions(double seconds) {
+    stop_.limit(seconds);
+  }
+
+  // What the last execution used is on the device again, as far as it fits.
+  void prefetch();
+  // Bytes of values that are away. Takes no lock.
+  int64_t away() const {
+    return memory_.away();
+  }
+  // Who it works for, for errors of those it shares the device with. Before it is used.
+  void name(std::string label, std::string tenant);
 
   void synchronize();
   Counters counters();
@@ -139,11 +188,24 @@ class Session {
   class Run;
 
  private:
+  friend class Budget;
+
   void check_open() const;
   void check_new(int64_t handle) const;
-  void insert(int64_t handle, at::Tensor tensor);
+  void insert(int64_t handle, at::Tensor tensor, Kind kind);
   at::Tensor lay_out(const at::Tensor& host, const Spec& spec, int64_t extent);
+  // The one place where a value is looked at: it is on the device then.
   const at::Tensor& look(int64_t handle);
+  Holder& find(int64_t handle);
+  SharedValue share(int64_t handle, bool content);
+  // With the lock, of another thread's if it is not at work:
+  bool working() const {
+    return working_;
+  }
+  void list_leaving(std::vector<Leaving>& found);
+  void use(Holder& holder);
+  void bring_back(Holder& holder);
+  void bring_back(c10::StorageImpl& storage);
   std::shared_ptr<Plan>& known_plan(int64_t id);
   void run(Plan& plan, const std::vector<uint64_t>& words);
   void end_turn();
@@ -154,10 +216,15 @@ class Session {
 
   const c10::Device device_;
   const std::string name_;
+  std::string label_;
+  std::string tenant_;
   const size_t keep_;  // bytes of host memory to be kept for further uploads
   KeepsBlocks keeps_blocks_;
+  Stop stop_;
   std::mutex lock_;
   bool open_ = true;
+  std::atomic<bool> working_{false};  // an execution is under way, maybe on another thread
+  Use use_;  // of the execution under way, or the last
   Memory memory_;
   Generators generators_;
   ska::flat_hash_map<int64_t, Holder> values_;

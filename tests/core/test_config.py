@@ -125,7 +125,8 @@ def test_strangers_with_our_prefix_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_variable(tmp_path: Path) -> None:
-    text = {"nodes": "a:1", "cluster": "c.yaml", "log_level": "info", "backend": "tcp", "priority": "batch"}
+    text = {"nodes": "a:1", "cluster": "c.yaml", "log_level": "info", "backend": "tcp"}
+    text |= {"priority": "batch", "checksums": "on"}
     (tmp_path / "c.yaml").write_text(CLUSTER)
     for key in KEYS:
         resolved = resolve(environ={f"GENIE_{key.upper()}": text.get(key, "1")}, directory=tmp_path)

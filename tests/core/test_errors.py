@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
 from genie import errors
-from genie.errors import BackendError, GenieError, OutOfMemory, RemoteOpError
+from genie.errors import BackendError, GenieError, OutOfMemory, RemoteOpError, Stage
+from genie.wire import messages
+
+ROOT = Path(__file__).parents[2]
 
 CLASSES = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, GenieError)]
 
@@ -89,3 +94,28 @@ def test_the_tree_in_the_docstring_is_the_tree():
             drawn[name] = stack[-1][1] if stack else "Exception"
             stack.append((depth, name))
     assert drawn == {cls.__name__: cls.__bases__[0].__name__ for cls in CLASSES}
+
+
+def test_every_deadline_names_its_stage():
+    sources = [path for path in ROOT.glob("genie-*/src/**/*.py") if path.name != "errors.py"]
+    calls = [
+        (path, call)
+        for path in sources
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DeadlineExceeded"
+    ]
+    assert len(calls) > 10
+    unnamed = [f"{path}:{call.lineno}" for path, call in calls if "stage" not in {word.arg for word in call.keywords}]
+    assert unnamed == []
+
+
+def test_a_deadline_on_its_way_home():
+    error = errors.DeadlineExceeded("late", stage=Stage.DRAIN, seconds=3.0, setting="timeout", where="n", hint="h")
+    assert str(error) == "late\n  stage: drain, 3 s (by `timeout`)\n  where: n\n  hint: h"
+    back = messages.get_error(messages.put_error(error), "node")
+    assert isinstance(back, errors.DeadlineExceeded)
+    assert (str(back), back.stage, back.seconds, back.setting) == (str(error), error.stage, 3.0, "timeout")
+    for cls in (errors.Cancelled, errors.ExecutionTimedOut):
+        told = messages.get_error(messages.put_error(cls("x", op="aten::mm", step=2, plan=1, source="a.py:1")), "node")
+        assert type(told) is cls
+        assert (told.op, told.step, told.plan, told.source) == ("aten::mm", 2, 1, "a.py:1")

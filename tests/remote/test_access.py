@@ -248,6 +248,39 @@ def test_the_file_changes_while_the_node_serves(guarded: Guarded) -> None:
     assert guarded.audited("not reloaded") and guarded.audited("reloaded")
 
 
+def test_a_token_that_expires_ends_its_sessions(guarded: Guarded) -> None:
+    path = guarded.token_file("alice")
+    backend = guarded.backend(path)
+    caller = Caller(backend.connect(backend.devices()[0]))
+    guarded.node.server.housekeep()
+    assert caller.get(caller.put([1])) == [1]
+    contents = json.loads(guarded.tokens.read_text())
+    for entry in contents["tokens"]:
+        entry["expires"] = "2020-01-01T00:00:00Z"
+    guarded.tokens.write_text(json.dumps(contents))
+    guarded.node.server.housekeep()
+    guarded.node.wait_for_sessions(0)
+    with pytest.raises(BackendError):
+        caller.get(caller.put([2]))
+
+
+def test_an_operator_cancels_and_is_written_down(guarded: Guarded) -> None:
+    boss = guarded.token_file("boss", Scope.USE, Scope.ADMIN)
+    backend = guarded.backend(guarded.token_file("alice"))
+    backend.connect(backend.devices()[0]).synchronize()
+    (info,) = guarded.node.server.sessions()
+    with (
+        ControlClient(guarded.control, token=Path(guarded.token_file("bob")).read_text()) as client,
+        pytest.raises(AccessDenied, match="no scope 'admin'"),
+    ):
+        client.cancel(info.id)
+    with ControlClient(guarded.control, token=Path(boss).read_text()) as client:
+        assert client.cancel(info.id)
+    guarded.node.wait_for_sessions(0)
+    (cancelled,) = guarded.audited("cancelled")
+    assert (cancelled["user"], cancelled["session"], cancelled["what"]) == ("boss", info.id, "session")
+
+
 def test_no_secret_is_written_down(guarded: Guarded) -> None:
     path = guarded.token_file("alice")
     backend = guarded.backend(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -9,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -17,8 +19,10 @@ from remote.peers import Node
 
 from genie.errors import ConfigError
 from genie.remote import status_page
+from genie.remote.exposure import check_metrics
 from genie.remote.observed import NodeView, observe
 from genie.remote.status_page import StatusPage
+from genie.security import Guard, Scope, TokenFile, tokens
 from genie.testing import single
 from genie.testing.plans import spec
 
@@ -39,6 +43,52 @@ def get(page: StatusPage, path: str) -> tuple[int, str, bytes]:
             return answer.status, answer.headers["Content-Type"], answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers["Content-Type"], error.read()
+
+
+@pytest.fixture
+def open_page(node: Node, tmp_path: Path) -> Iterator[tuple[StatusPage, Path]]:
+    """Where others reach it; and the tokens file."""
+    path = tmp_path / "tokens.json"
+    tokens.add(path, "nobody")
+    node.server.guard = Guard(TokenFile(path))
+    page = StatusPage(node.server)
+    page.start("0.0.0.0", 0)
+    page.address = f"127.0.0.1:{page.address.rpartition(':')[2]}"
+    yield page, path
+    page.close()
+
+
+def ask(page: StatusPage, authorization: str, path: str = "/metrics") -> int:
+    request = urllib.request.Request(f"http://{page.address}{path}", headers={"Authorization": authorization})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        assert error.headers["WWW-Authenticate"]
+        return error.code
+
+
+def test_who_reaches_it_from_elsewhere_needs_a_token(open_page: tuple[StatusPage, Path]) -> None:
+    page, path = open_page
+    scraper = tokens.add(path, "prometheus", [Scope.METRICS])
+    user = tokens.add(path, "alice", [Scope.USE, Scope.METRICS])
+    for where in ("/metrics", "/status.json", "/"):
+        assert ask(page, "", where) == 401
+        assert ask(page, f"Bearer {scraper}", where) == 200
+    basic = base64.b64encode(f"anything:{scraper}".encode()).decode()
+    assert ask(page, f"Basic {basic}") == 200
+    assert ask(page, f"Bearer {user}") == 401  # it opens more, and whoever listens has it now
+    for wrong in ("Bearer genie_no", "Basic ????", "Bearer", "Digest x", f"Basic {base64.b64encode(b'x').decode()}"):
+        assert ask(page, wrong) == 401
+    assert ask(page, "", "/healthz") == 200  # for probes
+
+
+def test_metrics_that_others_reach_are_told_to_nobody_by_default() -> None:
+    with pytest.raises(ConfigError, match="others reach the metrics"):
+        check_metrics("0.0.0.0", False, insecure=False)
+    check_metrics("0.0.0.0", True, insecure=False)
+    check_metrics("0.0.0.0", False, insecure=True)
+    check_metrics("127.0.0.1", False, insecure=False)
 
 
 def samples(page: StatusPage) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

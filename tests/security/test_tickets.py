@@ -72,6 +72,6 @@ def test_a_token_revoked_after_its_ticket_was_given(tmp_path: Path) -> None:
     proof = memoryview(ticket.id + prove_hello(ticket, HELLO))
     tokens.revoke(path, "alice")
     tokens.add(path, "alice")  # another of the same name is another
-    assert not guard.still_welcome(alice)
+    assert guard.unwelcome(alice) == "its token was revoked"
     with pytest.raises(AccessDenied, match="revoked"):
         guard.admit(HELLO, proof, 0, Identity())

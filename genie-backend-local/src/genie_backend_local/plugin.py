@@ -21,6 +21,10 @@ def genie_backends() -> Offers:
             memory_limit_gb=settings.memory_limit_gb,
             batching=settings.batching,
             exact=settings.batching_exact,
+            execution_seconds=settings.execution_seconds,
+            swap_bytes=settings.swap_bytes,
+            swap_directory=settings.swap_directory,
+            swap_idle_seconds=settings.swap_idle_seconds,
         )
 
     return {"local": local}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -18,7 +19,9 @@ from genie.host import HostValue
 from genie.interfaces import Buffer
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Operand, Timing
+from genie_backend_local import snapshots
 from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
@@ -33,6 +36,26 @@ class SharedValue:
     spec: TensorSpec
     nbytes: int
     _native: NativeShared
+
+    @property
+    def held(self) -> bool:
+        """Whether a session has it."""
+        return self._native.held
+
+    @property
+    def away(self) -> bool:
+        """Whether its bytes have left the device."""
+        return self._native.away
+
+    def back(self, content: Buffer) -> None:
+        """``content`` are its elements in C order, and stay so: while nobody uses the value, it may leave the device,
+        and is made of them again. Does nothing for a value that lies otherwise in its memory."""
+        if self.spec.stride is None and len(content) == self._native.nbytes:
+            self._native.back(content)
+
+    def forsake(self) -> bool:
+        """What :meth:`back` was given is wanted elsewhere. False: the value has left, and a session needs it."""
+        return self._native.forsake()
 
 
 class Allocation:
@@ -124,9 +147,28 @@ class LocalSession:
         value = self._native.share(handle)
         return SharedValue(self.describe(handle), value.nbytes, value)
 
+    def share_content(self, handle: int) -> SharedValue:
+        """The same of a value known by its content: the device's memory counts it once, whoever has it."""
+        value = self._native.share_content(handle)
+        return SharedValue(self.describe(handle), value.nbytes, value)
+
     def adopt(self, handle: int, value: SharedValue) -> None:
         """A new value over memory another session on this device shared."""
         self._native.adopt(handle, value._native)
+
+    @property
+    def away_bytes(self) -> int:
+        """Of its values: what has left the device, and comes back when it is used."""
+        return self._native.away()
+
+    def prefetch(self) -> None:
+        """What the last execution used comes back, unless there is no room. From any thread."""
+        with contextlib.suppress(GenieError):  # who uses it will be told
+            self._native.prefetch()
+
+    def name(self, label: str, tenant: str) -> None:
+        """Who it works for: sessions of one tenant are told each other's names when memory is short."""
+        self._native.name(label, tenant)
 
     def seed(self, generator: int, seed: int) -> None:
         self._native.seed(generator, seed & _WORD)
@@ -137,6 +179,34 @@ class LocalSession:
 
     def set_generator_state(self, generator: int, state: Buffer) -> None:
         self._native.set_generator_state(generator, state)
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`genie.interfaces.Snapshotting`. No digests: in one process nobody needs them."""
+        return snapshots.take(self._native)
+
+    def read_memory(
+        self, id: int, out: memoryview | None = None, offset: int = 0, size: int | None = None, *, version: int = 0
+    ) -> memoryview:
+        """See the protocol. Without ``out`` as :meth:`fetch`: what is held is not written."""
+        return snapshots.read(self._native, id, out, offset, size, version)
+
+    def memory_of(self, handle: int) -> MemoryState:
+        """The memory that a value lies in; of an undefined tensor one with id 0."""
+        id, size, version, host = self._native.memory_of(handle)
+        return MemoryState(id, size, version, host=host)
+
+    def restore(self, snapshot: Snapshot, memories: Callable[[MemoryState], Buffer | None]) -> None:
+        snapshots.restore(self._native, snapshot, memories)
+
+    def restore_staged(self, snapshot: Snapshot, staged: Mapping[int, int]) -> None:
+        snapshots.restore_staged(self._native, snapshot, staged)
+
+    def cancel(self, reason: str) -> None:
+        """See :class:`genie.interfaces.Cancelling`."""
+        self._native.cancel(reason)
+
+    def resume(self) -> None:
+        self._native.resume()
 
     def synchronize(self) -> None:
         self._native.synchronize()

@@ -8,10 +8,11 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
+from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.wire import Allocate, Assembler, Buffer, Limits, Message
+from genie_backend_tcp.pace import Pace
 
 _DONTWAIT = socket.MSG_DONTWAIT
 _READ_AHEAD = 1 << 18
@@ -33,9 +34,16 @@ class SocketConnection:
         self._spin = spin_us * 1e-6
         self._vain = 0  # polls in a row that brought nothing
         self._sit_out = 0  # receptions not to poll for
-        self._receive_timeout = 0.0
+        self._pace: Pace | None = None  # of the message that is arriving
+        self._patience = stall_timeout
         self._assembler = Assembler(limits)
         self._ahead = bytearray()  # what was read while nobody received
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The socket, which is new."""
+        sock, stall_timeout = self._sock, self._stall
+        self._receive_timeout = 0.0
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_timeout))
         if sock.family != socket.AF_UNIX:
@@ -52,7 +60,11 @@ class SocketConnection:
         assembler = self._assembler
         try:
             message = assembler.pull(allocate)
+            self._pace = None
             while message is None:
+                if self._midway:
+                    self._pace = self._pace or Pace(Stage.RECEIVE, self.peer)
+                    self._patience = self._stall if timeout is None or assembler.bulk else timeout
                 if timeout is not None:
                     self._set_receive_timeout(timeout)
                 else:
@@ -65,12 +77,14 @@ class SocketConnection:
             return message
         except BaseException as error:
             midway = assembler.abandon()  # whoever waits next starts with a message's beginning
-            if isinstance(error, OSError) and not isinstance(error, GenieError):
-                told = self._translated(error, "sent", self._receive_timeout)
-                if isinstance(told, DeadlineExceeded):
-                    told.midway = midway
-                raise told from error
-            raise
+            if isinstance(error, DeadlineExceeded):
+                error.midway = midway
+            if not isinstance(error, OSError) or isinstance(error, GenieError):
+                raise
+            told = self._translated(error, "sent", self._receive_timeout)
+            if isinstance(told, DeadlineExceeded):
+                told.midway = midway
+            raise told from error
 
     @property
     def _midway(self) -> bool:
@@ -78,6 +92,20 @@ class SocketConnection:
         return self._assembler.midway
 
     def _read(self, space: memoryview) -> int:
+        """What the socket has."""
+        return self._paced(lambda: self._receive_some(space))
+
+    def _paced(self, receive: Callable[[], int]) -> int:
+        """``receive``, for no longer than a message may take."""
+        pace = self._pace
+        if pace is None:
+            return receive()
+        pace.waits(self._patience)
+        count = receive()
+        pace.moved(count)
+        return count
+
+    def _receive_some(self, space: memoryview) -> int:
         if self._ahead:
             count = min(len(space), len(self._ahead))
             space[:count] = self._ahead[:count]
@@ -112,7 +140,13 @@ class SocketConnection:
 
     def _translated(self, error: OSError, verb: str, waited: float) -> GenieError:
         if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
-            return DeadlineExceeded(f"the peer {verb} nothing for {waited:g} s", where=self.peer, hint=_LATE)
+            return DeadlineExceeded(
+                f"the peer {verb} nothing for {waited:g} s",
+                stage=Stage.SEND if verb == "took" else Stage.RECEIVE,
+                seconds=waited,
+                where=self.peer,
+                hint=_LATE,
+            )
         reason = "this side closed the connection" if error.errno == errno.EBADF else (error.strerror or str(error))
         return ConnectionLost(f"the connection broke: {reason}", where=self.peer, hint=_LOST)
 
@@ -171,19 +205,26 @@ class TcpConnection(SocketConnection):
                     return
             self._send_left()
         except OSError as error:
-            raise self._translated(error, "took", self._stall) from error
+            raise self._failed_to_send(error) from error
 
     def finish(self) -> None:
         try:
             self._send_left()
         except OSError as error:
-            raise self._translated(error, "took", self._stall) from error
+            raise self._failed_to_send(error) from error
+
+    def _failed_to_send(self, error: OSError) -> GenieError:
+        return error if isinstance(error, GenieError) else self._translated(error, "took", self._stall)
 
     def _send_left(self) -> None:
-        while left := _behind(self._left, self._taken):
+        pace = Pace(Stage.SEND, self.peer)
+        pace.waits(self._stall)
+        while left := behind(self._left, self._taken):
             self._left = left
             self._taken = 0
             (self._taken,) = map(self._sock.sendmsg, (left,))
+            pace.moved(self._taken)
+            pace.waits(self._stall)
         self._left = ()
 
 
@@ -191,7 +232,7 @@ _LOST = "see the node's log; a node that was killed must be started again with `
 _LATE = "the node may be overloaded or cut off; `genie node status` asks it"
 
 
-def _behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
+def behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:
     """What is left of the parts, of which so many bytes are gone."""
     left = []
     for part in parts:

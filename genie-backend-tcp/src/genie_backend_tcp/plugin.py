@@ -13,7 +13,12 @@ def _transport(settings: Settings) -> Any:
     from genie.security import Tls, TlsFiles
     from genie_backend_tcp.transport import TcpTransport
 
-    return TcpTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us, tls=Tls(TlsFiles.of(settings)))
+    return TcpTransport(
+        stall_timeout=settings.timeout,
+        spin_us=settings.spin_us,
+        tls=Tls(TlsFiles.of(settings)),
+        checksums=settings.checksums,
+    )
 
 
 def _backend(settings: Settings) -> Any:

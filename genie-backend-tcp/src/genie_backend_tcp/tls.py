@@ -1,12 +1,14 @@
 """Messages over TLS: the same sockets, reads and waits, with an ``SSLObject`` between them and the messages.
 
 OpenSSL never touches the socket. So the kernel's own timeouts and the polling of :class:`SocketConnection` hold as they
-are, many records go out with one system call and come in with one, and no lock is held while anybody waits.
+are, many records go out with one system call and come in with one, and no lock is held while anybody waits. What is
+large is not for OpenSSL's records: see :mod:`genie_backend_tcp.sealing`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -14,14 +16,19 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError
-from genie.security.tls import common_name, explain
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, Stage, TlsFailed
+from genie.security.revoked import fingerprint
+from genie.security.tls import DATA_PLANE, common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
+from genie_backend_tcp import sealing
 from genie_backend_tcp.connection import SocketConnection
+from genie_backend_tcp.pace import Pace
+from genie_backend_tcp.sealing import Arrived, Opener, Sealer
 
 _RECORD = 1 << 14  # what TLS encrypts at a time
 _BATCH = 1 << 18  # bytes encrypted before they are sent
-_READ = 1 << 19  # bytes of records read at a time
+_READ = 2 * (sealing.HEAD + sealing.PIECE + sealing.TAG) + (1 << 12)  # bytes read at a time
+_READ_FIRST = 1 << 15  # more once it is known who is there
 _HANDSHAKE = 0x16  # what the first byte of TLS says
 _HANDSHAKE_SECONDS = 10.0
 _LINGER_SECONDS = 1.0
@@ -42,13 +49,18 @@ class TlsConnection(SocketConnection):
         host: str | None = None,
     ) -> None:
         super().__init__(sock, peer, limits, stall_timeout, spin_us)
-        self.subject = ""
+        self.subject = self.fingerprint = ""
         self._is_client = host is not None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._crypto = threading.Lock()  # OpenSSL's objects are for one thread at a time
         self._sending = threading.Lock()  # records must leave in the order they were encrypted
-        self._records = memoryview(bytearray(_RECORD))  # for a handshake; more once it is known who is there
+        self._arrived = Arrived(_READ_FIRST)
+        self._sealer: Sealer | None = None  # if both sides can
+        self._own_secret = b""  # until it is told: not before there is something to send, as it might never be read
+        self._secret = bytearray()  # the peer's, as far as it came
+        self._opener: Opener | None = None
+        self._rest = memoryview(b"")  # of a piece for which there was no space
         self._shaken = False
         self._settled = threading.Event()  # the handshake is over, this way or that
         self._failure: GenieError | None = None
@@ -81,7 +93,7 @@ class TlsConnection(SocketConnection):
 
     def _wait_for_handshake(self, timeout: float) -> None:
         if not self._settled.wait(timeout):
-            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", where=self.peer)
+            raise DeadlineExceeded(f"no TLS handshake within {timeout:g} s", stage=Stage.TLS, where=self.peer)
         if self._failure is not None:
             raise self._failure
 
@@ -90,9 +102,13 @@ class TlsConnection(SocketConnection):
             while self._unfinished():
                 self._flush()
                 self._read_handshake(deadline)
+            if self._tls.selected_alpn_protocol() == DATA_PLANE:
+                self._own_secret = os.urandom(sealing.SECRET)
+                self._sealer = Sealer(self._own_secret)
             self._flush()
             self.subject = common_name(self._tls.getpeercert())
-            self._records = memoryview(bytearray(_READ))
+            self.fingerprint = fingerprint(self._tls.getpeercert(binary_form=True))
+            self._arrived.grow(_READ)
             self._shaken = True
         except ssl.SSLError as error:
             self._linger()
@@ -112,12 +128,15 @@ class TlsConnection(SocketConnection):
     def _read_handshake(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded("the peer did not finish the TLS handshake in time", where=self.peer)
+            raise DeadlineExceeded(
+                "the peer did not finish the TLS handshake in time", stage=Stage.TLS, where=self.peer
+            )
         self._set_receive_timeout(left)
-        count = self._sock.recv_into(self._records)
+        space = self._arrived.space()
+        count = self._sock.recv_into(space)
         if not count:
             raise ConnectionLost("the peer closed the connection during the TLS handshake", where=self.peer)
-        first, magic = self._records[: min(count, len(frames.MAGIC))], frames.MAGIC
+        first, magic = space[: min(count, len(frames.MAGIC))], frames.MAGIC
         if not self._is_client and not self._heard and first == magic[: len(first)]:
             self._plain = True
             raise AccessDenied(
@@ -127,7 +146,20 @@ class TlsConnection(SocketConnection):
         if not self._is_client and not self._heard and first[0] != _HANDSHAKE:
             raise ProtocolError("who came speaks neither TLS nor Genie's protocol", where=self.peer)
         self._heard = True
-        self._incoming.write(self._records[:count])
+        self._arrived.came(count)
+        self._feed()
+
+    def _feed(self) -> bool:
+        """Give OpenSSL the records that are next. Whether there were any."""
+        records = self._arrived.records(sealed=self._sealer is not None)
+        if not records:
+            return False
+        self._torn = True
+        with self._crypto:
+            self._incoming.write(records)
+        self._arrived.drop(len(records))
+        self._torn = False
+        return True
 
     def _flush(self) -> None:
         with self._sending:
@@ -146,7 +178,7 @@ class TlsConnection(SocketConnection):
             read = 0
             while read < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
                 self._set_receive_timeout(left)
-                count = self._sock.recv_into(self._records)
+                count = len(self._sock.recv(_RECORD))
                 if not count:
                     break
                 read += count
@@ -174,17 +206,39 @@ class TlsConnection(SocketConnection):
 
     def _send_parts(self, parts: list[memoryview]) -> None:
         with self._sending:
-            for batch in _batches(parts):
+            if self._own_secret:
                 with self._crypto:
-                    for piece in batch:
-                        self._tls.write(piece)
-                    data = self._outgoing.read()
-                self._write(data)
+                    self._tls.write(self._own_secret)
+                self._own_secret = b""
+            few: list[memoryview] = []
+            for part in parts:
+                if self._sealer is None or len(part) < sealing.SEALED_FROM:
+                    few.append(part)
+                    continue
+                self._send_records(few)
+                few.clear()
+                for piece in self._sealer.seal(part):
+                    self._write(piece)
+            self._send_records(few)
+
+    def _send_records(self, parts: list[memoryview]) -> None:
+        for batch in _batches(parts):
+            with self._crypto:
+                for piece in batch:
+                    self._tls.write(piece)
+                data = self._outgoing.read()
+            self._write(data)
+            if self._sealer is not None:
+                self._sealer.position += sum(map(len, batch))
 
     def _write(self, data: Buffer) -> None:
         view = memoryview(data)
+        pace = Pace(Stage.SEND, self.peer)
         while len(view):
-            view = view[self._sock.send(view) :]
+            pace.waits(self._stall)
+            count = self._sock.send(view)
+            pace.moved(count)
+            view = view[count:]
 
     # --- in -----------------------------------------------------------------------------------------
 
@@ -202,23 +256,43 @@ class TlsConnection(SocketConnection):
 
     @property
     def _midway(self) -> bool:
-        return super()._midway or bool(self._incoming.pending)
+        return super()._midway or bool(self._incoming.pending) or self._arrived.pending or bool(self._rest)
 
     def _read(self, space: memoryview) -> int:
         if self._torn:
             raise ConnectionLost("receiving was interrupted", where=self.peer)
         try:
-            while not (filled := self._decrypt(space)) and not self._over:
-                count = super()._read(self._records)
+            while not (filled := self._decrypt(space) or self._open(space)) and not self._over:
+                if self._feed():
+                    continue
+                count = super()._read(self._arrived.space())
                 if not count:
                     return 0
-                self._torn = True
-                with self._crypto:
-                    self._incoming.write(self._records[:count])
-                self._torn = False
+                self._arrived.came(count)
         except ssl.SSLError as error:
             raise explain(error, self.peer, client=self._is_client) from error
+        except TlsFailed as error:
+            error.where = error.where or self.peer
+            raise
         return filled
+
+    def _open(self, space: memoryview) -> int:
+        """Into ``space`` what came sealed, if that is next."""
+        if self._rest:
+            count = min(len(space), len(self._rest))
+            space[:count], self._rest = self._rest[:count], self._rest[count:]
+            return count
+        if self._opener is None or (sealed := self._arrived.piece()) is None:
+            return 0
+        self._torn = True
+        size = len(sealed) - sealing.TAG
+        whole = space[:size] if size <= len(space) else memoryview(bytearray(size))
+        self._opener.open(sealed, whole)
+        self._arrived.drop(sealing.HEAD + len(sealed))
+        if size > len(space):  # it is skipped, or its sender cuts messages elsewhere than we do
+            space[:], self._rest = whole[: len(space)], whole[len(space) :]
+        self._torn = False
+        return min(size, len(space))
 
     def _decrypt(self, space: memoryview) -> int:
         """Into ``space`` what has come."""
@@ -228,17 +302,31 @@ class TlsConnection(SocketConnection):
             try:
                 # Asking in vain would raise, and cost more than a small message does.
                 while filled < len(space) and (self._incoming.pending or self._tls.pending()):
+                    if self._sealer is not None and self._opener is None:
+                        self._learn_secret()
+                        continue
                     count = cast(int, self._tls.read(len(space) - filled, space[filled:]))
                     if not count:
                         self._over = True
                         break
                     filled += count
+                    if self._opener is not None:
+                        self._opener.position += count
             except ssl.SSLWantReadError:
                 pass
         self._torn = False
         if self._outgoing.pending:  # what TLS itself owes the peer
             self._flush()
         return filled
+
+    def _learn_secret(self) -> None:
+        """The first that the peer says."""
+        said = self._tls.read(sealing.SECRET - len(self._secret))
+        if not said:
+            raise ConnectionLost("the peer closed the connection after the TLS handshake", where=self.peer)
+        self._secret += said
+        if len(self._secret) == sealing.SECRET:
+            self._opener = Opener(bytes(self._secret))
 
 
 def _batches(parts: Sequence[memoryview]) -> Iterator[list[Buffer]]:

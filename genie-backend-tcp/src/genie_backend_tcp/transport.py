@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
 import struct
 import time
+from typing import TypeAlias
 
-from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError
+from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.security import Tls
 from genie.wire import Limits
 from genie_backend_tcp.address import SocketAddress, resolve, spell, split_host_port
+from genie_backend_tcp.checked import CheckedConnection
 from genie_backend_tcp.connection import TcpConnection
 from genie_backend_tcp.tls import TlsConnection
 
 _BACKLOG = 128
+
+Link: TypeAlias = TcpConnection | CheckedConnection | TlsConnection
 
 
 class TcpListener:
@@ -26,12 +31,17 @@ class TcpListener:
         self._transport = transport
         self.address = spell(sock.getsockname())
 
-    def accept(self, timeout: float | None = None) -> TcpConnection | TlsConnection:
+    def accept(self, timeout: float | None = None) -> Link:
         try:
             self._sock.settimeout(timeout)
             sock, peer = self._sock.accept()
         except TimeoutError as error:
-            raise DeadlineExceeded(f"nobody connected within {timeout:g} s", where=self.address) from error
+            raise DeadlineExceeded(
+                f"nobody connected within {timeout:g} s",
+                stage=Stage.CONNECT,
+                seconds=timeout or 0.0,
+                where=self.address,
+            ) from error
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise BackendUnavailable(f"out of sockets: {error.strerror}", where=self.address) from error
@@ -57,6 +67,8 @@ class TcpTransport:
     ``stall_timeout`` (s) bounds every time without progress, ``spin_us`` (µs) is how long a receiver polls before it
     sleeps; with a single core polling would only keep the other side from running, so there it is off. By ``tls``
     connections to and from other hosts are encrypted, as it says; Unix sockets, guarded by the file system, never are.
+    What is not encrypted has ``checksums``: "on" for all but Unix sockets, and who comes without is refused; "auto" to
+    other hosts; "off" to none. Who connects with them is always answered with them.
     """
 
     name = "tcp"
@@ -68,26 +80,37 @@ class TcpTransport:
         spin_us: float = 50.0,
         limits: Limits | None = None,
         tls: Tls | None = None,
+        checksums: str = "auto",
     ) -> None:
         self._stall = stall_timeout
         self._spin_us = spin_us if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._limits = limits or Limits()
         self._tls = tls
+        self._checksums = checksums
         self.encrypts = tls is not None
 
     def wrap(self, sock: socket.socket, peer: str) -> TcpConnection:
         """A connection over a connected stream socket, which it then owns."""
         return TcpConnection(sock, peer, self._limits, self._stall, self._spin_us)
 
-    def accepted(self, sock: socket.socket, peer: str) -> TcpConnection | TlsConnection:
-        if self._tls is None or not self._tls.serves or sock.family == socket.AF_UNIX:
+    def accepted(self, sock: socket.socket, peer: str) -> Link:
+        if sock.family == socket.AF_UNIX:
             return self.wrap(sock, peer)
+        if self._tls is None or not self._tls.serves:
+            required = self._checksums == "on"
+            return CheckedConnection(
+                sock, peer, self._limits, self._stall, self._spin_us, accepted=True, required=required
+            )
         connection = TlsConnection(sock, peer, self._limits, self._stall, self._spin_us, self._tls.server())
         connection.begin()
         return connection
 
-    def _connected(self, sock: socket.socket, address: str, timeout: float) -> TcpConnection | TlsConnection:
-        if self._tls is None or not self._tls.connects or sock.family == socket.AF_UNIX:
+    def _connected(self, sock: socket.socket, address: str, timeout: float) -> Link:
+        if sock.family == socket.AF_UNIX:
+            return self.wrap(sock, address)
+        if self._tls is None or not self._tls.connects:
+            if self._checksums == "on" or (self._checksums == "auto" and not _is_loopback(sock)):
+                return self._checked(sock, address, timeout)
             return self.wrap(sock, address)
         host = split_host_port(address)[0] or "localhost"
         connection = TlsConnection(
@@ -96,7 +119,29 @@ class TcpTransport:
         connection.shake_hands(timeout)
         return connection
 
-    def connect(self, address: str, timeout: float) -> TcpConnection | TlsConnection:
+    def _checked(self, sock: socket.socket, address: str, timeout: float) -> CheckedConnection:
+        family, at = sock.family, sock.getpeername()
+
+        def redial() -> socket.socket:
+            again = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                again.settimeout(timeout)
+                again.connect(at)
+            except BaseException:
+                again.close()
+                raise
+            return again
+
+        return CheckedConnection(
+            sock,
+            address,
+            self._limits,
+            self._stall,
+            self._spin_us,
+            redial=redial if self._checksums == "auto" else None,
+        )
+
+    def connect(self, address: str, timeout: float) -> Link:
         deadline = time.monotonic() + timeout
         reason = "it has no address"
         refused = False
@@ -144,6 +189,13 @@ class TcpTransport:
             ) from reason
         text = reason.strerror or str(reason) if reason is not None else "it has no address"
         raise ConfigError(f"cannot listen at {address}: {text}", where=address) from reason
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    """Whether the other end is on this host, by its address."""
+    address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _user(sock: socket.socket) -> str:

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -54,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cert: str = ""
     key: str = ""
     client_ca: str = ""
+    # On connections over TCP without TLS: auto (to other hosts), on (always, and nobody else is let in), off.
+    checksums: Literal["auto", "on", "off"] = "auto"
     # Where a node is full: how long a client waits for a place, and how long a node lets it.
     admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
     priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
@@ -61,6 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
+    # One execution on the local backend, of a loop one iteration; what takes longer ends before its next operator.
+    execution_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0  # 0: no limit
+    # Idle values leave a device when its memory is short or after so long (0: never): to so many bytes of host memory
+    # (unset: a quarter of it; 0: they stay), or of files in a directory. See docs/memory.md.
+    swap_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] | None = None
+    swap_directory: str = ""
+    swap_idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400 * 7)] = 300.0
     prefetch: bool = True  # what a plan needs from other devices sets out when it begins, not when it is needed
     batching: bool = True  # sessions of the local backend that decode with one model share reading its weights
     batching_exact: bool = True  # … without a bit of a result depending on who else is there
@@ -218,7 +227,7 @@ def _from_file(environ: Mapping[str, str], directory: Path) -> _Layer:
         raise ConfigError(f"the configuration is not TOML: {error}", where=str(path)) from error
     layer: _Layer = {}
     for key, value in data.items():
-        if key in ("cluster", *_FILES) and isinstance(value, str) and value:
+        if key in ("cluster", "swap_directory", *_FILES) and isinstance(value, str) and value:
             value = str(path.parent / Path(value).expanduser())  # relative to the file that names it
         layer[key] = (value, f"{path}: {key}")
     return layer
@@ -249,7 +258,7 @@ def _convert(key: str, value: Any, place: str, directory: Path) -> Any:
         value = _split(value)
     try:
         converted = msgspec.convert(value, _TYPES[key], strict=not place.startswith("environment"))
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: bytes that are no text
         raise ConfigError(f"setting {key!r}: {error}, not {value!r}", where=place) from error
     check = _CHECKS.get(key)
     problem = check(converted) if check else ""
@@ -271,7 +280,7 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
         if node.startswith("unix:"):
             continue
         host, _, port = node.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
             return f"{node!r} is no host:port"
     repeated = {node for node in nodes if nodes.count(node) > 1}
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
@@ -294,8 +303,10 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "spin_us": _check_finite,
+    "execution_seconds": _check_finite,
     "recomputation_threshold_ms": _check_finite,
     "memory_limit_gb": _check_finite,
+    "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
     "admission_seconds": _check_finite,
     "priority": _check_priority,

@@ -13,6 +13,7 @@ import msgspec
 from genie.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20
+_LARGEST = 1e9  # GB, TFLOPS, Gbit/s: in bytes, operations and bits per second it still fits 64 bits
 CLIENT = "client"  # what a link's end is called that is this side
 
 
@@ -46,8 +47,9 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ConfigError(f"{key} must be a number, not {number!r}", where=f"device {self.id!r}")
-            if not (math.isfinite(number) and number > 0):
-                raise ConfigError(f"{key} must be positive and finite, not {number!r}", where=f"device {self.id!r}")
+            if not 0 < number <= _LARGEST:  # what is no number is neither
+                what = f"{key} must be positive and at most {_LARGEST:g}, not {number!r}"
+                raise ConfigError(what, where=f"device {self.id!r}")
             msgspec.structs.force_setattr(self, key, float(number))  # 16 and 16.0 are one device, byte for byte
         if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
             raise ConfigError(f"index must be a number from 0 on, not {self.index!r}", where=f"device {self.id!r}")
@@ -227,7 +229,8 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             data = msgspec.yaml.decode(text)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise ConfigError(f"the cluster file is not YAML: {error}", where=str(path)) from error
+            told = ", ".join(filter(None, map(str.strip, str(error).splitlines())))
+            raise ConfigError(f"the cluster file is not YAML: {told}", where=str(path)) from error
         cluster = cls.parse(data, where=str(path))
         given = {key: getattr(cluster.security, key) for key in Security.__struct_fields__}
         files = {key: str(path.parent / Path(name).expanduser()) for key, name in given.items() if name is not None}

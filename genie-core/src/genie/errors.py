@@ -18,6 +18,7 @@
     ├── CodecError             (ValueError)           bytes are no graph or plan
     ├── VersionMismatch        (ValueError)           bytes or a peer speak another major version
     ├── SchedulingError        (RuntimeError)         nothing feasible: needs more than the devices have
+    ├── CheckpointError        (RuntimeError)         a state could not be kept, or what was kept is gone or damaged
     ├── LocalProtocolError     (RuntimeError)         we were about to break the protocol: a bug of ours
     │
     │   the other side erred, or could not be asked
@@ -29,7 +30,9 @@
         ├── ProtocolError                             the peer sent what the protocol forbids
         └── NodeError                                 the node understood, and refused or failed
             ├── RemoteOpError  (RuntimeError)         an operator failed
-            │   └── OutOfMemory (MemoryError)         … for want of memory
+            │   ├── OutOfMemory (MemoryError)         … for want of memory
+            │   ├── Cancelled                         … or was not run: somebody stopped the work
+            │   └── ExecutionTimedOut (DeadlineExceeded)  … or the work took longer than the node allows
             ├── AccessDenied       (PermissionError)      the node does not know who asks, or they may not
             ├── LimitExceeded                         a quota or bound of the node forbids the request
             └── SessionClosed  (RuntimeError)         the session ended: closed, expired or drained
@@ -40,7 +43,26 @@ The class in brackets is a base too, so that ``except ValueError`` and the like 
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
+
+
+class Stage(StrEnum):
+    """What was waited for when time was up: see :class:`DeadlineExceeded`, and docs/operations.md for each one's
+    bound."""
+
+    CONNECT = "connect"  # for somebody to come, or to answer
+    TLS = "tls handshake"
+    TICKET = "ticket"
+    CONTROL = "control plane"  # whatever else it is asked
+    ADMISSION = "admission"  # a place on the node
+    GREETING = "greeting"
+    SEND = "send"  # the peer takes nothing
+    ANSWER = "answer"  # the node computes
+    EXECUTE = "execute"  # longer than the node allows
+    RECEIVE = "receive"  # the peer says nothing, or not the rest
+    TRANSFER = "transfer"  # from node to node
+    DRAIN = "drain"
 
 
 class GenieError(Exception):
@@ -118,6 +140,10 @@ class SchedulingError(GenieError, RuntimeError):
     """No feasible plan."""
 
 
+class CheckpointError(GenieError, RuntimeError):
+    """A state could not be kept, or what was kept is gone or damaged."""
+
+
 class LocalProtocolError(GenieError, RuntimeError):
     """We were about to break the protocol: a bug on this side."""
 
@@ -146,9 +172,38 @@ class ConnectionLost(BackendError, ConnectionError):
 
 
 class DeadlineExceeded(BackendError, TimeoutError):
-    """No answer in time. ``midway``: part of a message had come, which is lost."""
+    """No answer in time: ``stage`` was not over after ``seconds``, which ``setting`` bounds (0 and "": not known).
+    ``midway``: part of a message had come, which is lost."""
 
     midway: bool = False
+    always: ClassVar[Stage | None] = None  # the stage of a class that has but one
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        stage: Stage | None = None,
+        seconds: float = 0.0,
+        setting: str = "",
+        where: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.stage = stage or self.always
+        self.seconds = seconds
+        self.setting = setting
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if self.stage is None:
+            return text
+        told = f"\n  stage: {self.stage}"
+        if self.seconds:
+            told += f", {self.seconds:.4g} s"
+        if self.setting:
+            told += f" (by `{self.setting}`)"
+        line, rest, more = text.partition("\n")
+        return line + told + rest + more
 
 
 class ProtocolError(BackendError):
@@ -211,6 +266,17 @@ class RemoteOpError(NodeError, RuntimeError):
 
 class OutOfMemory(RemoteOpError, MemoryError):
     """A device had too little memory for an operator or a value."""
+
+
+class Cancelled(RemoteOpError):
+    """The work was stopped before this operator, by its client or by the node's operator. What it would have made or
+    written to is lost; the session goes on."""
+
+
+class ExecutionTimedOut(RemoteOpError, DeadlineExceeded):
+    """One execution took longer than the node allows. The operator is the one that ran when the time was up."""
+
+    always = Stage.EXECUTE
 
 
 class AccessDenied(NodeError, PermissionError):

@@ -10,6 +10,7 @@ from genie.errors import GenieError
 from genie.graph import Graph, Node, Semantics, TensorSpec
 from genie.loops import Loop
 from genie.plan import ExecutionPlan
+from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Timing
 
 Buffer = bytes | bytearray | memoryview
@@ -102,6 +103,47 @@ class Linked(Protocol):
 
 
 @runtime_checkable
+class Snapshotting(Protocol):
+    """What a session may be besides: one whose state can be told and given to another (:mod:`genie.snapshots`)."""
+
+    def snapshot(self) -> Snapshot:
+        """The state at this point of the session's work. It is no look: errors stay with their handles. Raises
+        :class:`genie.errors.NodeError` if there is a value that has no plain memory (sparse, quantized)."""
+
+    def read_memory(
+        self, id: int, out: memoryview | None = None, offset: int = 0, size: int | None = None, *, version: int = 0
+    ) -> memoryview:
+        """Bytes of one memory as it is now, ``size`` of them (all that are left) from ``offset`` on; into ``out`` when
+        given, whose size they then must have. Raises :class:`genie.errors.NodeError` for one that is gone or, if a
+        ``version`` is asked for, has another."""
+
+    def restore(self, snapshot: Snapshot, memories: Callable[[MemoryState], Buffer | None]) -> None:
+        """Make this session, which holds no values, what the other was; handles, ids and versions are the same then.
+        Failures other than operators' become :class:`genie.errors.RemoteOpError` of their ``kind``. ``memories`` is
+        asked for the bytes of what is not known here by its digest, once per memory; ``None`` where it has none, which
+        is a :class:`genie.errors.NodeError`. After an error the session is of no use."""
+
+    def restore_staged(self, snapshot: Snapshot, staged: Mapping[int, int]) -> None:
+        """The same where the bytes are here: memory → the handle of a value with just these bytes, which it takes.
+        Such are the only values of the session. Raises :class:`genie.errors.NodeError` if something does not fit or
+        is missing; the values are as they were then."""
+
+
+@runtime_checkable
+class Replicating(Protocol):
+    """What a session that is :class:`Linked` and :class:`Snapshotting` may be besides: one whose memories reach others
+    of its kind directly."""
+
+    def send_memory(self, outlet: int, id: int, version: int) -> None:
+        """As :meth:`Linked.send`, of a memory's bytes: they arrive as a value of that many ``uint8``. An error arrives
+        if the memory is gone or has another version."""
+
+    def stage(self, handle: int, spec: TensorSpec, digest: bytes) -> bool:
+        """If the session's node has the content with this digest, it is the contiguous value ``handle`` from now on;
+        whether it has."""
+
+
+@runtime_checkable
 class Expecting(Protocol):
     """What a session may be besides: one that takes word of looks to come."""
 
@@ -116,6 +158,18 @@ class Poisoning(Protocol):
     gets that."""
 
     def poison(self, handle: int, error: GenieError) -> None: ...
+
+
+@runtime_checkable
+class Cancelling(Protocol):
+    """What a session may be besides: one whose work can be stopped between two operators."""
+
+    def cancel(self, reason: str) -> None:
+        """From any thread, at any time, without waiting. What runs stops, and what comes later is not done, until
+        :meth:`resume`: values that are not made by then, and those that should have been written to, carry
+        :class:`genie.errors.Cancelled`."""
+
+    def resume(self) -> None: ...
 
 
 @runtime_checkable
@@ -367,7 +421,8 @@ class Keyed(Protocol):
 @runtime_checkable
 class Certified(Protocol):
     """What a connection may be besides: one that knows, once a message has come, by which certificate its peer was
-    let in."""
+    let in. Nodes with a list of revoked certificates serve only who shows one with a ``fingerprint: str``, the SHA-256
+    of its DER in hexadecimal digits."""
 
     subject: str  # its common name; "" if none was asked for
 

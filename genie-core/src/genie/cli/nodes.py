@@ -8,7 +8,8 @@ import msgspec
 import typer
 
 from genie import config
-from genie.cli.printing import Json, print_json, print_tree
+from genie.cli.memory import memory
+from genie.cli.printing import Json, escape, out, print_json, print_tree
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
 
@@ -28,6 +29,9 @@ def serve(
     batching_exact: Annotated[
         bool | None, typer.Option(help="Batching changes no bit of a result; without, it is quicker for many clients.")
     ] = None,
+    execution_seconds: Annotated[
+        float | None, typer.Option(min=0, help="What one execution may take; 0: as long as it likes.")
+    ] = None,
     unix: Annotated[str, typer.Option(help="Path of the Unix socket for clients on this host.")] = "",
     cert: Annotated[
         str | None, typer.Option(help="This node's certificate, in PEM; with --key, TLS is spoken.")
@@ -38,6 +42,16 @@ def serve(
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
     tenants: Annotated[str | None, typer.Option(help="What tenants may have: quotas, weights, priorities.")] = None,
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
+    revoked: Annotated[
+        str, typer.Option(help="Certificates not to take any more: a file by `genie certs revoke`.")
+    ] = "",
+    control_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Of the control plane. Default: --port + 1, or a free one if that is taken."
+        ),
+    ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, max=65_536, help="Sessions at one time; more are refused.")] = 64,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve whoever reaches this node, without asking who it is.")
     ] = False,
@@ -55,6 +69,7 @@ def serve(
         "threads": threads,
         "batching": batching,
         "batching_exact": batching_exact,
+        "execution_seconds": execution_seconds,
         "cert": cert,
         "key": key,
         "ca": ca,
@@ -76,6 +91,9 @@ def serve(
         json=as_json,
         tokens=tokens,
         audit_log=audit_log,
+        revoked=revoked,
+        control_port=control_port,
+        max_sessions=max_sessions,
         insecure=insecure,
     )
 
@@ -90,3 +108,23 @@ def node_status(address: str, as_json: Json = False) -> None:
         print_json(answer)
         return
     print_tree(answer)
+
+
+@app.command("cancel")
+def node_cancel(
+    address: str,
+    session: str,
+    work: Annotated[bool, typer.Option("--work", help="Stop only what it is at; the session goes on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """End a session of a node: what it runs stops before its next operator, and its memory is free."""
+    from genie.remote.orders import cancel
+
+    cancel(address, session, work_only=work)
+    if as_json:
+        print_json({"address": address, "session": session, "cancelled": "work" if work else "session"})
+    else:
+        out.print(escape(f"cancelled {'the work of ' if work else ''}{session}"))
+
+
+app.command("memory")(memory)

@@ -62,6 +62,16 @@ def certs_client(directory: Path, name: str, days: _Days = 365, as_json: Json = 
     _tell([certs.issue_client(directory, name, days)], as_json)
 
 
+@certs_app.command("revoke")
+def certs_revoke(file: Path, certs: list[Path]) -> None:
+    """Put certificates (CERTS, in PEM) on a list that nodes take by --revoked. They notice by themselves."""
+    from genie.security import revoked
+
+    for cert in certs:
+        revoked.add(file, cert)
+        out.print(escape(f"revoked {cert}"))
+
+
 def _names(hosts: str) -> list[str]:
     return [host.strip() for host in hosts.split(",") if host.strip()]
 
@@ -78,7 +88,7 @@ def _tell(made: list[Issued], as_json: bool) -> None:
 def tokens_add(
     file: Path,
     name: str,
-    scope: Annotated[list[Scope] | None, typer.Option(help="use, admin; repeatable. Default: use.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="use, admin, metrics; repeatable. Default: use.")] = None,
     days: Annotated[float, typer.Option(min=0, help="How long it holds; 0: until it is revoked.")] = 90,
     tenant: Annotated[str, typer.Option(help="Whom it counts for, if several tokens are one tenant's.")] = "",
 ) -> None:

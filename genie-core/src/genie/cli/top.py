@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -129,19 +130,26 @@ def _node(each: _Watched) -> RenderableType:
         ("draining" if view.draining else "serving", "yellow" if view.draining else "green"),
         f" · up {_span(view.time - view.started)} · {len(view.sessions)} of {view.max_sessions} sessions, "
         f"{sum(device.busy for device in view.devices)} busy · {seen.requests:,.0f} requests/s · "
-        f"{seen.executions:,.0f} executions/s · in {_bytes(seen.bytes_in)}/s · out {_bytes(seen.bytes_out)}/s · "
-        f"{seen.failures:,.2g} failures/s · {seen.cpu:.1f} cores · {_bytes(view.process.resident_bytes)} resident",
+        f"{seen.executions:,.0f} executions/s · in {size_text(seen.bytes_in)}/s · out {size_text(seen.bytes_out)}/s · "
+        f"{seen.failures:,.2g} failures/s · {seen.cpu:.1f} cores · {size_text(view.process.resident_bytes)} resident",
     )
-    devices = _table("device", "memory>", "used>", "kept>", "largest session>", "sessions>", "busy>")
+    swapped: Counter[str] = Counter()
+    for session in view.memory.sessions:
+        swapped[session.device] += session.away
+    devices = _table(
+        "device", "memory>", "used>", "swapped>", "kept>", "largest session>", "sessions>", "busy>", "away>"
+    )
     for device in view.devices:
         devices.add_row(
             device.id,
-            _bytes(device.memory_bytes),
-            _bytes(device.used_bytes),
-            _bytes(device.kept_bytes),
-            _bytes(device.largest_bytes),
+            size_text(device.memory_bytes),
+            size_text(device.used_bytes),
+            size_text(swapped[device.id]),
+            size_text(device.kept_bytes),
+            size_text(device.largest_bytes),
             str(device.sessions),
             str(device.busy),
+            str(device.away),
         )
     stages = _table("stage", "p50>", "p99>", "per second>")
     for stage, its in seen.stages.items():
@@ -165,7 +173,7 @@ def _accounts(seen: Any) -> RenderableType:
             f"{its.weight:g}",
             _of(str(its.sessions), its.sessions_quota),
             str(its.waiting),
-            _of(_bytes(its.memory_bytes), its.memory_quota and _bytes(its.memory_quota)),
+            _of(size_text(its.memory_bytes), its.memory_quota and size_text(its.memory_quota)),
             _of(str(its.plans), its.plans_quota),
             f"{its.share:.0%}",
             _span(its.delayed_seconds),
@@ -189,19 +197,22 @@ def _of(number: str, quota: object) -> str:
 
 
 def _sessions(view: Any) -> RenderableType:
-    table = _table("session", "client", "device", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>")
+    table = _table(
+        "session", "client", "device", "state", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>"
+    )
     shown = sorted(view.sessions, key=lambda session: -session.memory_bytes)
     for session in shown[:_FEW]:
         table.add_row(
             session.id,
             Text(session.client),
             session.device,
+            "away" if session.away else "busy" if session.busy else "idle",
             _span(view.time - session.since),
             f"{session.executions:,}",
-            _bytes(session.bytes_in),
-            _bytes(session.bytes_out),
-            _bytes(session.memory_bytes),
-            _bytes(session.peak_memory_bytes),
+            size_text(session.bytes_in),
+            size_text(session.bytes_out),
+            size_text(session.memory_bytes),
+            size_text(session.peak_memory_bytes),
             str(session.plans),
         )
     if len(shown) > _FEW:
@@ -216,7 +227,7 @@ def _table(*heads: str) -> Table:
     return table
 
 
-def _bytes(number: float) -> str:
+def size_text(number: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

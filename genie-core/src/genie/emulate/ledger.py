@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from genie.emulate.report import Report
 from genie.emulate.virtual import Kind, Line, Request, Stream, VirtualTime, Way
-from genie.errors import DeadlineExceeded
+from genie.errors import DeadlineExceeded, Stage
 
 _MOST_PENDING = 1 << 14
 
@@ -97,5 +97,8 @@ class Ledger:
             if not self._changed.wait_for(lambda: done() or self._steps != steps, self._timeout):  # noqa: B023
                 raise DeadlineExceeded(
                     f"nothing was done for {self._timeout:g} s while waiting for {what or 'a device'}",
+                    stage=Stage.ANSWER,
+                    seconds=self._timeout,
+                    setting="timeout",
                     hint="give large work more time: `timeout` (GENIE_TIMEOUT)",
                 )

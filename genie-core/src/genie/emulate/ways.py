@@ -7,7 +7,7 @@ import threading
 import attrs
 
 from genie.emulate.virtual import Way as VirtualWay
-from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
+from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Session
@@ -50,7 +50,12 @@ class Way:
         will come any more, :class:`DeadlineExceeded` when nothing came for long."""
         with self._changed:
             if not self._changed.wait_for(lambda: position in self._arrived or self._ended, _ARRIVE_SECONDS):
-                raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
+                raise DeadlineExceeded(
+                    f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s",
+                    stage=Stage.TRANSFER,
+                    seconds=_ARRIVE_SECONDS,
+                    where=self.source,
+                )
             if position not in self._arrived:
                 raise ConnectionLost("the session that was to send ended", where=self.source)
             parcel = self._arrived.pop(position)

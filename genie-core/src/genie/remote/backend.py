@@ -120,6 +120,7 @@ class RemoteBackend:
             raise ConfigError(f"device {device.id!r} has no address", hint="it belongs to another backend")
         met = self._meet(device.address, device.index)
         session = self._session(met, device, device.address)
+        session.speaks(met.welcome.minor)
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)

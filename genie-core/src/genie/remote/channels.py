@@ -24,6 +24,7 @@ class Channels:
         self._registry = inlets
         self._transport = transport
         self._device = device
+        self.told: Callable[[GenieError], None] | None = None  # why a channel to another node cannot be had
         self._node = node
         self._arrivals = Arrivals(device)
         self._inlets: dict[int, Inlet] = {}
@@ -36,7 +37,7 @@ class Channels:
 
     def connect(self, number: int, target: Target) -> None:
         self._check_new(number, self._outlets, "outlet")
-        self._outlets[number] = Outlet(self._transport, target, self._node)
+        self._outlets[number] = Outlet(self._transport, target, self._node, self.told)
 
     def send(self, number: int, look: Callable[[], HostValue], gone: Callable[[], bool]) -> None:
         """What ``look`` gives, or raises, goes to the receiver. See :meth:`Outlet.put`."""
@@ -65,6 +66,10 @@ class Channels:
             self._registry.drop(inlet)
         for outlet in self._outlets.values():
             outlet.close()
+
+    def sends(self) -> bool:
+        """Whether others may wait for what this session does."""
+        return bool(self._outlets)
 
     def interrupt(self) -> None:
         """From any thread: whoever waits waits no longer."""

@@ -3,7 +3,8 @@
 Sessions get their values from here: copies, or, where the backend can, one memory that the first who writes copies.
 Either way a program may write into its weights and no other session sees it, and no content crosses the wire twice.
 Partial contents outlive their connection for a while, so that
-an interrupted upload goes on where it stopped.
+an interrupted upload goes on where it stopped. A value on an accelerator stays there when its sessions end, and leaves
+when memory is short: the contents here are what it comes back from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import attrs
 import blake3
 
 from genie.errors import ProtocolError
+from genie.remote.abilities import Weight
 from genie.remote.memory import room
 
 DIGEST_BYTES = 32
@@ -36,10 +38,24 @@ class _Entry:
     touched: float = 0.0
     # Values made of it, by device and spec, as long as a session has them: device memory is not the store's to keep.
     values: WeakValueDictionary[Hashable, object] = attrs.field(factory=WeakValueDictionary)
+    # Those that may leave their device, which go when it is short of memory, and are made again of `data`.
+    weights: dict[Hashable, Weight] = attrs.field(factory=dict)
 
     @property
     def busy(self) -> bool:
-        return bool(self.writer or self.users)
+        return bool(self.writer or self.users) or any(each.away and each.held for each in self.weights.values())
+
+    def forsake(self) -> bool:
+        """Whether nobody needs ``data`` any more. Values made of it go, or are their sessions' alone."""
+        forsaken: list[Weight] = []
+        for each in self.weights.values():
+            if not each.forsake():
+                for other in forsaken:
+                    other.back(self.data)
+                return False
+            forsaken.append(each)
+        self.weights.clear()
+        return True
 
 
 class ContentStore:
@@ -93,6 +109,17 @@ class ContentStore:
                 entry.writer = session
             return entry.held
 
+    def claim(self, session: str, digest: bytes, size: int) -> bool:
+        """Whether the whole content is here; then it stays until :meth:`done`."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None or not entry.verified or len(entry.data) != size:
+                return False
+            self._touch(digest, entry)
+            self._hits += 1
+            entry.users.add(session)
+            return True
+
     def room(self, session: str, digest: bytes, offset: int, size: int) -> memoryview:
         """Where the next part of a content goes."""
         with self._lock:
@@ -144,6 +171,14 @@ class ContentStore:
             entry = self._entries.get(digest)
             if entry is not None and entry.verified:
                 entry.values[key] = value
+
+    def keep_weight(self, digest: bytes, key: Hashable, value: Weight) -> None:
+        """The same for a value that may leave its device: it stays for the next client while there is memory."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.verified:
+                entry.values[key] = entry.weights[key] = value
+                value.back(entry.data.toreadonly())
 
     def replace(self, digest: bytes, data: memoryview) -> None:
         """The same bytes, in memory that is needed anyway and that nobody writes."""
@@ -213,8 +248,9 @@ class ContentStore:
         for digest in [digest for digest, entry in self._entries.items() if not entry.busy]:
             if self._used + size <= self._budget:
                 break
-            self._remove(digest)
-        return True
+            if self._entries[digest].forsake():
+                self._remove(digest)
+        return self._used + size <= self._budget
 
     def _expire(self) -> None:
         oldest = self._clock() - self._partial_seconds

@@ -27,16 +27,20 @@ from genie.device import Device
 from genie.errors import (
     AccessDenied,
     BackendError,
+    ConfigError,
     DeadlineExceeded,
     GenieError,
     LimitExceeded,
     ProtocolError,
+    Stage,
     TlsFailed,
 )
 from genie.remote.accounts_seen import ANONYMOUS, AccountView, see
+from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.observed import NodeView, observe
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope, Ticket, Tls, rpc
+from genie.security.revoked import fingerprint_of_pem
 from genie.security.tickets import ID_BYTES, KEY_BYTES
 from genie.tenancy.accounts import tenant_of
 from genie.wire import PROTOCOL, Limits
@@ -45,6 +49,19 @@ log = structlog.get_logger("genie.node")
 
 SERVICE = "genie.control.v1.Node"
 _PACKAGES = ("genie-core", "genie-backend-local", "torch")
+
+# Who connects and says nothing, or asks for much at once, is cut off. Times are milliseconds.
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # of TLS, and of HTTP/2's first settings
+    ("grpc.keepalive_time_ms", 20_000),  # silent for so long: asked
+    ("grpc.keepalive_timeout_ms", 10_000),  # no answer in so long: gone
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),  # no call in so long
+)
 
 _T = TypeVar("_T")
 
@@ -96,6 +113,17 @@ class Opened(msgspec.Struct, frozen=True):
         return f"Opened(seconds={self.seconds!r})"
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """End this session; with ``work_only`` stop what it is at, and leave it be."""
+
+    session: str
+    work_only: bool = False
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    found: bool = False
+
+
 class Nothing(msgspec.Struct, frozen=True):
     pass
 
@@ -110,7 +138,7 @@ class ControlPlane:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=4, thread_name_prefix="genie-control"),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
+            options=_OPTIONS,
             maximum_concurrent_rpcs=64,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -119,6 +147,8 @@ class ControlPlane:
             "Capabilities": self._handler("Capabilities", Nothing, Scope.USE, lambda _, who: self._capabilities(who)),
             "Sessions": self._handler("Sessions", Nothing, Scope.USE, self._sessions),
             "Drain": self._handler("Drain", Drain, Scope.ADMIN, self._drain),
+            "Cancel": self._handler("Cancel", Cancel, Scope.ADMIN, self._cancel),
+            "Memory": self._handler("Memory", Nothing, Scope.USE, lambda _, who: holdings(node, who)),
             "View": self._handler("View", Nothing, Scope.ADMIN, lambda _, who: observe(node)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
@@ -153,7 +183,7 @@ class ControlPlane:
         def handle(data: bytes, context: Any) -> bytes:
             try:
                 who = self._node.guard.identify(
-                    _bearer(context), scope, name, peer=_peer(context), certificate=_certificate(context)
+                    _bearer(context), scope, name, peer=_peer(context), **_certificate(context)
                 )
             except AccessDenied as error:
                 context.abort(grpc.StatusCode.PERMISSION_DENIED, _one_line(error))
@@ -180,6 +210,15 @@ class ControlPlane:
             return Sessions(known)
         return Sessions(tuple(info for info in known if info.user == who.name))
 
+    def _cancel(self, wish: Cancel, who: Identity) -> Cancelled:
+        name = wish.session[:64]
+        found = self._node.cancel(name, "an operator of the node cancelled it", work_only=wish.work_only)
+        if found:
+            self._node.guard.audit.write(
+                "cancelled", session=name, what="work" if wish.work_only else "session", **who.facts
+            )
+        return Cancelled(found)
+
     def not_serving(self) -> None:
         self._health.enter_graceful_shutdown()
 
@@ -204,7 +243,7 @@ class ControlPlane:
     def _drain(self, wish: Drain, who: Identity) -> Drained:
         self._node.guard.audit.write("drain", seconds=wish.seconds, **who.facts)
         self.not_serving()
-        self._on_drain(min(max(wish.seconds, 0.0), 3600.0))
+        self._on_drain(min(wish.seconds, 3600.0) if wish.seconds > 0 else 0.0)  # 0 for what is no number, too
         return Drained(len(self._node.sessions()))
 
 
@@ -234,16 +273,24 @@ class ControlClient:
         """All the node counts, now."""
         return self._call("View", Nothing(), NodeView)
 
+    def memory(self) -> NodeMemory:
+        """Who holds it, as far as this token may know."""
+        return self._call("Memory", Nothing(), NodeMemory)
+
     def drain(self, seconds: float) -> int:
         """The number of sessions there still are."""
         return self._call("Drain", Drain(seconds), Drained).sessions
+
+    def cancel(self, session: str, *, work_only: bool = False) -> bool:
+        """End a session, or only what it is at. Whether there is one of this name."""
+        return self._call("Cancel", Cancel(session, work_only), Cancelled).found
 
     def healthy(self) -> bool:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise self._failed(error) from error
+            raise self._failed(error, "Check") from error
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
@@ -260,13 +307,13 @@ class ControlClient:
         try:
             data = call(msgspec.msgpack.encode(request), timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._failed(error) from error
+            raise self._failed(error, method) from error
         try:
             return msgspec.msgpack.decode(data, type=answer)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise ProtocolError(f"the control plane's {method} answer is malformed", where=self._address) from error
 
-    def _failed(self, error: grpc.RpcError) -> BackendError:
+    def _failed(self, error: grpc.RpcError, method: str) -> BackendError:
         detail, code = str(error), None
         if isinstance(error, grpc.Call):
             detail, code = str(error.details()), error.code()
@@ -277,7 +324,23 @@ class ControlClient:
             return LimitExceeded(message, where=self._address, hint=hint)
         if code is grpc.StatusCode.UNAVAILABLE and "handshake" in detail.lower():
             return TlsFailed(f"no TLS with the node's control plane: {message}", where=self._address)
-        return DeadlineExceeded(f"the node's control plane does not answer: {detail}", where=self._address)
+        return DeadlineExceeded(
+            f"the node's control plane does not answer: {detail}",
+            stage=Stage.TICKET if method == "Open" else Stage.CONTROL,
+            seconds=self._timeout if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0.0,
+            setting="connect_timeout",
+            where=self._address,
+        )
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises :class:`ConfigError` for a port that is taken."""
+    if _taken(host, port):
+        raise ConfigError(
+            f"cannot listen at {host}:{port}: the port is taken",
+            where="--control-port",
+            hint="stop the other program, or choose another port",
+        )
 
 
 def _taken(host: str, port: int) -> bool:
@@ -309,9 +372,14 @@ def _peer(context: Any) -> str:
     return unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:")
 
 
-def _certificate(context: Any) -> str:
-    names = context.auth_context().get("x509_common_name", ())
-    return names[0].decode(errors="replace") if names else ""
+def _certificate(context: Any) -> dict[str, str]:
+    """By which the caller was let in."""
+    shown = context.auth_context()
+    names, pems = shown.get("x509_common_name", ()), shown.get("x509_pem_cert", ())
+    return {
+        "certificate": names[0].decode(errors="replace") if names else "",
+        "fingerprint": fingerprint_of_pem(pems[0]) if pems else "",
+    }
 
 
 def _one_line(error: GenieError) -> str:

@@ -23,6 +23,8 @@ from genie.errors import (
     NodeError,
     ProtocolError,
     SessionClosed,
+    Stage,
+    UnsupportedOperation,
 )
 from genie.interfaces import Connection, Resumable
 from genie.remote.memory import room
@@ -289,6 +291,9 @@ class Conversation:
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{self.node} did not answer {kind.name} within {self.timeout:g} s",
+                stage=Stage.ANSWER,
+                seconds=self.timeout,
+                setting="timeout",
                 where=self.node,
                 hint="the node may still be computing: ask again, or raise `timeout` (GENIE_TIMEOUT)",
             ) from error
@@ -319,6 +324,18 @@ class Conversation:
     def _check_stale(self, seq: int) -> None:
         if (self._awaited - seq) & frames.SEQ_MASK > 1 << 31:
             raise ProtocolError(f"an answer to message {seq}, which is not the next to be answered")
+
+    def cancel(self) -> None:
+        """What was asked so far, sent or queued, need not be done any more."""
+        if self.ended is not None:
+            self._refuse()
+        if self._lasting is None:
+            raise UnsupportedOperation(
+                "the node keeps no session for a client that comes back, so it can't be asked to cancel its work",
+                where=self.node,
+                hint="set `lease_seconds` above 0 on both sides",
+            )
+        self._lasting.cancel(self._dialogue.seq + bool(self._outbox))
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ _HOW = (
 
 def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, insecure: bool) -> None:
     """Raises :class:`ConfigError` for a node at ``host`` that others reach and that does not ask who they are."""
+    _check_host(host, "--host")
     if tls.serves and not transport_encrypts:
         raise ConfigError("--cert is given, and the transport does not speak TLS", hint="use --transport tcp")
     if is_local(host):
@@ -40,6 +41,29 @@ def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, i
         "reaches it can run programs on it and read what others send."
     )
     print(told, file=sys.stderr, flush=True)
+
+
+def check_metrics(host: str, tokens: bool, *, insecure: bool) -> None:
+    """Raises :class:`ConfigError` for metrics that others reach and that nobody is asked a token for."""
+    _check_host(host, "--metrics-host")
+    if not (is_local(host) or tokens or insecure):
+        raise ConfigError(
+            f"others reach the metrics at {host or 'every address'}, and this node has no --tokens to ask for",
+            where="--metrics-host",
+            hint="`genie tokens add FILE NAME --scope metrics` makes one for the scraper; --insecure tells anybody",
+        )
+
+
+def _check_host(host: str, where: str) -> None:
+    try:
+        socket.getaddrinfo(host.strip("[]") or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"there is no host {host!r} to listen at: {reason}",
+            where=where,
+            hint="a name or address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 and :: are every address",
+        ) from error
 
 
 def check_quotas(backend: Backend, tenants: TenantsFile | None) -> None:

@@ -17,6 +17,7 @@ from genie.errors import (
     GenieError,
     NodeError,
     ProtocolError,
+    Stage,
     TlsFailed,
     VersionMismatch,
 )
@@ -133,6 +134,9 @@ def meet(
         connection.close()
         raise DeadlineExceeded(
             f"{address} accepted the connection, and did not greet within {timeout:g} s",
+            stage=error.stage if error.stage is Stage.TLS else Stage.GREETING,
+            seconds=timeout,
+            setting="connect_timeout",
             where=address,
             hint="check that it is a Genie node's data port",
         ) from error

@@ -18,6 +18,7 @@ from genie.errors import (
     OutOfMemory,
     ProtocolError,
     RemoteOpError,
+    Stage,
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
@@ -263,11 +264,18 @@ class Inlet:
             if not self._connected and now - started >= _CONNECT_SECONDS:
                 raise DeadlineExceeded(
                     f"{self.source} did not connect within {_CONNECT_SECONDS:g} s",
+                    stage=Stage.TRANSFER,
+                    seconds=_CONNECT_SECONDS,
                     where=self.source,
                     hint="nodes send each other values directly: each must reach the others' data ports",
                 )
             if now - started >= _ARRIVE_SECONDS:
-                raise DeadlineExceeded(f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s", where=self.source)
+                raise DeadlineExceeded(
+                    f"{self.source} sent nothing for {_ARRIVE_SECONDS:g} s",
+                    stage=Stage.TRANSFER,
+                    seconds=_ARRIVE_SECONDS,
+                    where=self.source,
+                )
             if now - looked >= _LOOK_SECONDS:
                 if gone():
                     raise ConnectionLost("the client is gone; nobody waits for the value", where=self.source)

@@ -126,8 +126,9 @@ class Lasting:
         return self._allocate(header, sizes)
 
     def hung_up(self) -> bool:
-        """See :class:`genie.interfaces.Watched`. A session that waits for something else waits on for a client that may
-        come back: it has hung up when it said BYE, or was away for the whole lease."""
+        """See :class:`genie.interfaces.Watched`; from any thread, while nobody receives. A session that waits for
+        something else waits on for a client that may come back: it has hung up when it said BYE, or was away for the
+        whole lease."""
         with self._changed:
             connection, here = self._connection, self._comer is not None
         if self._over or self._left:
@@ -183,9 +184,10 @@ class Lasting:
         return self._kept.next - 1
 
     def _break(self, error: BackendError) -> None:
-        self._broken = True
+        with self._changed:  # two threads may notice
+            noticed, self._broken = self._broken, True
         self._connection.close()
-        if self._comer is None and not self._over:
+        if self._comer is None and not self._over and not noticed:
             log.info("client away", session=self._session, reason=error.message, lease=self.lease)
             self.tell("away", {"reason": error.message, "lease": self.lease})
 

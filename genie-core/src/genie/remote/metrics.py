@@ -41,6 +41,7 @@ class _OfNode(Collector):
         view = observe(self._node)
         yield from _standing(view)
         yield from _growing(view)
+        yield from _of_memory(view)
         yield from _per_tenant(view)
         yield from _quotas(view)
         yield _latencies(view)
@@ -85,6 +86,28 @@ def _standing(view: NodeView) -> Iterable[Metric]:
     )
     yield _gauge("genie_content_bytes", "Uploaded contents kept.", {(): view.content.get("content_bytes", 0)})
     yield _gauge("genie_content_entries", "Uploaded contents kept.", {(): view.content.get("content_entries", 0)})
+
+
+def _of_memory(view: NodeView) -> Iterable[Metric]:
+    held: Counter[tuple[str, ...]] = Counter()
+    for session in view.memory.sessions:
+        for kind, number in {**session.kinds, "away": session.away}.items():
+            held[session.device, kind] += number
+    for device in view.memory.devices:
+        told = {"live": device.live, "peak": device.peak, "contents": device.contents, "reserved": device.reserved}
+        held.update({(device.id, kind): number for kind, number in told.items()})
+    yield _gauge("genie_memory_bytes", "A device's memory by what it is used for.", held, ("device", "kind"))
+    swaps = [device for device in view.memory.devices if device.swap_limit][:1]  # one for all of them
+    for name, text, values in (
+        ("genie_swap_used_bytes", "Values that left their device, on the host.", [each.swap_used for each in swaps]),
+        ("genie_swap_limit_bytes", "The most of them there may be.", [each.swap_limit for each in swaps]),
+    ):
+        yield _gauge(name, text, {(): sum(values)})
+    moved = {(device.id, move): its for device in view.memory.devices for move, its in device.moves.items()}
+    of = ("device", "move")
+    yield _counter("genie_memory_moves", "Values that left or came back.", {k: m.count for k, m in moved.items()}, of)
+    yield _counter("genie_memory_moved_bytes", "Their bytes.", {k: m.bytes for k, m in moved.items()}, of)
+    yield _counter("genie_memory_moved_seconds", "What that took.", {k: m.seconds for k, m in moved.items()}, of)
 
 
 def _growing(view: NodeView) -> Iterable[Metric]:

@@ -15,13 +15,14 @@ import structlog
 
 from genie import telemetry, tracing
 from genie.config import Settings
+from genie.errors import ConfigError
 from genie.interfaces import Backend, Transport, encrypts
 from genie.plugins import registry
-from genie.remote.control import ControlPlane
-from genie.remote.exposure import check_open, check_quotas
+from genie.remote.control import ControlPlane, check_free
+from genie.remote.exposure import check_metrics, check_open, check_quotas
 from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
-from genie.security import AuditLog, Guard, Tls, TlsFiles, TokenFile
+from genie.security import AuditLog, Guard, RevokedFile, Tls, TlsFiles, TokenFile
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile
 
@@ -65,13 +66,17 @@ def serve(
     out: TextIO | None = None,
     tokens: str = "",
     audit_log: str = "",
+    revoked: str = "",
+    control_port: int | None = None,
+    max_sessions: int = MOST_SESSIONS,
     insecure: bool = False,
 ) -> None:
     """Serve until SIGTERM (sessions may end first), Ctrl-C, or a drain by the control plane.
 
     One line is printed when the node is ready; with ``json`` it is an object. The control plane listens at
-    ``port`` + 1, or at a free port if that is taken. With ``metrics_port`` (0: a free one) metrics and a status page
-    are served over HTTP at ``metrics_host``. ``tokens`` is a file as ``genie tokens add`` writes it.
+    ``port`` + 1, or at a free port if that is taken; a ``control_port`` has to be had. With ``metrics_port`` (0: a free
+    one) metrics and a status page are served over HTTP at ``metrics_host``. ``tokens`` is a file as ``genie tokens
+    add`` writes it, ``revoked`` one by ``genie certs revoke``.
 
     Raises :class:`ConfigError`, before anything listens, for security settings that cannot be used, and for an address
     that others reach without them; ``insecure`` overrules the latter. The same for a tenants file that cannot be used.
@@ -82,8 +87,14 @@ def serve(
     tls = Tls(TlsFiles.of(settings), audit.told)
     carrier: Transport = registry.make("transport", transport, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
-    guard = Guard(TokenFile(tokens, audit.told) if tokens else None, audit)
-    tenants = TenantsFile(settings.tenants, audit.told, most_sessions=MOST_SESSIONS) if settings.tenants else None
+    if metrics_port is not None:
+        check_metrics(metrics_host, bool(tokens), insecure=insecure)
+    if revoked and not tls.asks_for_certificates:
+        raise ConfigError("--revoked is given, and clients are not asked for certificates", hint="give --client-ca")
+    guard = Guard(
+        TokenFile(tokens, audit.told) if tokens else None, audit, RevokedFile(revoked, audit.told) if revoked else None
+    )
+    tenants = TenantsFile(settings.tenants, audit.told, most_sessions=max_sessions) if settings.tenants else None
     made: Backend = registry.make("backend", backend, settings)
     check_quotas(made, tenants)
     stop = _Stop()
@@ -94,21 +105,26 @@ def serve(
         address,
         devices=devices,
         local=unix or settings.unix_sockets,
+        max_sessions=max_sessions,
         guard=guard,
         lease_seconds=settings.lease_seconds,
-        max_sessions=MOST_SESSIONS,
         tenancy=Tenancy(tenants),
         admission_seconds=settings.admission_seconds,
     )
-    page = StatusPage(node)
+    page = StatusPage(node, insecure=insecure)
     try:
         if metrics_port is not None:  # first: a port that is taken is said before anybody is served
             page.start(metrics_host, metrics_port)
+        if control_port:
+            check_free(host, control_port)
         node.start()
         control = ControlPlane(node, stop.ask, tls)
         data_port = int(node.address.rpartition(":")[2])
-        node.control_port = control.start(host, data_port + 1 if data_port < 65535 else 0)
+        wanted = control_port if control_port is not None else data_port + 1 if data_port < 65535 else 0
+        node.control_port = control.start(host, wanted)
         try:
+            if control_port and node.control_port != control_port:
+                raise ConfigError(f"cannot listen at {host}:{control_port}", where="--control-port")
             with _signals(stop):
                 _ready(node, page.address, json=json, out=out or sys.stdout)
                 stop.wait(node)

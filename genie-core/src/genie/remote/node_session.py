@@ -24,19 +24,22 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
 from genie.remote.abilities import Allocating, Allocation, Sharing
+from genie.remote.cancelling import Cancellation
 from genie.remote.channels import Channels
 from genie.remote.lasting import Lasting
 from genie.remote.loops import NodeLoop
 from genie.remote.memory import room
 from genie.remote.meters import Meter
-from genie.remote.outlets import FEW
+from genie.remote.node_contents import NodeContents
+from genie.remote.node_state import NodeState, valued
+from genie.remote.prefetch import Prefetch
 from genie.remote.realm import Realm
 from genie.remote.traced import join
 from genie.security import Identity
 from genie.tenancy.pace import Pace
-from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles
+from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
 
 log = structlog.get_logger("genie.node")
 
@@ -84,28 +87,34 @@ class NodeSession:
         self._limits = limits
         self._capacity = capacity
         self._channels = channels
+        self.cancellation = Cancellation(session, connection, channels.sends)
         self._plans: list[int] = []
         self._failed_plans: dict[int, GenieError] = {}
         self._failed: dict[int, GenieError] = {}
         self._deferred: GenieError | None = None
+        channels.told = self._defer
         self._loop = NodeLoop()
+        self.prefetch = Prefetch(session)
         self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
-        self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
+        self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
+        self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
+        self._state.renamed = self._contents.renamed
         self._work: dict[int, Callable[[memoryview], None]] = {
             Kind.LOAD_PLAN: self._load,
             Kind.UPLOAD: self._upload,
             Kind.FREE: self._free,
             Kind.SEED: self._seed,
             Kind.SET_GENERATOR_STATE: self._set_generator_state,
-            Kind.UPLOAD_COMMIT: self._commit,
+            Kind.UPLOAD_COMMIT: self._contents.commit,
             Kind.OUTLET: self._outlet,
             Kind.SEND: self._send,
+            Kind.SEND_MEMORY: self._send_memory,
             Kind.RECEIVE: self._receive,
             Kind.TRACE: self._trace,
             Kind.HEARD: self._heard,
         }
         self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
-            Kind.UPLOAD_BEGIN: self._begin,
+            Kind.UPLOAD_BEGIN: self._contents.begin,
             Kind.FETCH: self._fetch,
             Kind.DESCRIBE: self._describe,
             Kind.GENERATOR_STATE: self._generator_state,
@@ -114,6 +123,10 @@ class NodeSession:
             Kind.INLET: self._inlet,
             Kind.PROFILE: self._profile,
             Kind.MARK: self._mark,
+            Kind.SNAPSHOT: self._state.tell,
+            Kind.READ_MEMORY: self._state.read,
+            Kind.RESTORE: self._state.take,
+            Kind.STAGE: self._contents.stage,
         }
         self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
@@ -138,9 +151,8 @@ class NodeSession:
             self._dialogue.close()
             self._connection.close()
             self._channels.close()
-            self._shared.clear()
             self._allocation = None
-            self._store.release(self.name)
+            self._contents.release()
             self.meter.end()
             self.pace.close()
             try:
@@ -150,7 +162,8 @@ class NodeSession:
 
     def _one_message(self) -> bool:
         try:
-            message = self._connection.receive(self._memory, None)
+            with self.cancellation.turn:
+                message = self._connection.receive(self._memory, None)
         except _Refused:
             self.meter.done(Kind.UPLOAD)
             return True
@@ -159,6 +172,7 @@ class NodeSession:
         meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
+        self.cancellation.begins(seq)
         if message.buffers:
             self._bulk(records[0], message.buffers[0])
             meter.done(records[0][0])
@@ -240,6 +254,7 @@ class NodeSession:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
         self._allocation = None
+        self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
         self.pace.arrived(size)
@@ -327,42 +342,9 @@ class NodeSession:
         else:
             self._session.upload(handle, spec, data)
 
-    def _commit(self, body: memoryview) -> None:
-        digest, handle, spec = messages.get_commit(body)
-        size = messages.spec_bytes(spec, self._limits)
-        try:
-            content = self._store.take(self.name, digest)
-            if len(content) != size:
-                raise ProtocolError(f"a content of {len(content)} bytes for a value of {size}")
-            self._use(digest, handle, spec, content)
-        except (GenieError, MemoryError) as error:
-            self._fail(handle, error)
-        finally:
-            self._store.done(self.name, digest)
-
-    def _use(self, digest: bytes, handle: int, spec: TensorSpec, content: memoryview) -> None:
-        """A value from content that is here: the memory others of this device have of it, or a copy."""
-        session = self._session
-        if not isinstance(session, Sharing):
-            session.upload(handle, spec, content)
-            return
-        key = (self.device.id, spec)
-        value = self._store.value(digest, key)
-        if value is not None:
-            session.adopt(handle, value)
-        else:
-            session.upload(handle, spec, content)
-            value = session.share(handle)
-            self._store.keep(digest, key, value)
-            if self.device.kind == "cpu":  # one memory is enough
-                self._store.replace(digest, flat(session.fetch(handle).data))
-        self._shared[handle] = value
-
     def _free(self, body: memoryview) -> None:
         handles = messages.get_handles(body)
-        if self._shared:
-            for handle in handles:
-                self._shared.pop(handle, None)
+        self._contents.freed(handles)
         if self._failed:
             for handle in handles:
                 self._failed.pop(handle, None)
@@ -372,14 +354,14 @@ class NodeSession:
             log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
-        generator, seed = messages.get_pair(body, "SEED")
+        generator, seed = messages.get_seed(body)
         try:
             self._session.seed(generator, seed)
         except GenieError as error:
             self._defer(error)
 
     def _set_generator_state(self, body: memoryview) -> None:
-        generator = messages.get_number(body[:8], "SET_GENERATOR_STATE")
+        generator = messages.get_generator(body[:8], "SET_GENERATOR_STATE")
         try:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
@@ -401,6 +383,11 @@ class NodeSession:
                 self._channels.send(number, lambda: self._sent(handle), self._client_gone)
         except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
             self._defer(error)
+
+    def _send_memory(self, body: memoryview) -> None:
+        number, id, version = snapshots.get_send(body)
+        with contextlib.suppress(DeadlineExceeded):  # the receiver is told: it is no affair of the program's
+            self._channels.send(number, lambda: self._state.sent(id, version), self._client_gone)
 
     def _sent(self, handle: int) -> HostValue:
         try:
@@ -431,7 +418,7 @@ class NodeSession:
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
         is done to the end: other nodes may wait for that."""
-        return self._leaves or (isinstance(self._connection, Watched) and self._connection.hung_up())
+        return self._leaves or self.cancellation.gone()
 
     def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         opening = channels.get_opening(body)
@@ -503,15 +490,8 @@ class NodeSession:
         if self._failed and handle in self._failed:
             raise self._failed[handle]
 
-    def _begin(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        digest, size = messages.get_chunk(body)
-        if size > self._limits.tensor:
-            raise LimitExceeded(f"a content of {size} bytes; the limit is {self._limits.tensor}")
-        held = self._store.begin(self.name, digest, size)
-        return Kind.HELD, messages.put_held(held or 0, direct=held is None), None
-
     def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        handle, wanted = messages.get_pair(body, "FETCH")
+        handle, wanted = messages.get_fetch(body)
         self._look(handle)
         value = self._session.fetch(handle)
         data = memoryview(value.data)
@@ -520,9 +500,7 @@ class NodeSession:
         spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
         if data.ndim != 1 or data.format != "B":
             data = flat(data)
-        if len(data) <= FEW:
-            return Kind.VALUE, messages.put_result(spec, data), None
-        return Kind.VALUE, messages.put_result(spec), data
+        return valued(spec, data)
 
     def _describe(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         handle = messages.get_handle(body, "DESCRIBE")
@@ -530,7 +508,7 @@ class NodeSession:
         return Kind.SPEC, messages.put_struct(self._session.describe(handle)), None
 
     def _generator_state(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        return Kind.STATE, self._session.generator_state(messages.get_number(body, "GENERATOR_STATE")), None
+        return Kind.STATE, self._session.generator_state(messages.get_generator(body, "GENERATOR_STATE")), None
 
     def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         self._session.synchronize()
@@ -556,11 +534,19 @@ class NodeSession:
         return self.lasting is not None and self.lasting.away
 
     def stop(self, reason: str = "") -> None:
-        """From any thread: no further message is read."""
+        """From any thread: no further message is read, and what runs ends before its next operator."""
         self.reason = self.reason or reason
+        if self.lasting is not None:
+            self.lasting.reason = self.lasting.reason or reason
+        self.cancellation.over(reason or "the session is over")
         self.pace.stop()
         self._connection.close()
         self._channels.interrupt()
+
+    def cancel_work(self, reason: str, until: int = -1) -> None:
+        """From any thread: what is asked in messages up to the number ``until`` (-1: those taken so far) is not done
+        any more; the session goes on."""
+        self.cancellation.until(until if until >= 0 else max(self._dialogue.seq, 0), reason)
 
     def abandon(self) -> None:
         """It was never served."""

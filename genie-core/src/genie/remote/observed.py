@@ -12,6 +12,7 @@ import msgspec
 
 import genie
 from genie.remote.accounts_seen import ReceptionView, see
+from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.meters import BOUNDS, Look, Tally, cumulated
 from genie.remote.server import NodeServer
 from genie.wire import Kind
@@ -110,6 +111,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     batched_executions: int = 0  # executions by several sessions at once
     batched_members: int = 0  # … and how many sessions took part
     content: dict[str, int] = {}
+    memory: NodeMemory = NodeMemory()
     reception: ReceptionView = ReceptionView()
     process: Process = Process()
 
@@ -148,6 +150,7 @@ def observe(node: NodeServer) -> NodeView:
         batched_executions=total.grown["batched_executions"],
         batched_members=total.grown["batched_members"],
         content=dict(node.content().stats()),
+        memory=holdings(node, look=look),
         reception=see(node.reception),
         process=_process(),
     )

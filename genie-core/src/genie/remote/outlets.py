@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from genie.errors import DeadlineExceeded, GenieError
+from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, NodeError, Stage
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -31,7 +31,10 @@ _LEAST_BYTES = 1024  # that a queued value counts: it is more than its data
 class Outlet:
     """The sending end of a channel: a thread of its own, so that computing goes on while values travel."""
 
-    def __init__(self, transport: Transport, target: Target, node: str) -> None:
+    def __init__(
+        self, transport: Transport, target: Target, node: str, told: Callable[[GenieError], None] | None = None
+    ) -> None:
+        self._told = told  # why nothing can be sent, if that is not the receiver's doing
         self._transport = transport
         self._target = target
         self._node = node
@@ -74,13 +77,19 @@ class Outlet:
         return DeadlineExceeded(
             f"{self._node} could not send to {self._target.address}, which took nothing for {seconds:.3g} s; "
             f"{self._bytes} bytes wait",
+            stage=Stage.TRANSFER,
+            seconds=seconds,
             where=self._target.address,
             hint="the receiver computes for longer than that, or hangs: see its log; what it was sent is lost there",
         )
 
     def _run(self) -> None:
         try:
-            connection = self._connect()
+            try:
+                connection = self._connect()
+            except GenieError as error:
+                self._cannot(error)
+                raise
             with self._changed:
                 self._connection = connection
             seq = 0
@@ -100,6 +109,20 @@ class Outlet:
             log.warning("channel broke", target=self._target.address, reason=error.message)
         finally:
             self.end()
+
+    def _cannot(self, error: GenieError) -> None:
+        with self._changed:
+            wanted = not self._ended
+        if (
+            wanted and self._told is not None and not isinstance(error, NodeError)
+        ):  # else the receiver's session is gone
+            self._told(
+                ConnectionLost(
+                    f"{self._node} could not connect to {self._target.address}, to send: {error.message}",
+                    where=self._target.address,
+                    hint=error.hint,
+                )
+            )
 
     def _connect(self) -> Connection:
         target = self._target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+from genie.remote.abilities import Weight
 from genie.remote.content import ContentStore
 
 
@@ -17,6 +18,9 @@ class Realm:
 
     def begin(self, session: str, digest: bytes, size: int) -> int | None:
         return self._store.begin(session, self._prefix + digest, size)
+
+    def claim(self, session: str, digest: bytes, size: int) -> bool:
+        return self._store.claim(session, self._prefix + digest, size)
 
     def room(self, session: str, digest: bytes, offset: int, size: int) -> memoryview:
         return self._store.room(session, self._prefix + digest, offset, size)
@@ -32,6 +36,9 @@ class Realm:
 
     def keep(self, digest: bytes, key: Hashable, value: object) -> None:
         self._store.keep(self._prefix + digest, key, value)
+
+    def keep_weight(self, digest: bytes, key: Hashable, value: Weight) -> None:
+        self._store.keep_weight(self._prefix + digest, key, value)
 
     def replace(self, digest: bytes, data: memoryview) -> None:
         self._store.replace(self._prefix + digest, data)

@@ -205,6 +205,11 @@ class Rejoining:
     def close(self) -> None:
         self._connection.close()
 
+    def cancel(self, last: int) -> None:
+        """Tell the node, on a connection of its own, that what was asked up to the message of this number need not be
+        done. Raises what :func:`genie.remote.greeting.meet` does."""
+        self._meet(self.reunion.connect_timeout, probe=True, cancel=last).connection.close()
+
     # --- a link that is silent, or broken ---------------------------------------------------------
 
     def _lost(self) -> bool:
@@ -228,14 +233,15 @@ class Rejoining:
         stuck, self._stuck = self._stuck, standing.taken if idle else -1
         return idle and stuck == standing.taken
 
-    def _meet(self, timeout: float, *, probe: bool = False, attempt: int = 0) -> Met:
+    def _meet(self, timeout: float, *, probe: bool = False, attempt: int = 0, cancel: int | None = None) -> Met:
         reunion = self.reunion
         back = Back(
             session=reunion.session,
             key=reunion.key,
             heard=self.heard,
-            sent=(self.kept.next - 1) & frames.SEQ_MASK,
+            sent=(self.kept.next - 1 if cancel is None else cancel) & frames.SEQ_MASK,
             probe=probe,
+            cancel=cancel is not None,
         )
         address = reunion.addresses[attempt % len(reunion.addresses)]
         return reunion.meet(address, min(timeout, reunion.connect_timeout), back)

@@ -31,6 +31,7 @@ from genie.errors import (
     VersionMismatch,
 )
 from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
+from genie.remote.abilities import Accounting, Swapping
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
 from genie.remote.crowd import crowded
@@ -45,6 +46,7 @@ from genie.remote.realm import Realm
 from genie.remote.reception import Reception
 from genie.remote.served import choose, each_its_name
 from genie.remote.unix_socket import LocalSocket
+from genie.remote.watching import Watch
 from genie.security import Guard, Identity, Ticket
 from genie.security.tickets import prove_welcome
 from genie.tenancy.accounts import Tenancy
@@ -133,6 +135,7 @@ class NodeServer:
         self._greeting: set[Connection] = set()
         self._sessions: dict[str, tuple[NodeSession, SessionInfo]] = {}
         self._departed = Departed()
+        self._watch = Watch(self._open_sessions)
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._nonce = secrets.token_hex(4)
@@ -159,6 +162,7 @@ class NodeServer:
             thread.daemon = True
             thread.start()
             self._threads.append(thread)
+        self._watch.start()
 
     def drain(self, timeout: float) -> bool:
         """Take no more sessions and wait for those there are. Whether all ended in time."""
@@ -186,7 +190,8 @@ class NodeServer:
         for connection in connections:
             connection.close()
         for session in sessions:
-            session.stop()
+            session.stop("the node shut down")
+        self._watch.close()
         for thread in self._threads:
             thread.join(timeout=10.0)
         with self._changed:
@@ -213,6 +218,22 @@ class NodeServer:
     def draining(self) -> bool:
         return self._draining
 
+    def cancel(self, name: str, reason: str, *, work_only: bool = False) -> bool:
+        """End the session of this name, or only what it was asked so far. Whether there is one."""
+        with self._changed:
+            session, _ = self._sessions.get(name, (None, None))
+        if session is None:
+            return False
+        if work_only:
+            session.cancel_work(reason)
+        else:
+            session.stop(reason)
+        return True
+
+    def _open_sessions(self) -> list[NodeSession]:
+        with self._changed:
+            return [session for session, _ in self._sessions.values()]
+
     def sessions(self) -> tuple[SessionInfo, ...]:
         with self._changed:
             return tuple(msgspec.structs.replace(info, away=its.away) for its, info in self._sessions.values())
@@ -230,6 +251,11 @@ class NodeServer:
     def content(self) -> ContentStore:
         return self._store
 
+    def memory(self) -> Sequence[Mapping[str, int]]:
+        """For each of ``devices`` what :class:`Accounting` says of it; nothing where the backend does not count."""
+        told = self._backend.memory() if isinstance(self._backend, Accounting) else {}
+        return [told.get(device.id, {}) for device in self._devices]
+
     def housekeep(self) -> None:
         """Give back what was kept for longer than it is likely to be used. To be called now and then."""
         self._store.expire()
@@ -239,9 +265,9 @@ class NodeServer:
         with self._changed:
             sessions = list(self._sessions.values())
         for session, _ in sessions:
-            if not self.guard.still_welcome(session.owner):
-                log.warning("the session's token was revoked", session=session.name, user=session.owner.name)
-                session.stop("its token was revoked")
+            if reason := self.guard.unwelcome(session.owner):
+                log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
+                session.stop(reason)
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -323,6 +349,7 @@ class NodeServer:
         if kind == Kind.BYE:
             return None
         hello = messages.get_hello(body)
+        self.guard.check_certificate(_stranger(connection))
         if hello.major != PROTOCOL[0]:
             raise VersionMismatch(
                 f"the client speaks version {hello.major}.{hello.minor} of the protocol (Genie {hello.genie}), "
@@ -401,6 +428,8 @@ class NodeServer:
         assert lasting is not None
         if not comer.continues(session.owner):
             raise AccessDenied("the session was opened with another token or certificate", where=self.address)
+        if back.probe and back.cancel:
+            session.cancel_work("its client asked for that", back.sent)
         if back.probe:
             say(welcome_back(back.session, lasting.standing()))
             return None
@@ -411,6 +440,7 @@ class NodeServer:
         """Its client is away, or back."""
         self.guard.audit.write(event, session=session.name, **{**session.owner.facts, **facts})
         if event == "back":
+            session.prefetch.begin()
             self.meters.came_back()
 
     def _open(self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity) -> NodeSession:
@@ -436,6 +466,8 @@ class NodeServer:
             name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
         )
         local = self.reception.connect(device, name, info.client, pace)
+        if isinstance(local, Swapping):
+            local.name(name, owner.tenant)
         channels = Channels(self._inlets, self._transport, device, self.address)
         store = Realm(self._store, self.reception.realm(pace))
         if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
@@ -469,7 +501,11 @@ class NodeServer:
 
 def _stranger(connection: Connection) -> Identity:
     certificate = connection.subject if isinstance(connection, Certified) else ""
-    return Identity(peer=str(getattr(connection, "peer", "")), certificate=certificate)
+    return Identity(
+        peer=str(getattr(connection, "peer", "")),
+        certificate=certificate,
+        fingerprint=str(getattr(connection, "fingerprint", "")),
+    )
 
 
 def _bare_welcome(control_port: int) -> Welcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +26,8 @@ from genie.remote.conversation import FREED_AT_ONCE, Conversation
 from genie.remote.expected import Expected
 from genie.remote.loops import RemoteLoop
 from genie.remote.offers import Offers
+from genie.remote.remote_state import RemoteState, stage_all
+from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Timing
 from genie.wire import Dialogue, Kind, Limits, channels, messages, profiles
 
@@ -57,6 +59,7 @@ class RemoteSession:
         self._conversation = self.conversation_type(connection, dialogue, limits, node, timeout)
         self._offers = Offers(self._conversation, self._upload)
         self._expected = Expected(self._conversation)
+        self._state = RemoteState(self._conversation, self._value, self._upload)
         self._plans: dict[str, int] = {}
         self._recent: OrderedDict[int, tuple[ExecutionPlan, int]] = OrderedDict()
         self._plan_heads: list[bytes] = []
@@ -278,6 +281,54 @@ class RemoteSession:
         with self._lock:
             self._settle()
             self._conversation.ask(Kind.SYNC, b"", Kind.DONE)
+
+    # --- the state as a whole -----------------------------------------------------------------------
+
+    def speaks(self, minor: int) -> None:
+        """What the node said of its version."""
+        self._state.minor = minor
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`genie.interfaces.Snapshotting`. What was freed so far is not part of it."""
+        with self._lock:
+            self._settle()
+            return self._state.snapshot()
+
+    def read_memory(
+        self, id: int, out: memoryview | None = None, offset: int = 0, size: int | None = None, *, version: int = 0
+    ) -> memoryview:
+        with self._lock:
+            self._settle()
+            return self._state.read(id, out, offset, size, version)
+
+    def restore(self, snapshot: Snapshot, memories: Callable[[MemoryState], Buffer | None]) -> None:
+        def upload(handle: int, spec: TensorSpec, data: Buffer, shared: bool) -> None:
+            self.upload(handle, spec, data, shared=shared)
+
+        self.restore_staged(snapshot, stage_all(snapshot, memories, self.stage, upload))
+
+    def restore_staged(self, snapshot: Snapshot, staged: Mapping[int, int]) -> None:
+        with self._lock:
+            self._settle()
+            self._state.restore_staged(snapshot, staged)
+            self._conversation.give_back()
+
+    def send_memory(self, outlet: int, id: int, version: int) -> None:
+        with self._lock:
+            self._settle()
+            self._state.send(outlet, id, version)
+
+    def stage(self, handle: int, spec: TensorSpec, digest: bytes) -> bool:
+        with self._lock:
+            self._settle()
+            return self._state.stage(handle, spec, digest)
+
+    def cancel(self) -> None:
+        """What was asked and is not done yet, is not done: the node stops before its next operator. Values that are
+        missing then raise :class:`genie.errors.Cancelled`; so do those that should have been written to, for they are
+        written to in part. The session goes on."""
+        with self._lock:
+            self._conversation.cancel()
 
     def _settle(self) -> None:
         """No answer is due but the one to the question to come, and all values are the node's."""

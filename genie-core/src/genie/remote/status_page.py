@@ -22,10 +22,11 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from genie.errors import ConfigError
+from genie.errors import AccessDenied, ConfigError
 from genie.remote.metrics import CONTENT_TYPE, Metrics
 from genie.remote.observed import observe
 from genie.remote.server import NodeServer
+from genie.security import Scope
 
 log = structlog.get_logger("genie.node")
 
@@ -37,8 +38,10 @@ _AT_ONCE: Final = 8
 class StatusPage:
     """Serves ``/metrics``, ``/healthz``, ``/status.json`` and ``/`` of ``node`` from a thread of its own."""
 
-    def __init__(self, node: NodeServer) -> None:
+    def __init__(self, node: NodeServer, *, insecure: bool = False) -> None:
         self._node = node
+        self._insecure = insecure
+        self._asks = False  # for a token
         self._metrics = Metrics(node)
         self._page, self._policy = page()
         self._server: _Server | None = None
@@ -60,7 +63,9 @@ class StatusPage:
         name = f"[{host}]" if ":" in host else host
         self.address = f"{name}:{self._server.server_address[1]}"
         if not _loopback(str(self._server.server_address[0])):
-            log.warning("metrics and clients' names are told to whoever reaches the port", address=self.address)
+            self._asks = not self._insecure
+            if self._insecure:
+                log.warning("metrics and clients' names are told to whoever reaches the port", address=self.address)
         self._thread = threading.Thread(target=self._server.serve_forever, name="genie-metrics", daemon=True)
         self._thread.start()
 
@@ -86,6 +91,18 @@ class StatusPage:
                 return HTTPStatus.OK, "text/html; charset=utf-8", self._page
         there = b"there are / /metrics /healthz /status.json\n"
         return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", there
+
+    def check(self, path: str, authorization: str, peer: str) -> None:
+        """Raises :class:`AccessDenied` for who may not be told what is at ``path``. The token travels in the clear, so
+        one that opens anything else is not taken."""
+        if not self._asks or path.partition("?")[0] == "/healthz":
+            return
+        who = self._node.guard.identify(_token(authorization), Scope.METRICS, "metrics", peer=peer)
+        if who.scopes != {Scope.METRICS}:
+            raise AccessDenied(
+                f"the token {who.name!r} opens more than metrics, and this is not encrypted",
+                hint="`genie tokens add FILE NAME --scope metrics`; revoke the one that was sent",
+            )
 
     @property
     def policy(self) -> str:
@@ -150,8 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         owner = self.server.owner
-        status, kind, content = owner.answer(self.path)
+        try:
+            owner.check(self.path, self.headers.get("Authorization", ""), str(self.client_address[0]))
+            status, kind, content = owner.answer(self.path)
+        except AccessDenied as error:
+            status, kind, content = HTTPStatus.UNAUTHORIZED, "text/plain; charset=utf-8", f"{error}\n".encode()
         self.send_response(status)
+        if status is HTTPStatus.UNAUTHORIZED:  # of a browser, which asks for name and password: the token is the latter
+            self.send_header("WWW-Authenticate", 'Basic realm="genie", charset="UTF-8"')
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
@@ -196,6 +219,17 @@ def page() -> tuple[bytes, str]:
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text.encode(), policy
+
+
+def _token(authorization: str) -> str:
+    """Of a header's ``Bearer TOKEN``, or ``Basic`` with the token as password; "" if there is none."""
+    scheme, _, rest = authorization.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(rest.strip(), validate=True).decode("utf-8").partition(":")[2]
+    return ""
 
 
 def _loopback(host: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 
 import structlog
 
 from genie.errors import ConfigError
 from genie.interfaces import Listener, Transport
+from genie.remote.directories import own_directory
 
 log = structlog.get_logger("genie.node")
 
@@ -27,7 +27,7 @@ class LocalSocket:
         for."""
         if self._path:
             return self._transport.listen(f"unix:{self._path}")
-        self._directory = _own_directory()
+        self._directory = own_directory()
         if self._directory is None:
             log.warning("no Unix socket: there is no directory to put it in")
             return None
@@ -44,13 +44,3 @@ class LocalSocket:
             with contextlib.suppress(OSError):
                 os.rmdir(self._directory)
             self._directory = None
-
-
-def _own_directory() -> str | None:
-    """A new directory for this user alone, if one can be made."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # A socket's path is short; a longer directory is no use.
-    for parent in (runtime if 0 < len(runtime) < 60 else None, None):
-        with contextlib.suppress(OSError):
-            return tempfile.mkdtemp(prefix="genie-", dir=parent)  # mode 0700
-    return None

@@ -5,8 +5,9 @@
 
 from genie.security.audit import AuditLog
 from genie.security.guard import Guard, Identity
+from genie.security.revoked import RevokedFile
 from genie.security.tickets import Ticket
 from genie.security.tls import Tls, TlsFiles
 from genie.security.tokens import Scope, TokenFile
 
-__all__ = ["AuditLog", "Guard", "Identity", "Scope", "Ticket", "Tls", "TlsFiles", "TokenFile"]
+__all__ = ["AuditLog", "Guard", "Identity", "RevokedFile", "Scope", "Ticket", "Tls", "TlsFiles", "TokenFile"]

@@ -6,6 +6,7 @@ import attrs
 
 from genie.errors import AccessDenied
 from genie.security.audit import AuditLog
+from genie.security.revoked import RevokedFile
 from genie.security.tickets import ID_BYTES, PROOF_BYTES, Ticket, Tickets
 from genie.security.tokens import Entry, Scope, TokenFile
 
@@ -24,6 +25,7 @@ class Identity:
     scopes: frozenset[Scope] = _EVERYTHING
     certificate: str = ""
     peer: str = ""
+    fingerprint: str = attrs.field(default="", repr=False)  # of the certificate
     digest: str = attrs.field(default="", repr=False)  # of the token: a new one of the same name is another
 
     def may(self, scope: Scope) -> bool:
@@ -45,8 +47,11 @@ class Guard:
     """A node's doorkeeper. Without ``tokens`` nobody is asked for one; TLS asks for certificates before any of this.
     May be called from any thread."""
 
-    def __init__(self, tokens: TokenFile | None = None, audit: AuditLog | None = None) -> None:
+    def __init__(
+        self, tokens: TokenFile | None = None, audit: AuditLog | None = None, revoked: RevokedFile | None = None
+    ) -> None:
         self._tokens = tokens
+        self._revoked = revoked
         self._tickets: Tickets[Identity] = Tickets()
         self.audit = audit or AuditLog()
 
@@ -58,9 +63,18 @@ class Guard:
     def ticket_seconds(self) -> float:
         return self._tickets.seconds
 
-    def identify(self, bearer: str, scope: Scope, where: str, *, peer: str = "", certificate: str = "") -> Identity:
-        """Who asks the control plane's ``where``. Raises :class:`AccessDenied` for who may not."""
-        anybody = Identity(peer=peer, certificate=certificate)
+    def check_certificate(self, who: Identity) -> None:
+        """Raises :class:`AccessDenied` for a certificate that was revoked, for the caller to write down."""
+        if reason := self._distrusted(who):
+            raise AccessDenied(reason)
+
+    def identify(
+        self, bearer: str, scope: Scope, where: str, *, peer: str = "", certificate: str = "", fingerprint: str = ""
+    ) -> Identity:
+        """Who asks ``where``, on the control plane or over HTTP. Raises :class:`AccessDenied` for who may not."""
+        anybody = Identity(peer=peer, certificate=certificate, fingerprint=fingerprint)
+        if reason := self._distrusted(anybody):
+            raise self._refused(reason, where, anybody)
         if self._tokens is None:
             return anybody
         entry = self._tokens.find(bearer) if bearer else None
@@ -91,16 +105,30 @@ class Guard:
             raise AccessDenied("a proof of impossible length")
         ticket, owner = self._tickets.redeem(bytes(proof[:ID_BYTES]), device, hello, bytes(proof[ID_BYTES:]))
         identity = attrs.evolve(owner, peer=stranger.peer, certificate=stranger.certificate or owner.certificate)
-        if not self.still_welcome(identity):  # revoked since the ticket was given
-            raise AccessDenied(f"the token {identity.name!r} was revoked")
+        identity = attrs.evolve(identity, fingerprint=stranger.fingerprint or owner.fingerprint)
+        if reason := self.unwelcome(identity):  # since the ticket was given
+            raise AccessDenied(f"{identity.name!r}: {reason}")
         return identity, ticket
 
-    def still_welcome(self, identity: Identity) -> bool:
-        """Whether the token is still in the file, with the scope for sessions. One that has expired lets running
-        sessions be."""
+    def unwelcome(self, identity: Identity) -> str:
+        """Why who was let in is not any more: the certificate was revoked, the token was or has expired. "" if it is as
+        it was."""
+        if reason := self._distrusted(identity):
+            return reason
         if self._tokens is None or not identity.name:
-            return True
-        return any(entry.sha256 == identity.digest and Scope.USE in entry.scopes for entry in self._tokens.entries())
+            return ""
+        known = (entry for entry in self._tokens.entries() if entry.sha256 == identity.digest)
+        entry = next((each for each in known if Scope.USE in each.scopes), None)
+        if entry is None:
+            return "its token was revoked"
+        return "its token has expired" if entry.expired else ""
+
+    def _distrusted(self, who: Identity) -> str:
+        if self._revoked is None or not (who.certificate or who.fingerprint):
+            return ""
+        if not who.fingerprint:
+            return "the certificate cannot be looked up among the revoked ones"
+        return f"the certificate of {who.certificate!r} was revoked" if self._revoked.has(who.fingerprint) else ""
 
     def _refused(self, reason: str, where: str, identity: Identity, hint: str = "") -> AccessDenied:
         self.audit.write("refused", where=where, reason=reason, **identity.facts)

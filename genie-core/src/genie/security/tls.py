@@ -44,6 +44,11 @@ class Pems(NamedTuple):
     client_ca: bytes | None
 
 
+# What two ends may agree on, once it is clear that both are Genie's: a transport that seals large data by itself (the
+# data plane over TCP does) goes by it.
+DATA_PLANE = "genie-sealed/1"
+
+
 class _Loaded(NamedTuple):
     server: ssl.SSLContext | None
     client: ssl.SSLContext | None
@@ -132,6 +137,7 @@ def _believes_nobody() -> NoReturn:
 def _context(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([DATA_PLANE])
     return context
 
 
@@ -188,6 +194,7 @@ def _check_own(files: TlsFiles) -> None:
         log.warning("the certificate expires soon", until=until.isoformat(), path=files.cert)
 
 
+_NOT_YET = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 _PURPOSE = 26  # … INVALID_PURPOSE
 _NO_AUTHORITY = (18, 19, 20, 21)  # self-signed, or issued by somebody unknown
@@ -233,6 +240,8 @@ def explain(error: OSError, peer: str, *, client: bool) -> TlsFailed:
         if error.verify_code in _NO_AUTHORITY:
             setting = "ca" if client else "client_ca"
             hint = f"`{setting}` must be the authority that the certificate of {who} is from"
+        elif error.verify_code == _NOT_YET:
+            hint = "a clock is wrong: this machine's, or that where the certificate was made; `genie doctor` compares"
         elif error.verify_code == _EXPIRED:
             hint = "a new one is needed, or a clock is wrong"
         elif "mismatch" in error.verify_message.lower():

@@ -5,22 +5,20 @@ A token is 256 random bits, so a plain SHA-256 of it is as good at rest as a slo
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
 import hmac
-import os
 import re
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 
 from genie.errors import ConfigError
+from genie.security.editing import edited
 from genie.security.files import Watched, read_small
 
 PREFIX = "genie_"  # so that scanners for leaked secrets can tell
@@ -32,6 +30,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class Scope(Enum):
     USE = "use"  # sessions, and what a node is and does
     ADMIN = "admin"  # drain, and other people's sessions
+    METRICS = "metrics"  # metrics and the status page, over HTTP
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -52,7 +51,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not _HASH.fullmatch(self.sha256):
             raise ConfigError(f"token {self.name!r}: sha256 must be 64 hexadecimal digits")
         if not self.scopes or len(set(self.scopes)) != len(self.scopes):
-            raise ConfigError(f"token {self.name!r}: scopes must name each of use, admin at most once, and one of them")
+            raise ConfigError(
+                f"token {self.name!r}: scopes must name each of use, admin, metrics at most once, and one of them"
+            )
         if self.expires is not None and self.expires.tzinfo is None:
             raise ConfigError(f"token {self.name!r}: expires needs a time zone, for example 2030-01-01T00:00:00Z")
 
@@ -138,36 +139,12 @@ def revoke(path: Path, name: str) -> None:
         entries[:] = kept
 
 
-@contextlib.contextmanager
-def _edited(path: Path) -> Iterator[list[Entry]]:
-    """The entries, to be changed; written whole or not at all, one editor at a time."""
-    try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"there is no such directory: {error.strerror}", where=str(path.parent)) from error
-    temporary = ""
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        entries = list(load(path)) if path.exists() else []
-        yield entries
-        text = msgspec.json.format(msgspec.json.encode(_Contents(tuple(entries))), indent=2)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), mode)
-        os.replace(temporary, path)
-        temporary = ""
-        os.fsync(directory)
-    except OSError as error:
-        raise ConfigError(f"cannot write the tokens file: {error.strerror}", where=str(path)) from error
-    finally:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        os.close(directory)
+def _edited(path: Path) -> AbstractContextManager[list[Entry]]:
+    return edited(path, "the tokens file", load, _dump)
+
+
+def _dump(entries: Sequence[Entry]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(_Contents(tuple(entries))), indent=2)
 
 
 def read_token(path: Path) -> str:

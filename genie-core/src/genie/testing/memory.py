@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
+from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, Stage
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 
 _MOST_BYTES = 64 << 20  # on their way in one direction
@@ -40,7 +40,9 @@ class MemoryConnection:
             if self._out.closed:
                 raise ConnectionLost("the peer closed the connection", where=self.peer)
             if not free:
-                raise DeadlineExceeded(f"the peer took nothing for {self._stall:g} s", where=self.peer)
+                raise DeadlineExceeded(
+                    f"the peer took nothing for {self._stall:g} s", stage=Stage.SEND, where=self.peer
+                )
             self._out.messages.append((bytes(header), copies))
             self._out.bytes += size
             self._out.changed.notify_all()
@@ -49,7 +51,7 @@ class MemoryConnection:
         with self._into.changed:
             there = self._into.changed.wait_for(lambda: self._into.closed or self._into.messages, timeout)
             if not there:
-                raise DeadlineExceeded(f"the peer sent nothing for {timeout:g} s", where=self.peer)
+                raise DeadlineExceeded(f"the peer sent nothing for {timeout:g} s", stage=Stage.RECEIVE, where=self.peer)
             if not self._into.messages:
                 raise ConnectionLost("the peer closed the connection", where=self.peer)
             header, buffers = self._into.messages.popleft()
@@ -88,7 +90,9 @@ class MemoryListener:
     def accept(self, timeout: float | None = None) -> MemoryConnection:
         with self.changed:
             if not self.changed.wait_for(lambda: self.closed or self.waiting, timeout):
-                raise DeadlineExceeded(f"nobody connected within {timeout:g} s", where=self.address)
+                raise DeadlineExceeded(
+                    f"nobody connected within {timeout:g} s", stage=Stage.CONNECT, where=self.address
+                )
             if self.closed:
                 raise ConnectionLost("the listener is closed", where=self.address)
             return self.waiting.popleft()

@@ -217,6 +217,11 @@ class Assembler:
         """Whether part of a message has arrived."""
         return bool(self._targets or self._skip or self._end > self._start)
 
+    @property
+    def bulk(self) -> bool:
+        """Whether what arrives next is a message's data."""
+        return bool(self._targets)
+
     def space(self) -> memoryview:
         if self._targets:
             return self._targets[self._current][self._filled :]

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     OUTLET = 26
     TRACE = 27  # since 1.1
     HEARD = 28  # since 1.1
+    SEND_MEMORY = 29  # since 1.1
 
     # Answered, in order.
     UPLOAD_BEGIN = 32
@@ -48,6 +49,10 @@ class Kind(IntEnum):
     PROFILE = 40
     LOOP = 41  # by several answers
     MARK = 42
+    SNAPSHOT = 43  # this and what follows since 1.1
+    READ_MEMORY = 44
+    RESTORE = 45
+    STAGE = 46
 
     # Answers.
     HELD = 48

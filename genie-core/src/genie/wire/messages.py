@@ -11,7 +11,7 @@ import msgspec
 
 import genie.errors
 from genie.device import Device
-from genie.errors import GenieError, LimitExceeded, ProtocolError, RemoteOpError
+from genie.errors import DeadlineExceeded, GenieError, LimitExceeded, ProtocolError, RemoteOpError, Stage
 from genie.graph import DTYPES, TensorSpec
 from genie.wire.frames import Buffer, Limits
 
@@ -27,13 +27,15 @@ _HELD: Final = struct.Struct("<QB")
 DIGEST_BYTES: Final = 32
 ANY_SIZE: Final = (1 << 64) - 1
 LARGEST_HANDLE: Final = (1 << 63) - 1
+LONGEST_LEASE: Final = float(1 << 30)  # s: what a wait takes
 
 
 class Back(msgspec.Struct, frozen=True, kw_only=True):
     """A client that comes back to its ``session``, proved by the ``key`` that WELCOME gave it.
 
     ``heard`` counts the node's messages that arrived whole, WELCOME not among them; ``sent`` is the number of the
-    client's last message. ``probe``: it only asks how things are, over a connection of its own.
+    client's last message. ``probe``: it only asks how things are, over a connection of its own. ``cancel``, with
+    ``probe``: what it asked up to the message ``sent`` need not be done any more.
     """
 
     session: str
@@ -41,6 +43,7 @@ class Back(msgspec.Struct, frozen=True, kw_only=True):
     heard: int
     sent: int
     probe: bool = False
+    cancel: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +124,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = ""
     device: str = ""
     source: str = ""
+    # Of a DeadlineExceeded:
+    stage: str = ""
+    seconds: float = 0.0
+    setting: str = ""
 
+
+_STAGES = frozenset(Stage)
 
 _encode = msgspec.msgpack.Encoder().encode
 _spec_decoder = msgspec.msgpack.Decoder(TensorSpec)
@@ -175,11 +184,28 @@ def put_struct(value: Hello | Welcome | Waiting | Failure | TensorSpec | dict[st
 
 
 def get_hello(data: Buffer) -> Hello:
-    return _decode(_hello_decoder, data, "HELLO")
+    hello = _decode(_hello_decoder, data, "HELLO")
+    if hello.back is not None:
+        _check_numbers("HELLO", hello.back.heard, hello.back.sent)
+    return hello
 
 
 def get_welcome(data: Buffer) -> Welcome:
-    return _decode(_welcome_decoder, data, "WELCOME")
+    welcome = _decode(_welcome_decoder, data, "WELCOME")
+    _check_numbers("WELCOME", *msgspec.structs.astuple(welcome.limits))
+    if not 0 <= welcome.lease <= LONGEST_LEASE:  # nor what is no number
+        raise ProtocolError(f"the peer sent a malformed WELCOME: a lease of {welcome.lease:g} s")
+    if not 0 <= welcome.control_port < 1 << 16:
+        raise ProtocolError(f"the peer sent a malformed WELCOME: there is no port {welcome.control_port}")
+    if welcome.standing is not None:
+        _check_numbers("WELCOME", welcome.standing.taken, welcome.standing.told, welcome.standing.again)
+    return welcome
+
+
+def _check_numbers(what: str, *numbers: int) -> None:
+    for number in numbers:
+        if not 0 <= number <= LARGEST_HANDLE:
+            raise ProtocolError(f"the peer sent a malformed {what}: it counts {number}")
 
 
 def get_waiting(data: Buffer) -> Waiting:
@@ -209,6 +235,16 @@ def put_error(error: BaseException) -> bytes:
             device=error.device,
             source=error.source,
         )
+    elif isinstance(error, DeadlineExceeded):
+        failure = Failure(
+            error=type(error).__name__,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            stage=error.stage or "",
+            seconds=error.seconds,
+            setting=error.setting,
+        )
     elif isinstance(error, GenieError):
         failure = Failure(error=type(error).__name__, message=error.message, where=error.where, hint=error.hint)
     elif isinstance(error, MemoryError):
@@ -237,6 +273,16 @@ def get_error(data: Buffer, node: str) -> GenieError:
         )
     if not (isinstance(found, type) and issubclass(found, GenieError)):
         return genie.errors.NodeError(f"{failure.error}: {failure.message}", where=where, hint=failure.hint)
+    if issubclass(found, DeadlineExceeded):
+        stage = Stage(failure.stage) if failure.stage in _STAGES else None  # a later version may have others
+        return found(
+            failure.message,
+            stage=stage,
+            seconds=failure.seconds,
+            setting=failure.setting,
+            where=where,
+            hint=failure.hint,
+        )
     return found(failure.message, where=where, hint=failure.hint)
 
 
@@ -374,6 +420,28 @@ def put_pair(first: int, second: int) -> bytes:
 def get_pair(data: memoryview, what: str) -> tuple[int, int]:
     first, second = _unpack(_PAIR, data, what)
     return first, second
+
+
+def get_fetch(data: memoryview) -> tuple[int, int]:
+    """FETCH: the handle, and the size of the memory for its value or ``ANY_SIZE``."""
+    handle, wanted = get_pair(data, "FETCH")
+    return _handle(handle), wanted
+
+
+def get_seed(data: memoryview) -> tuple[int, int]:
+    """SEED: the generator's number, and the seed."""
+    generator, seed = get_pair(data, "SEED")
+    return _generator(generator), seed
+
+
+def get_generator(data: memoryview, what: str) -> int:
+    return _generator(get_number(data, what))
+
+
+def _generator(number: int) -> int:
+    if number > LARGEST_HANDLE:
+        raise ProtocolError(f"{number} is no generator")
+    return number
 
 
 def get_number(data: memoryview, what: str) -> int:

@@ -101,15 +101,15 @@ function show(view) {
   at('devices').replaceChildren(...view.devices.map(device => element('div', { class: 'device' },
     element('b', {}, device.id),
     element('meter', { min: 0, max: Math.max(device.memory_bytes, 1), value: device.used_bytes, 'aria-label': `Memory used of ${device.id}` }),
-    element('span', { class: 'quiet' }, `${bytes(device.used_bytes)} of ${bytes(device.memory_bytes)} · ${device.sessions} sessions, ${device.busy} busy`))));
+    element('span', { class: 'quiet' }, `${bytes(device.used_bytes)} of ${bytes(device.memory_bytes)} · ${device.sessions} sessions, ${device.busy} busy${device.away ? `, ${device.away} away` : ''}`))));
 
   fill(at('stages'), columns('stage p50# p99# all_time_mean# count#'), Object.entries(view.latencies).map(([stage, now]) => {
     const its = then && then.latencies[stage];
     return [stage, seconds(quantile(now, its, view.bounds, 0.5)), seconds(quantile(now, its, view.bounds, 0.99)),
       seconds(now.count ? now.seconds / now.count : null), count(now.count)];
   }), 'nothing yet');
-  fill(at('sessions'), columns('session client device age# executions# received# sent# memory# peak# plans#'),
-    view.sessions.map(each => [each.id, each.client, each.device, duration(view.time - each.since), count(each.executions),
+  fill(at('sessions'), columns('session client device state age# executions# received# sent# memory# peak# plans#'),
+    view.sessions.map(each => [each.id, each.client, each.device, each.away ? 'away' : each.busy ? 'busy' : 'idle', duration(view.time - each.since), count(each.executions),
       bytes(each.bytes_in), bytes(each.bytes_out), bytes(each.memory_bytes), bytes(each.peak_memory_bytes), each.plans]), 'no sessions');
   fill(at('tenants'), columns('tenant sessions# opened# requests# failures# received# sent# memory#'),
     view.tenants.map(each => [each.tenant, each.sessions, count(each.opened), count(each.requests), count(each.failures),
