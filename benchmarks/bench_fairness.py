@@ -12,7 +12,8 @@ made natively.
 **priorities**: the same, with equal weights and a class of priority for each tenant.
 
 **alone**: an execution of one small operator on the local backend, in this process, by a session that takes turns and
-by one that does not, in turns. ``turn ns`` is the difference of the medians.
+by one that does not, one after the other: the thread's own time, which other programs do not lengthen. ``turn ns`` is
+the median of the differences of neighbours.
 
 The exit status says whether all tokens were the native ones.
 """
@@ -36,7 +37,7 @@ from typing import Any, TypeAlias
 
 import torch
 import workloads
-from measure import in_turns, table
+from measure import table
 from nodes import node
 from workloads import Workload
 
@@ -197,11 +198,17 @@ def alone(rounds: int, executions: int = _EXECUTIONS) -> Row:
                 session.free([made])
 
         steps[name] = work
-    times = in_turns(steps, rounds)
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in sorted(steps, reverse=number % 2 == 1):
+            start = time.thread_time_ns()
+            steps[name]()
+            if number:  # the first one warms up
+                spent[name].append((time.thread_time_ns() - start) / executions)
     backend.close()
-    pairs = [(a - b) / executions * 1e9 for a, b in zip(times["turns"], times["none"], strict=True)]
-    none, turns = (statistics.median(times[name]) / executions * 1e9 for name in ("none", "turns"))
-    return {"execution ns": none, "with turns ns": turns, "turn ns": turns - none, "pairs ns": statistics.median(pairs)}
+    pairs = [a - b for a, b in zip(spent["turns"], spent["none"], strict=True)]
+    none, turns = (statistics.median(spent[name]) for name in ("none", "turns"))
+    return {"execution ns": none, "with turns ns": turns, "turn ns": statistics.median(pairs)}
 
 
 def run(

@@ -54,6 +54,19 @@ def test_small_and_bulk_end_to_end(end_to_end: Any) -> None:
 
 
 @pytest.mark.models
+def test_fairness() -> None:
+    told = run(
+        "import json, bench_fairness as bench;"
+        "print(json.dumps(bench.run(seconds=2, clients=1, tokens=4, rounds=2, weights=(1, 2), tiny=True, "
+        "only=('shares', 'alone'))))"
+    )
+    assert told["equal"] is True
+    assert sum(row["share"] for row in told["shares"]) == pytest.approx(1)
+    assert all(row["generations"] > 0 for row in told["shares"])
+    assert told["alone"][0]["execution ns"] > 0
+
+
+@pytest.mark.models
 def test_semantics() -> None:
     [row] = run(
         "import json, genie, bench_semantics as bench; genie.init(backend='local');"

@@ -6,16 +6,15 @@ import ipaddress
 from collections.abc import Collection
 
 from genie.interfaces import Connection
-from genie.tenancy.admission import MOST_WAITING
 
 
-def crowded(comer: Connection, greeting: Collection[Connection], waiting: int, sessions: int, most: int) -> bool:
-    """Whether ``comer`` has to go, where there may be ``most`` sessions. Of those in ``greeting`` so many are
-    ``waiting`` for a place: they have said who they are, and their queue is bounded."""
-    if len(greeting) - waiting + sessions >= 2 * most:
+def crowded(comer: Connection, strangers: Collection[Connection], sessions: int, most: int) -> bool:
+    """Whether ``comer`` has to go, where there may be ``most`` sessions: of twice as many connections one host has at
+    most half of those that have not greeted."""
+    if len(strangers) + sessions >= 2 * most:
         return True
     host = host_of(comer)
-    return bool(host) and sum(host_of(each) == host for each in greeting) >= most + MOST_WAITING
+    return bool(host) and sum(host_of(each) == host for each in strangers) >= most
 
 
 def host_of(connection: Connection) -> str:

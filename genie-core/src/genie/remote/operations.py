@@ -17,6 +17,7 @@ from genie.interfaces import Session, Transport
 from genie.plugins import registry
 from genie.remote.access import Access
 from genie.remote.backend import RemoteBackend
+from genie.remote.greeting import Wish
 from genie.schedule import Scheduler
 
 
@@ -41,6 +42,7 @@ class RemoteClient:
         settings = config.resolve().settings
         self._timeout = settings.timeout if timeout is None else timeout
         self._connect_timeout = settings.connect_timeout
+        self._wish = Wish(settings.admission_seconds, settings.priority)
         self._transport: Transport = registry.make("transport", "tcp", settings) if transport is None else transport
         self._access = Access.from_settings(settings, self._transport)
         self._links: dict[tuple[str, int], _Link] = {}
@@ -106,6 +108,7 @@ class RemoteClient:
                 timeout=self._timeout,
                 connect_timeout=self._connect_timeout,
                 access=self._access,
+                wish=self._wish,
             )
             devices = backend.devices()
             if not 0 <= index < len(devices):

@@ -35,6 +35,7 @@ class Reception:
         self.admission = Admission(tenancy, most, where)
         self._backend = backend
         self._seconds = seconds
+        self.waiting: set[Connection] = set()  # for a place: their number is the queue's to bound
         tenancy.told = self._adjust
 
     def admit(self, connection: Connection, dialogue: Dialogue, hello: Hello, owner: Identity) -> Pace:
@@ -52,7 +53,11 @@ class Reception:
             return isinstance(connection, Watched) and connection.hung_up()
 
         willing = hello.waits if hello.waits > 0.0 else 0.0
-        self.admission.enter(account, priority, min(willing, self._seconds), tell, gone)
+        self.waiting.add(connection)
+        try:
+            self.admission.enter(account, priority, min(willing, self._seconds), tell, gone)
+        finally:
+            self.waiting.discard(connection)
         return Pace(self.tenancy, account, priority)
 
     def connect(self, device: Device, name: str, client: str, pace: Pace) -> Session:

@@ -299,8 +299,8 @@ class NodeServer:
             except ConnectionLost:
                 return
             with self._changed:
-                waiting = self.reception.admission.waiting
-                full = crowded(connection, self._greeting, waiting, len(self._sessions), self.max_sessions)
+                strangers = [each for each in self._greeting if each not in self.reception.waiting]
+                full = crowded(connection, strangers, len(self._sessions), self.max_sessions)
                 turned_away = self._closed or full
                 if not turned_away:
                     self._greeting.add(connection)
