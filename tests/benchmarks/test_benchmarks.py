@@ -160,11 +160,11 @@ def test_recovery() -> None:
 
 @pytest.mark.models
 def test_nodes_killed_at_random() -> None:
-    found = run("import json, campaign_node_death as c; print(json.dumps(c.run(kills=6, seed=1)))")
+    found = run("import json, campaign_node_death as c; print(json.dumps(c.run(kills=3, seed=1)))")
     assert found["equal"] is True, found["failures"]
     everything = found["programs"][-1]
-    assert everything["kills"] >= 6
-    assert everything["recoveries"] >= 4
+    assert everything["kills"] >= 3
+    assert everything["recoveries"] >= 2
     assert everything["equal"] == everything["runs"]
 
 

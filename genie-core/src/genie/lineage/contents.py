@@ -50,10 +50,8 @@ class Contents:
         self._used = [0]  # finalizers change it, and hold no reference to this object
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sweep(directory)
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=directory))
-        self._held = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
-        self._end = weakref.finalize(self, _remove_all, self.directory, self._held, os.getpid())
+        self.directory, held = _own(directory)
+        self._end = weakref.finalize(self, _remove_all, self.directory, held, os.getpid())
 
     @property
     def bytes(self) -> int:
@@ -109,6 +107,17 @@ def _remove(path: Path, size: int, used: list[int], owner: int) -> None:
 def _remove_all(directory: Path, held: int, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)
+
+
+def _own(directory: Path) -> tuple[Path, int]:
+    """A new one below, and its lock, which is held as long as it is open."""
+    while True:
+        own = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=directory))
+        held = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if os.fstat(held).st_nlink:  # else another process took it for one that was left
+            return own, held
         os.close(held)
 
 
