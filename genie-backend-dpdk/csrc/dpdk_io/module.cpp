@@ -159,7 +159,7 @@ PYBIND11_MODULE(_native, module) {
         .def("accept", &accept)
         .def("listen", [](Port& port, const Event* ready) {
             std::lock_guard lock(port.mutex());
-            port.listening_to(ready);
+            port.listen(ready);
         }, py::arg("ready").none(true), py::keep_alive<1, 2>(), unlocked)
         .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
         .def_property_readonly("up", &Port::up)

@@ -22,6 +22,7 @@ namespace {
 
 constexpr Time longest_sleep = 10 * protocol::millisecond;  // should a wake-up call be missed
 constexpr Time grace = 500 * protocol::microsecond;  // how long after a thread that waits the port's own leaves it alone
+constexpr Time retry = 50 * protocol::microsecond;  // to send, when the device had no room
 constexpr unsigned most_vain = 6;
 constexpr int pauses = 16;  // between two polls in vain, when others may have the mutex
 constexpr Time never = std::numeric_limits<Time>::max();
@@ -66,10 +67,9 @@ Port::~Port() {
 
 Time Port::now() const { return clock_now(); }
 
-bool Port::listening_to(const Event* ready) {
+void Port::listen(const Event* ready) {
     ready_ = ready;
     endpoint_.listen(ready != nullptr);
-    return !gone_;
 }
 
 // --- polling --------------------------------------------------------------------------------------
@@ -80,11 +80,10 @@ bool Port::poll_once() {
     const Time now = clock_now();
     const bool late = now >= due_;
     if (late) endpoint_.tick(now);
-    if (!count && !late && !kicked_ && !device_.waiting()) return false;
-    kicked_ = false;
+    if (!count && !late && !backlog_) return false;
     transmit(now);
     tell();
-    return count || device_.waiting();
+    return count;
 }
 
 void Port::transmit(Time now) {
@@ -98,6 +97,7 @@ void Port::transmit(Time now) {
         if (any) wake_peer(now);
     }
     due_ = endpoint_.due();
+    backlog_ = device_.waiting();
 }
 
 void Port::send_now() {
@@ -135,7 +135,7 @@ void Port::read_control(Time now) {
     std::lock_guard lock(mutex_);
     poll_once();  // what it sent before
     gone_ = true;
-    device_.discard();
+    let_go();
     endpoint_.path_lost(0);
     endpoint_.tick(clock_now());
     tell();
@@ -143,7 +143,8 @@ void Port::read_control(Time now) {
 
 void Port::sleep() {
     const Time now = clock_now();
-    const timespec most = span(others_poll(now) ? grace : std::min(due_ - now, longest_sleep));
+    const Time until_due = std::min(due_.load() - now, backlog_ ? retry : longest_sleep);
+    const timespec most = span(others_poll(now) ? grace : until_due);
     pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
     ppoll(watched, 2, &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
