@@ -142,7 +142,6 @@ PYBIND11_MODULE(_native, module) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
 
     module.def("start", &start_eal, py::arg("arguments"), unlocked);
-    module.def("started", &eal_started);
     module.def("most_segment", [] { return frame_room() - frame_headers - header_bytes; });
 
     py::class_<Event, std::shared_ptr<Event>>(module, "Event")
