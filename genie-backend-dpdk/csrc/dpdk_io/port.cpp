@@ -23,6 +23,7 @@ namespace {
 constexpr Time longest_sleep = 10 * protocol::millisecond;  // should a wake-up call be missed
 constexpr Time grace = 500 * protocol::microsecond;  // how long after a thread that waits the port's own leaves it alone
 constexpr Time retry = 50 * protocol::microsecond;  // to send, when the device had no room
+constexpr Time long_wait = protocol::millisecond;
 constexpr unsigned most_vain = 6;
 constexpr int pauses = 16;  // between two polls in vain, when others may have the mutex
 constexpr Time never = std::numeric_limits<Time>::max();
@@ -192,7 +193,7 @@ void Port::serve() {
 // --- waiting --------------------------------------------------------------------------------------
 
 // Polling itself saves a thread that waits two wake-ups. Where it is in vain (long work, busy cores) it would take the
-// core from somebody: after each vain try, twice as many are left out.
+// core from somebody: after each long wait, twice as many tries are left out.
 bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, Time patience) {
     if (!options_.spin) return false;
     if (sit_out_) {
@@ -214,8 +215,7 @@ bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>&
     }
     app_polled_ = now;
     --spinners_;
-    vain_ = done ? 0 : std::min(vain_ + 1, most_vain);
-    sit_out_ = done ? 0 : (1u << vain_) - 1;
+    if (done) vain_ = 0;
     return done;
 }
 
@@ -224,6 +224,7 @@ bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const st
                 const std::function<void()>& interrupted) {
     if (ready()) return true;
     if (spin(lock, ready, patience)) return true;
+    const Time began = clock_now();
     app_polled_ = 0;
     doorbell_.set();  // the port's thread polls again
     event.clear();
@@ -245,7 +246,12 @@ bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const st
             interrupted();
             lock.lock();
         }
-        if (ready()) return true;
+        if (ready()) {
+            // A short one would have been worth polling for, had both sides polled.
+            vain_ = clock_now() - began < long_wait ? 0 : std::min(vain_ + 1, most_vain);
+            sit_out_ = (1u << vain_) - 1;
+            return true;
+        }
         if (clock_now() < until) continue;
         const std::uint64_t after = progress ? progress() : 0;
         if (after == before) return false;
