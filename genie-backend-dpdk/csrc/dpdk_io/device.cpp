@@ -171,8 +171,7 @@ bool Device::send(const protocol::Outgoing& out) {
     const bool attaches = segments_ && out.segment && out.payload.size() >= worth_attaching;
     if (rte_mbuf* frame = attaches ? attached(out) : linear(out))
         frames_[count_++] = frame;
-    else
-        ++lost_;  // as on the way: it is sent again
+    // Without a buffer it is as if lost on the way, and sent again.
     return count_ < burst || flush();
 }
 

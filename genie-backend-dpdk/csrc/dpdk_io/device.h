@@ -27,7 +27,6 @@ class Device {
     bool flush();  // false when the device has no room for all of it now
     void discard();  // what it has no room for: memory it would read from must not be needed any more
     bool waiting() const { return count_ != 0; }
-    std::uint64_t lost() const { return lost_; }  // for want of buffers
 
   private:
     static constexpr unsigned burst = 32;
@@ -40,7 +39,6 @@ class Device {
     bool segments_ = false;  // it sends chains of buffers
     rte_mbuf* frames_[burst];
     unsigned count_ = 0;
-    std::uint64_t lost_ = 0;
 };
 
 }  // namespace genie::dpdk

@@ -110,7 +110,6 @@ void start_eal(const std::vector<std::string>& arguments) {
     eal.run([&] { initialise(eal, arguments); });
 }
 
-bool eal_started() { return Eal::only().started; }
 void on_eal(const std::function<void()>& job) { Eal::only().run(job); }
 rte_mempool* frame_pool() { return Eal::only().pool; }
 unsigned frame_room() { return room; }

@@ -14,7 +14,6 @@ constexpr unsigned frame_headers = 42;  // Ethernet, IPv4, UDP
 // Throws std::runtime_error with DPDK's own words. After a failure it can be tried again with other arguments; once it
 // has succeeded, further calls do nothing.
 void start_eal(const std::vector<std::string>& arguments);
-bool eal_started();
 
 // Run on EAL's thread, and wait for it; exceptions come through.
 void on_eal(const std::function<void()>& job);

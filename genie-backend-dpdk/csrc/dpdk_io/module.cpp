@@ -142,7 +142,6 @@ PYBIND11_MODULE(_native, module) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
 
     module.def("start", &start_eal, py::arg("arguments"), unlocked);
-    module.def("started", &eal_started);
     module.def("most_segment", [] { return frame_room() - frame_headers - header_bytes; });
 
     py::class_<Event, std::shared_ptr<Event>>(module, "Event")
@@ -159,7 +158,7 @@ PYBIND11_MODULE(_native, module) {
         .def("accept", &accept)
         .def("listen", [](Port& port, const Event* ready) {
             std::lock_guard lock(port.mutex());
-            port.listening_to(ready);
+            port.listen(ready);
         }, py::arg("ready").none(true), py::keep_alive<1, 2>(), unlocked)
         .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
         .def_property_readonly("up", &Port::up)

@@ -22,6 +22,8 @@ namespace {
 
 constexpr Time longest_sleep = 10 * protocol::millisecond;  // should a wake-up call be missed
 constexpr Time grace = 500 * protocol::microsecond;  // how long after a thread that waits the port's own leaves it alone
+constexpr Time retry = 50 * protocol::microsecond;  // to send, when the device had no room
+constexpr Time long_wait = protocol::millisecond;
 constexpr unsigned most_vain = 6;
 constexpr int pauses = 16;  // between two polls in vain, when others may have the mutex
 constexpr Time never = std::numeric_limits<Time>::max();
@@ -66,10 +68,9 @@ Port::~Port() {
 
 Time Port::now() const { return clock_now(); }
 
-bool Port::listening_to(const Event* ready) {
+void Port::listen(const Event* ready) {
     ready_ = ready;
     endpoint_.listen(ready != nullptr);
-    return !gone_;
 }
 
 // --- polling --------------------------------------------------------------------------------------
@@ -80,11 +81,10 @@ bool Port::poll_once() {
     const Time now = clock_now();
     const bool late = now >= due_;
     if (late) endpoint_.tick(now);
-    if (!count && !late && !kicked_ && !device_.waiting()) return false;
-    kicked_ = false;
+    if (!count && !late && !backlog_) return false;
     transmit(now);
     tell();
-    return count || device_.waiting();
+    return count;
 }
 
 void Port::transmit(Time now) {
@@ -98,6 +98,7 @@ void Port::transmit(Time now) {
         if (any) wake_peer(now);
     }
     due_ = endpoint_.due();
+    backlog_ = device_.waiting();
 }
 
 void Port::send_now() {
@@ -135,7 +136,7 @@ void Port::read_control(Time now) {
     std::lock_guard lock(mutex_);
     poll_once();  // what it sent before
     gone_ = true;
-    device_.discard();
+    let_go();
     endpoint_.path_lost(0);
     endpoint_.tick(clock_now());
     tell();
@@ -143,7 +144,8 @@ void Port::read_control(Time now) {
 
 void Port::sleep() {
     const Time now = clock_now();
-    const timespec most = span(others_poll(now) ? grace : std::min(due_ - now, longest_sleep));
+    const Time until_due = std::min(due_.load() - now, backlog_ ? retry : longest_sleep);
+    const timespec most = span(others_poll(now) ? grace : until_due);
     pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
     ppoll(watched, 2, &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
@@ -191,7 +193,7 @@ void Port::serve() {
 // --- waiting --------------------------------------------------------------------------------------
 
 // Polling itself saves a thread that waits two wake-ups. Where it is in vain (long work, busy cores) it would take the
-// core from somebody: after each vain try, twice as many are left out.
+// core from somebody: after each long wait, twice as many tries are left out.
 bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready, Time patience) {
     if (!options_.spin) return false;
     if (sit_out_) {
@@ -213,8 +215,7 @@ bool Port::spin(std::unique_lock<std::mutex>& lock, const std::function<bool()>&
     }
     app_polled_ = now;
     --spinners_;
-    vain_ = done ? 0 : std::min(vain_ + 1, most_vain);
-    sit_out_ = done ? 0 : (1u << vain_) - 1;
+    if (done) vain_ = 0;
     return done;
 }
 
@@ -223,6 +224,7 @@ bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const st
                 const std::function<void()>& interrupted) {
     if (ready()) return true;
     if (spin(lock, ready, patience)) return true;
+    const Time began = clock_now();
     app_polled_ = 0;
     doorbell_.set();  // the port's thread polls again
     event.clear();
@@ -244,7 +246,12 @@ bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const st
             interrupted();
             lock.lock();
         }
-        if (ready()) return true;
+        if (ready()) {
+            // A short one would have been worth polling for, had both sides polled.
+            vain_ = clock_now() - began < long_wait ? 0 : std::min(vain_ + 1, most_vain);
+            sit_out_ = (1u << vain_) - 1;
+            return true;
+        }
         if (clock_now() < until) continue;
         const std::uint64_t after = progress ? progress() : 0;
         if (after == before) return false;

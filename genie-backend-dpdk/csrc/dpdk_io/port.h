@@ -53,9 +53,12 @@ class Port {
     std::mutex& mutex() { return mutex_; }
     protocol::Endpoint& endpoint() { return endpoint_; }
     bool peer_gone() const { return gone_; }
-    bool listening_to(const Event* ready);  // with the mutex: whom to tell of connections that came in
+    void listen(const Event* ready);  // with the mutex: whom to tell of connections that came in
     void tell();  // with the mutex: who waits for what is so now
-    void let_go() { device_.discard(); }  // with the mutex: of the memory of packets it could not send yet
+    void let_go() {  // with the mutex: of the memory of packets it could not send yet
+        device_.discard();
+        backlog_ = false;
+    }
     void send_now();  // with the mutex: what there is to send goes out from this thread
 
     // With the mutex, which is released meanwhile: until `ready`, for `patience` at most, which starts again whenever
@@ -90,8 +93,9 @@ class Port {
     std::atomic<int> spinners_ = 0;
     std::atomic<protocol::Time> app_polled_ = 0;  // when a thread that waited polled last
     unsigned vain_ = 0, sit_out_ = 0;
-    protocol::Time due_ = 0, last_sent_ = 0, control_read_ = 0;
-    bool kicked_ = false;
+    std::atomic<protocol::Time> due_ = 0;
+    std::atomic<bool> backlog_ = false;  // the device had no room for all packets
+    protocol::Time last_sent_ = 0, control_read_ = 0;
     std::thread thread_;
 };
 

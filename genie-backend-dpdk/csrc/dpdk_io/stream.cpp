@@ -69,7 +69,8 @@ Outcome Stream::send(std::span<const Bytes> parts, Time patience, const Interrup
     try {
         if (port_->wait(lock, out_, [&] { return returned() || broken(); }, acked, patience, interrupted)) {
             if (returned()) return Outcome::done;
-            sending.abandon();
+            if (closed_) connection_->abort();  // by another thread, in the middle of this message
+            port_->send_now();
             port_->let_go();
             return Outcome::ended;
         }

@@ -37,7 +37,6 @@ class Endpoint {
     std::size_t connections() const { return all_.size(); }
     std::size_t memory_used() const { return all_.size() * options_.window; }
     std::uint64_t dropped() const { return dropped_; }
-    const Options& options() const { return options_; }
 
   private:
     struct Entry {

@@ -22,7 +22,6 @@ class Receiving {
     bool finish(std::uint64_t length);  // the stream ends there
 
     std::uint64_t contiguous() const { return contiguous_; }
-    std::uint64_t read() const { return read_; }
     std::size_t readable() const { return target_end_ ? 0 : static_cast<std::size_t>(contiguous_ - read_); }
     bool over() const { return length_ && !target_end_ && read_ == *length_; }
     bool finished() const { return length_.has_value(); }

@@ -71,7 +71,6 @@ class Sending {
     bool fin_settled() const { return fin_settled_; }
     bool fin_lost() const { return fin_lost_; }
     const RoundTrip& trip() const { return trip_; }
-    const Window& window() const { return window_; }
     std::uint64_t resent() const { return resent_; }
     std::uint64_t credit() const { return credit_; }
     void set_credit(std::uint64_t credit) { credit_ = credit; }

@@ -142,6 +142,8 @@ class DpdkTransport:
             reason = error.strerror or str(error)
             refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
             raise _nobody(address, reason, refused=refused) from error
+        if stream is None and port.gone:
+            raise _nobody(address, "the other process is gone")
         if stream is None:
             raise BackendUnavailable("no memory for another connection over this link", where=address)
         if (end := stream.end) != "open":
