@@ -77,11 +77,13 @@ def begin(both: Both) -> Executing:
     return work
 
 
-def at_work(node: Node, sessions: int = 1) -> None:
+def at_work(node: Node, sessions: int = 1) -> list[str]:
+    """Wait until so many are, and say which."""
     deadline = time.monotonic() + MOST
-    while sum(meter.at_work() for meter in node.server.meters.look().open.values()) < sessions:
+    while len(found := [name for name, meter in node.server.meters.look().open.items() if meter.at_work()]) < sessions:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 def drop(both: Both) -> None:
@@ -127,8 +129,7 @@ def test_an_operator_ends_a_session(make_server: Callable[..., Node]) -> None:
     node = make_server()
     both, other = node.client(), node.client()
     work = begin(both)
-    at_work(node)
-    name = next(info.id for info in node.server.sessions() if node.server.meters.look().open[info.id].at_work())
+    (name,) = at_work(node)
     assert not node.server.cancel("no-such-session", "")
     assert node.server.cancel(name, "an operator of the node cancelled it")
     assert node.server.wait_for_sessions(1, MOST)
