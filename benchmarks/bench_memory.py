@@ -237,7 +237,7 @@ class Talk:
         from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(0)
-        layers, width, batch, prompt = (2, 64, 1, 16) if tiny else (4, 256, 4, 256)
+        layers, width, batch, prompt = (2, 64, 8, 512) if tiny else (4, 256, 4, 256)
         config = GPT2Config(
             n_layer=layers,
             n_embd=width,
