@@ -14,10 +14,12 @@ from genie.errors import BackendUnavailable, ConfigError, DeadlineExceeded, Geni
 from genie.graph import TensorSpec
 from genie.remote import NodeServer, RemoteBackend
 from genie.remote.greeting import Wish
+from genie.remote.holdings import holdings
 from genie.remote.observed import observe
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile
-from genie.testing import Caller
+from genie.testing import Caller, MemoryTransport, NullSession
+from genie.testing.memory import MemoryConnection, MemoryListener
 from genie.testing.plans import single, spec
 from genie.wire import Kind, frames, messages
 from genie.wire.messages import Waiting
@@ -211,3 +213,43 @@ def test_a_node_that_is_closed_ends_who_is_held_back(limited: Callable[..., Node
     server.close()
     assert server.sessions() == ()
     assert time.monotonic() - began < 10
+
+
+class _Certified(MemoryTransport):
+    """Each connection shows the next certificate."""
+
+    def __init__(self, *subjects: str) -> None:
+        super().__init__(stall_timeout=10.0)
+        self._subjects = iter(subjects)
+
+    def listen(self, address: str) -> MemoryListener:
+        listener, subjects = super().listen(address), self._subjects
+        accept = listener.accept
+
+        def certified(timeout: float | None = None) -> MemoryConnection:
+            connection = accept(timeout)
+            connection.subject = next(subjects)  # type: ignore[attr-defined]
+            return connection
+
+        listener.accept = certified  # type: ignore[method-assign]
+        return listener
+
+
+def test_who_is_known_by_a_certificate_is_that_tenant_everywhere(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+
+    def name(self: NullSession, label: str, tenant: str) -> None:
+        told[label] = tenant
+
+    for each, value in (("name", name), ("prefetch", lambda self: None), ("away_bytes", 0)):
+        monkeypatch.setattr(NullSession, each, value, raising=False)
+    node = make_node(transport=_Certified("alice", "alice", "bob", "bob"))  # to look at the node, and for the session
+    first, second = node.client(), node.client()
+    assert first.get(first.put([1.0])) == second.get(second.put([1.0])) == [1.0]
+    sessions = node.server.sessions()
+    assert [info.tenant for info in sessions] == ["alice", "bob"]
+    assert [told[info.id] for info in sessions] == ["alice", "bob"]
+    assert [each.tenant for each in observe(node.server).tenants] == ["alice", "bob"]
+    assert [each.tenant for each in holdings(node.server).sessions] == ["alice", "bob"]

@@ -40,7 +40,7 @@ from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
 from genie.remote.lasting import Lasting, welcome_back
-from genie.remote.meters import Meters
+from genie.remote.meters import Meters, named
 from genie.remote.nearby import listen_locally
 from genie.remote.node_session import NodeSession
 from genie.remote.realm import Realm
@@ -475,12 +475,11 @@ class NodeServer:
     ) -> NodeSession:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
-        info = SessionInfo(
-            name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
-        )
+        tenant = pace.account.tenant
+        info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, tenant)
         local = self.reception.connect(device, name, info.client, pace)
         if isinstance(local, Swapping):
-            local.name(name, owner.tenant)
+            local.name(name, tenant)
         channels = Channels(self._inlets, self._transport, device, self.address)
         store = Realm(self._store, self.reception.realm(pace))
         if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
@@ -494,7 +493,7 @@ class NodeServer:
             draining = self._draining
             if not draining:
                 self._sessions[name] = (session, info)
-                self.meters.opened(session.meter, owner.tenant or info.client, info.device)
+                self.meters.opened(session.meter, tenant or named(info.client), info.device)
         if draining:
             local.close()
             raise self._shutting_down()
