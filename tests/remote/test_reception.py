@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from genie.tenancy.quotas import TenantsFile
 from genie.testing import Caller, MemoryTransport, NullSession
 from genie.testing.memory import MemoryConnection, MemoryListener
 from genie.testing.plans import single, spec
-from genie.wire import Kind, frames, messages
+from genie.wire import PROTOCOL, Kind, frames, messages
 from genie.wire.messages import Waiting
+from genie_backend_tcp import TcpTransport
 
 DEADLINE = 20.0
 ADD = single("aten::add.Tensor", [spec(2), spec(2)], spec(2))
@@ -198,6 +200,25 @@ def test_one_message_at_a_time(limited: Callable[..., Node]) -> None:
     while observe(node.server).reception.accounts[0].at_work and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     assert observe(node.server).reception.accounts[0].at_work == 0
+
+
+def test_who_went_away_within_a_message_holds_nobody_up(limited: Callable[..., Node]) -> None:
+    transport = TcpTransport(stall_timeout=10.0)
+    node = limited("{in_flight: 1}", transport=transport, address="127.0.0.1:0", local=False, lease_seconds=60.0)
+    sock = socket.create_connection(("127.0.0.1", int(node.server.address.rpartition(":")[2])))
+    connection = transport.wrap(sock, "node")
+    hello = messages.put_struct(messages.Hello(major=1, minor=PROTOCOL[1], device=0, resumes=True))
+    connection.send(frames.one(0, Kind.HELLO, hello))
+    connection.receive(lambda header, sizes: [], 5.0)
+    connection.send(frames.one(1, Kind.UPLOAD, messages.put_value(1, TensorSpec((100,), "uint8")), 100))
+    deadline = time.monotonic() + DEADLINE
+    while not observe(node.server).reception.accounts[0].at_work:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    connection.close()
+    caller = node.client(timeout=3.0)
+    assert caller.get(caller.put([1.0])) == [1.0]
+    assert [info.away for info in node.server.sessions()] == [True, False]
 
 
 def test_a_node_that_is_closed_ends_who_is_held_back(limited: Callable[..., Node]) -> None:

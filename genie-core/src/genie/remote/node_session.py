@@ -130,14 +130,13 @@ class NodeSession:
         self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
         if self.lasting is not None:
-            self.lasting.make_again, self.lasting.idle = self._make_again, self.meter.leave
+            self.lasting.make_again, self.lasting.idle = self._make_again, self._rest
 
     def serve(self) -> None:
         structlog.contextvars.bind_contextvars(session=self.name)
         try:
             while self._one_message():
-                self.meter.leave()
-                self.pace.done()
+                self._rest()
         except ConnectionLost as error:
             log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
@@ -158,6 +157,11 @@ class NodeSession:
                 self._session.close()
             except Exception:
                 log.exception("session not closed in order")
+
+    def _rest(self) -> None:
+        """A message is done, or the client went away in the middle of it: others may go on."""
+        self.meter.leave()
+        self.pace.done()
 
     def _one_message(self) -> bool:
         try:
