@@ -245,6 +245,24 @@ def test_who_says_nothing_is_not_waited_for_twice() -> None:
     theirs.close()
 
 
+def test_an_older_node_that_falls_silent_is_not_waited_for_longer() -> None:
+    sock, theirs = socket.socketpair()
+    again, silent = socket.socketpair()
+    connection = CheckedConnection(sock, "peer", Limits(), 30.0, 0.0, redial=lambda: again)
+    connection.send(frames.one(0, Kind.HELLO))
+    theirs.sendall(frames.one(0, Kind.ERROR, messages.put_error(ProtocolError("what is that?"))))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(connection.receive, _fresh, 0.2)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                answer.result(_SECONDS)
+        finally:
+            silent.close()
+    assert answer.done()
+    connection.close()
+    theirs.close()
+
+
 def test_what_is_no_node_is_said_to_be_none() -> None:
     sock, theirs = socket.socketpair()
     connection = CheckedConnection(sock, "peer", Limits(), 5.0, 0.0)

@@ -132,7 +132,9 @@ class CheckedConnection(SocketConnection):
             )
         before, self._sock = self._sock, self._redial()
         before.close()
+        patience = self._receive_timeout
         self._prepare()
+        self._set_receive_timeout(patience)  # what is left to receive was to come in that time
         self._checks = False
         for said in self._unanswered:
             self._write([said])
