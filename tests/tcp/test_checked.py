@@ -13,9 +13,10 @@ import pytest
 from remote.proxy import Faults, Proxy
 from remote.test_lasting import _program
 
+from genie import backoff
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, ProtocolError, VersionMismatch
 from genie.interfaces import Connection
-from genie.remote import NodeServer, RemoteBackend, retrying
+from genie.remote import NodeServer, RemoteBackend
 from genie.testing import Caller, NullBackend, TransportSuite
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
@@ -199,7 +200,7 @@ def test_this_host_is_not_checked_unless_asked() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_program_over_a_bad_link(faults: Faults, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sees what it would over a good one, or an error that says what happened."""
-    monkeypatch.setattr(retrying, "LONGEST", 0.1)
+    monkeypatch.setattr(backoff, "LONGEST", 0.1)
     transport = TcpTransport(stall_timeout=_SECONDS, checksums="on")
     node = NodeServer(NullBackend(), transport, "127.0.0.1:0", local=False, lease_seconds=20.0)
     with node:
