@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -268,6 +268,9 @@ def _convert(key: str, value: Any, place: str, directory: Path) -> Any:
     try:
         converted = msgspec.convert(value, _TYPES[key], strict=not place.startswith("environment"))
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: bytes that are no text
+        if get_origin(_TYPES[key]) is Literal:
+            known = ", ".join(filter(None, get_args(_TYPES[key])))
+            raise ConfigError(f"setting {key!r}: {value!r} is none of {known}", where=place) from error
         raise ConfigError(f"setting {key!r}: {error}, not {value!r}", where=place) from error
     check = _CHECKS.get(key)
     problem = check(converted) if check else ""

@@ -309,7 +309,14 @@ class NodeServer:
                     self.meters.refused("Crowded")
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
+            except RuntimeError as error:  # no more threads: this one goes, and the next may do better
+                log.warning("not served", reason=str(error))
+                self.meters.refused(BackendUnavailable.__name__)
+                with self._changed:
+                    self._greeting.discard(connection)
+                connection.close()
 
     def _serve(self, connection: Connection) -> None:
         session: NodeSession | Inlet | Back | None = None
