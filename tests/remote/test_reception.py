@@ -228,6 +228,22 @@ def test_who_went_away_within_a_message_holds_nobody_up(limited: Callable[..., N
     assert [info.away for info in node.server.sessions()] == [True, False]
 
 
+@pytest.mark.parametrize("bulk", [False, True], ids=["question", "bulk"])
+@pytest.mark.parametrize("lease", [0.0, 0.5, 60.0])
+def test_who_is_gone_is_not_held_back_for_long(limited: Callable[..., Node], lease: float, bulk: bool) -> None:
+    transport = TcpTransport(stall_timeout=10.0)
+    node = limited("{receive: 64KiB}", transport=transport, address="127.0.0.1:0", local=False, lease_seconds=lease)
+    caller = node.client(timeout=0.2)
+    data = bytes(4 << 20)  # a minute's
+    caller.session.upload(caller.handles(), TensorSpec((len(data),), "uint8"), data)
+    if bulk:
+        caller.session.upload(caller.handles(), TensorSpec((len(data),), "uint8"), data[:])
+    with pytest.raises(DeadlineExceeded):
+        caller.session.synchronize()
+    caller.session.close()
+    assert node.server.wait_for_sessions(0, DEADLINE)
+
+
 def test_a_node_that_is_closed_ends_who_is_held_back(limited: Callable[..., Node]) -> None:
     node = limited("{receive: 64KiB}")
     caller = node.client(timeout=0.2)

@@ -20,7 +20,6 @@ import genie
 from genie.device import Device
 from genie.errors import (
     AccessDenied,
-    BackendError,
     BackendUnavailable,
     ConnectionLost,
     DeadlineExceeded,
@@ -402,7 +401,7 @@ class NodeServer:
                 key="" if session is None or session.lasting is None else session.lasting.key,
             )
             self._say(connection, dialogue, welcome, ticket, body)
-        except BackendError:
+        except BaseException:
             if session is not None:
                 session.abandon()
                 self._forget(session)
