@@ -21,6 +21,8 @@ from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieErro
 from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.meters import Meter
+from genie.wire import Kind
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
 
@@ -78,8 +80,13 @@ def begin(both: Both) -> Executing:
 
 
 def at_work(node: Node, sessions: int = 1) -> None:
+    """At an execution, that is: reading its plan is work, too, and what is stopped then is not what comes later."""
     deadline = time.monotonic() + MOST
-    while sum(meter.at_work() for meter in node.server.meters.look().open.values()) < sessions:
+
+    def executes(meter: Meter) -> bool:
+        return meter.at_work() and meter.counts[Kind.LOAD_PLAN] > 0 and not meter._fresh
+
+    while sum(map(executes, node.server.meters.look().open.values())) < sessions:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
