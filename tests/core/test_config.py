@@ -40,6 +40,15 @@ def test_precedence_is_call_environment_file(tmp_path: Path) -> None:
     assert resolved.origin("policy") == "default"
 
 
+@pytest.mark.parametrize(
+    ("key", "known"), [("priority", "realtime, interactive, batch"), ("checksums", "auto, on, off")]
+)
+def test_a_word_that_is_none_of_those_there_are(tmp_path: Path, key: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=f"setting '{key}': 'urgent' is none of {known}\n") as caught:
+        settings(tmp_path, **{f"GENIE_{key.upper()}": "urgent"})
+    assert caught.value.where == f"environment: GENIE_{key.upper()}"
+
+
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("true", True), ("0", False), ("False", False)])
 def test_truth_values_of_the_environment(tmp_path: Path, text: str, value: bool) -> None:
     assert settings(tmp_path, GENIE_LOG_INTERCEPTS=text).log_intercepts is value

@@ -110,8 +110,8 @@ def test_every_deadline_names_its_stage():
 
 
 def test_a_deadline_on_its_way_home():
-    error = errors.DeadlineExceeded("late", stage=Stage.DRAIN, seconds=3.0, setting="timeout", where="n", hint="h")
-    assert str(error) == "late\n  stage: drain, 3 s (by `timeout`)\n  where: n\n  hint: h"
+    error = errors.DeadlineExceeded("late", stage=Stage.SEND, seconds=3.0, setting="timeout", where="n", hint="h")
+    assert str(error) == "late\n  stage: send, 3 s (by `timeout`)\n  where: n\n  hint: h"
     back = messages.get_error(messages.put_error(error), "node")
     assert isinstance(back, errors.DeadlineExceeded)
     assert (str(back), back.stage, back.seconds, back.setting) == (str(error), error.stage, 3.0, "timeout")

@@ -21,6 +21,8 @@ from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieErro
 from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.meters import Meter
+from genie.wire import Kind
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport
 
@@ -78,9 +80,14 @@ def begin(both: Both) -> Executing:
 
 
 def at_work(node: Node, sessions: int = 1) -> list[str]:
-    """Wait until so many are, and say which."""
+    """Which sessions are at an execution, once so many are: reading its plan is work, too, and what is stopped then is
+    not what comes later."""
     deadline = time.monotonic() + MOST
-    while len(found := [name for name, meter in node.server.meters.look().open.items() if meter.at_work()]) < sessions:
+
+    def executes(meter: Meter) -> bool:
+        return meter.at_work() and meter.counts[Kind.LOAD_PLAN] > 0 and not meter._fresh
+
+    while len(found := [name for name, its in node.server.meters.look().open.items() if executes(its)]) < sessions:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found

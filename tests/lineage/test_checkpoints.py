@@ -9,7 +9,8 @@ from lineage.mortals import Mortals
 
 from genie.bindings import Prediction, parameters
 from genie.checkpoints import DiskCheckpoints
-from genie.errors import CheckpointError, ConnectionLost, LocalProtocolError
+from genie.errors import Cancelled, CheckpointError, ConnectionLost, LocalProtocolError
+from genie.interfaces import Recalling
 from genie.loops import Loop
 from genie.testing import Caller, single
 from genie.testing.plans import spec
@@ -20,6 +21,7 @@ Connect = Callable[..., list[Caller]]
 
 NEG = single("aten::neg", [spec(2)], spec(2))
 ALWAYS = 1e-9
+_SIDE, _MANY = 400, 3000  # of matrices, and products: minutes, if nobody stops them
 
 
 @pytest.fixture
@@ -47,6 +49,23 @@ def test_little_is_repeated_after_a_checkpoint(nodes: Mortals, connect: Connect)
     nodes.rise(0)
     nodes.die(1)  # what was checkpointed there, of a session that began with a checkpoint
     assert caller.get(caller.run(NEG, [again])) == [1.0, 2.0]
+
+
+def test_work_that_is_taken_back_stops_and_a_checkpoint_makes_up_for_it(nodes: Mortals, connect: Connect) -> None:
+    (caller,) = connect(nodes, checkpoint_interval=60.0)
+    value, kept = caller.put([1.0] * _SIDE**2, _SIDE, _SIDE), caller.put([1.0, 2.0])
+    square = spec(_SIDE, _SIDE)
+    power = single("aten::linalg_matrix_power", [square], square, 3)
+    for _ in range(_MANY):
+        value = caller.run(power, [value])
+    assert isinstance(caller.session, Recalling)
+    caller.session.cancel_work()
+    with pytest.raises(Cancelled):
+        caller.get(value)
+    assert caller.get(kept) == [1.0, 2.0]
+    assert _counted(caller, "checkpoints") == 1
+    nodes.again()
+    assert caller.get(caller.run(NEG, [kept])) == [-1.0, -2.0]
 
 
 def test_a_full_log_becomes_a_checkpoint(nodes: Mortals, connect: Connect) -> None:

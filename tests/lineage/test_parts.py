@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genie.backoff import LONGEST
 from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.errors import BackendUnavailable
@@ -90,6 +91,9 @@ def test_a_budget_ends_and_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert its.again()
     its.spend(100.0)
     assert not its.again()
+    patient = Budget(5000, 1e6)
+    assert all(patient.again() for _ in range(2000))
+    assert max(pauses) <= LONGEST
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from genie.bindings import Prediction, parameters
 from genie.errors import ConfigError, ConnectionLost, GenieError, LocalProtocolError, RemoteOpError, SessionClosed
 from genie.graph import TensorSpec
 from genie.host import HostValue
-from genie.interfaces import Fetched
+from genie.interfaces import Fetched, Recalling
 from genie.loops import Loop
 from genie.remote import RemoteSession
 from genie.testing import Caller, NullSession, single
@@ -244,6 +244,30 @@ def test_after_an_interrupt_nothing_is_guessed(
     nodes.again()
     with pytest.raises(ConnectionLost, match="interrupted"):
         caller.get(value)
+
+
+def test_after_work_was_taken_back_nothing_is_guessed(mortals: Make, connect: Connect) -> None:
+    nodes = mortals()
+    (caller,) = connect(nodes)
+    value = caller.put([1.0, 2.0])
+    assert isinstance(caller.session, Recalling)
+    caller.session.cancel_work()
+    assert caller.get(caller.run(NEG, [value])) == [-1.0, -2.0]
+    nodes.again()
+    with pytest.raises(ConnectionLost, match="taken back"):
+        caller.get(value)
+    with pytest.raises(ConnectionLost, match="taken back"):
+        caller.session.cancel_work()
+
+
+def test_taking_back_from_a_node_that_is_gone_leaves_it_to_be_repeated(mortals: Make, connect: Connect) -> None:
+    nodes = mortals()
+    (caller,) = connect(nodes)
+    value = caller.run(NEG, [caller.put([1.0, 2.0])])
+    nodes.again()
+    assert isinstance(caller.session, Recalling)
+    caller.session.cancel_work()
+    assert caller.get(value) == [-1.0, -2.0]
 
 
 def test_an_interrupted_recovery_is_begun_anew(

@@ -15,8 +15,9 @@ from remote.proxy import Proxy
 from remote.test_lasting import _program, _until
 from security.pki import Pki
 
+from genie import backoff
 from genie.errors import AccessDenied, ConnectionLost
-from genie.remote import RemoteBackend, RemoteSession, retrying
+from genie.remote import RemoteBackend, RemoteSession
 from genie.remote.access import Access
 from genie.remote.control import ControlPlane
 from genie.remote.greeting import meet
@@ -132,7 +133,7 @@ def test_by_a_new_ticket(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("seed", range(2))
 def test_random_cuts(guarded: Guarded, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of handshakes, too."""
-    monkeypatch.setattr(retrying, "LONGEST", 0.1)
+    monkeypatch.setattr(backoff, "LONGEST", 0.1)
     plain, steady = guarded.client("bob")
     expected = list(_program(steady, seed, 40))
     executions = steady.session.stats()["executions"]

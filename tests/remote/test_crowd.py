@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import attrs
 import pytest
+from remote.peers import Node
 
+from genie.errors import ConnectionLost
 from genie.remote.crowd import crowded, host_of
 
 
@@ -42,3 +47,22 @@ def test_one_host_leaves_room_for_others() -> None:
     assert not told(Peer("127.0.0.1:99"), local)
     assert told(Peer("10.0.0.8:99"), flood + local)
     assert told(Peer("10.0.0.8:99"), flood, sessions=4)
+
+
+def test_a_node_without_threads_left_goes_on(make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make_node()
+    start, left = threading.Thread.start, [1]
+
+    def cannot(self: threading.Thread) -> None:
+        if self.name == "genie-session" and left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", cannot)
+    turned_away = node.transport.connect(node.server.address, 5.0)
+    with pytest.raises(ConnectionLost):
+        turned_away.receive(lambda header, sizes: [], 5.0)
+    caller = node.client()
+    assert caller.get(caller.put([1.0])) == [1.0]
+    assert node.server.greeting == 0

@@ -9,7 +9,7 @@ import pytest
 
 from genie import config
 from genie.config import Settings
-from genie.errors import BackendUnavailable, ConfigError, PluginNotFound
+from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, PluginNotFound
 from genie.interfaces import Connection, Listener, Transport
 from genie.remote.joined import JoinedTransport, joined
 from genie.testing import MemoryTransport, TransportSuite
@@ -75,6 +75,19 @@ def test_clients_of_either_are_accepted() -> None:
         client.send(frames.one(number, Kind.DONE))
         assert frames.sequence(node.receive(lambda header, sizes: [], SECONDS).header) == number
     listener.close()
+
+
+def test_who_came_before_the_end_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genie.remote.joined._MOST_WAITING", 2)
+    quick, plain = Named("quick"), Named("plain")
+    listener = JoinedTransport([quick, plain]).listen("node")
+    clients = [transport.connect("node", SECONDS) for transport in (quick, plain) * 4]
+    listener.close()
+    for client in clients:
+        with pytest.raises(ConnectionLost):
+            client.receive(lambda header, sizes: [], SECONDS)
+    with pytest.raises(ConnectionLost):
+        listener.accept(SECONDS)
 
 
 def test_a_caller_takes_the_first_that_leads_there() -> None:

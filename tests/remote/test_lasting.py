@@ -19,10 +19,11 @@ from remote.proxy import Proxy
 from remote.test_loop import begin, numbers
 from security.pki import Pki
 
+from genie import backoff
 from genie.bindings import Prediction, parameters
 from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, RemoteOpError, SessionClosed
 from genie.interfaces import Connection, Transport
-from genie.remote import RemoteBackend, RemoteSession, inlets, rejoining, retrying
+from genie.remote import RemoteBackend, RemoteSession, inlets, rejoining
 from genie.remote import lasting as node_end
 from genie.remote.session import Inlet
 from genie.testing import Caller, MemoryTransport, single
@@ -127,7 +128,7 @@ def _program(caller: Caller, seed: int, steps: int) -> Iterator[object]:
 @pytest.mark.parametrize("seed", range(_SEEDS))
 def test_random_cuts(lasting: Node, through: Through, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as over a good link, to the bit; each execution once."""
-    monkeypatch.setattr(retrying, "LONGEST", 0.1)
+    monkeypatch.setattr(backoff, "LONGEST", 0.1)
     plain = lasting.client()
     expected = list(_program(plain, seed, 60))
     executions = plain.session.stats()["executions"]

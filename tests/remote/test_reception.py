@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +15,16 @@ from genie.errors import BackendUnavailable, ConfigError, DeadlineExceeded, Geni
 from genie.graph import TensorSpec
 from genie.remote import NodeServer, RemoteBackend
 from genie.remote.greeting import Wish
+from genie.remote.holdings import holdings
 from genie.remote.observed import observe
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile
-from genie.testing import Caller
+from genie.testing import Caller, MemoryTransport, NullSession
+from genie.testing.memory import MemoryConnection, MemoryListener
 from genie.testing.plans import single, spec
-from genie.wire import Kind, frames, messages
+from genie.wire import PROTOCOL, Kind, frames, messages
 from genie.wire.messages import Waiting
+from genie_backend_tcp import TcpTransport
 
 DEADLINE = 20.0
 ADD = single("aten::add.Tensor", [spec(2), spec(2)], spec(2))
@@ -33,7 +37,7 @@ class Client:
         self.places: list[int] = []
         self.caller: Caller | None = None
         self.error: GenieError | None = None
-        self._told = threading.Event()
+        self._told = threading.Condition()
         wish = Wish(seconds, priority, self._on_wait)
         self.backend = RemoteBackend("memory", node.transport, (node.server.address,), timeout=10.0, wish=wish)
         node.backends.append(self.backend)
@@ -41,8 +45,9 @@ class Client:
         self._thread.start()
 
     def _on_wait(self, waiting: Waiting) -> None:
-        self.places.append(waiting.position)
-        self._told.set()
+        with self._told:
+            self.places.append(waiting.position)
+            self._told.notify_all()
 
     def _connect(self) -> None:
         try:
@@ -51,8 +56,13 @@ class Client:
             self.error = error
 
     def waits(self) -> Client:
-        assert self._told.wait(DEADLINE)
+        with self._told:
+            assert self._told.wait_for(lambda: self.places, DEADLINE)
         return self
+
+    def waits_at(self, place: int) -> None:
+        with self._told:
+            assert self._told.wait_for(lambda: self.places[-1] == place, DEADLINE)
 
     def ends(self) -> Client:
         self._thread.join(DEADLINE)
@@ -81,11 +91,12 @@ def test_a_client_waits_for_a_place_and_gets_it(make_node: Callable[..., Node]) 
     assert ([place.position for place in queue], waits) == ([1, 2], 2)
     first.session.close()
     assert second.ends().caller is not None
+    third.waits_at(1)
     second.caller.session.close()
     caller = third.ends().caller
     assert caller is not None
     assert caller.get(caller.put([1.0])) == [1.0]
-    assert (second.places[0], third.places[0], third.places[-1]) == (1, 2, 1)
+    assert (second.places[0], third.places[0]) == (1, 2)
     assert observe(node.server).reception.queue == ()
 
 
@@ -198,6 +209,41 @@ def test_one_message_at_a_time(limited: Callable[..., Node]) -> None:
     assert observe(node.server).reception.accounts[0].at_work == 0
 
 
+def test_who_went_away_within_a_message_holds_nobody_up(limited: Callable[..., Node]) -> None:
+    transport = TcpTransport(stall_timeout=10.0)
+    node = limited("{in_flight: 1}", transport=transport, address="127.0.0.1:0", local=False, lease_seconds=60.0)
+    sock = socket.create_connection(("127.0.0.1", int(node.server.address.rpartition(":")[2])))
+    connection = transport.wrap(sock, "node")
+    hello = messages.put_struct(messages.Hello(major=1, minor=PROTOCOL[1], device=0, resumes=True))
+    connection.send(frames.one(0, Kind.HELLO, hello))
+    connection.receive(lambda header, sizes: [], 5.0)
+    connection.send(frames.one(1, Kind.UPLOAD, messages.put_value(1, TensorSpec((100,), "uint8")), 100))
+    deadline = time.monotonic() + DEADLINE
+    while not observe(node.server).reception.accounts[0].at_work:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    connection.close()
+    caller = node.client(timeout=3.0)
+    assert caller.get(caller.put([1.0])) == [1.0]
+    assert [info.away for info in node.server.sessions()] == [True, False]
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["question", "bulk"])
+@pytest.mark.parametrize("lease", [0.0, 0.5, 60.0])
+def test_who_is_gone_is_not_held_back_for_long(limited: Callable[..., Node], lease: float, bulk: bool) -> None:
+    transport = TcpTransport(stall_timeout=10.0)
+    node = limited("{receive: 64KiB}", transport=transport, address="127.0.0.1:0", local=False, lease_seconds=lease)
+    caller = node.client(timeout=0.2)
+    data = bytes(4 << 20)  # a minute's
+    caller.session.upload(caller.handles(), TensorSpec((len(data),), "uint8"), data)
+    if bulk:
+        caller.session.upload(caller.handles(), TensorSpec((len(data),), "uint8"), data[:])
+    with pytest.raises(DeadlineExceeded):
+        caller.session.synchronize()
+    caller.session.close()
+    assert node.server.wait_for_sessions(0, DEADLINE)
+
+
 def test_a_node_that_is_closed_ends_who_is_held_back(limited: Callable[..., Node]) -> None:
     node = limited("{receive: 64KiB}")
     caller = node.client(timeout=0.2)
@@ -211,3 +257,43 @@ def test_a_node_that_is_closed_ends_who_is_held_back(limited: Callable[..., Node
     server.close()
     assert server.sessions() == ()
     assert time.monotonic() - began < 10
+
+
+class _Certified(MemoryTransport):
+    """Each connection shows the next certificate."""
+
+    def __init__(self, *subjects: str) -> None:
+        super().__init__(stall_timeout=10.0)
+        self._subjects = iter(subjects)
+
+    def listen(self, address: str) -> MemoryListener:
+        listener, subjects = super().listen(address), self._subjects
+        accept = listener.accept
+
+        def certified(timeout: float | None = None) -> MemoryConnection:
+            connection = accept(timeout)
+            connection.subject = next(subjects)  # type: ignore[attr-defined]
+            return connection
+
+        listener.accept = certified  # type: ignore[method-assign]
+        return listener
+
+
+def test_who_is_known_by_a_certificate_is_that_tenant_everywhere(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+
+    def name(self: NullSession, label: str, tenant: str) -> None:
+        told[label] = tenant
+
+    for each, value in (("name", name), ("prefetch", lambda self: None), ("away_bytes", 0)):
+        monkeypatch.setattr(NullSession, each, value, raising=False)
+    node = make_node(transport=_Certified("alice", "alice", "bob", "bob"))  # to look at the node, and for the session
+    first, second = node.client(), node.client()
+    assert first.get(first.put([1.0])) == second.get(second.put([1.0])) == [1.0]
+    sessions = node.server.sessions()
+    assert [info.tenant for info in sessions] == ["alice", "bob"]
+    assert [told[info.id] for info in sessions] == ["alice", "bob"]
+    assert [each.tenant for each in observe(node.server).tenants] == ["alice", "bob"]
+    assert [each.tenant for each in holdings(node.server).sessions] == ["alice", "bob"]

@@ -11,6 +11,8 @@ import grpc
 import msgspec
 import pytest
 
+from genie import backoff
+from genie.backoff import pauses
 from genie.errors import (
     AccessDenied,
     BackendError,
@@ -26,7 +28,7 @@ from genie.errors import (
 )
 from genie.remote import control, retrying
 from genie.remote.control import ControlClient
-from genie.remote.retrying import connected, pauses
+from genie.remote.retrying import connected
 
 
 def hung_up() -> BackendUnavailable:
@@ -54,7 +56,7 @@ def test_pauses_grow_and_are_nobody_elses() -> None:
     assert some[0] != some[1]
     for each in some:
         for number, pause in enumerate(each):
-            whole = min(retrying.FIRST * 2**number, retrying.LONGEST)
+            whole = min(backoff.FIRST * 2**number, backoff.LONGEST)
             assert whole / 2 <= pause <= whole
 
 

@@ -13,9 +13,10 @@ import pytest
 from remote.proxy import Faults, Proxy
 from remote.test_lasting import _program
 
+from genie import backoff
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, ProtocolError, VersionMismatch
 from genie.interfaces import Connection
-from genie.remote import NodeServer, RemoteBackend, retrying
+from genie.remote import NodeServer, RemoteBackend
 from genie.testing import Caller, NullBackend, TransportSuite
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
@@ -199,7 +200,7 @@ def test_this_host_is_not_checked_unless_asked() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_program_over_a_bad_link(faults: Faults, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sees what it would over a good one, or an error that says what happened."""
-    monkeypatch.setattr(retrying, "LONGEST", 0.1)
+    monkeypatch.setattr(backoff, "LONGEST", 0.1)
     transport = TcpTransport(stall_timeout=_SECONDS, checksums="on")
     node = NodeServer(NullBackend(), transport, "127.0.0.1:0", local=False, lease_seconds=20.0)
     with node:
@@ -242,6 +243,24 @@ def test_who_says_nothing_is_not_waited_for_twice() -> None:
     node.send(frames.one(7, Kind.DONE))
     assert theirs.recv(100) == frames.one(7, Kind.DONE)
     node.close()
+    theirs.close()
+
+
+def test_an_older_node_that_falls_silent_is_not_waited_for_longer() -> None:
+    sock, theirs = socket.socketpair()
+    again, silent = socket.socketpair()
+    connection = CheckedConnection(sock, "peer", Limits(), 30.0, 0.0, redial=lambda: again)
+    connection.send(frames.one(0, Kind.HELLO))
+    theirs.sendall(frames.one(0, Kind.ERROR, messages.put_error(ProtocolError("what is that?"))))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(connection.receive, _fresh, 0.2)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                answer.result(_SECONDS)
+        finally:
+            silent.close()
+    assert answer.done()
+    connection.close()
     theirs.close()
 
 

@@ -20,7 +20,7 @@ from genie.remote.greeting import Met, meet
 from genie.testing import Caller, NullBackend
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
-from genie_backend_tcp.pace import LEAST_RATE, Pace
+from genie_backend_tcp.progress import LEAST_RATE, Progress
 from genie_backend_tcp.tls import TlsConnection
 
 STALL = 0.5
@@ -235,22 +235,22 @@ class Slow:
 
 def test_a_message_may_take_its_time_if_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("genie_backend_tcp.pace.time.monotonic", lambda: now[0])
-    pace = Pace(Stage.SEND, "peer")
+    monkeypatch.setattr("genie_backend_tcp.progress.time.monotonic", lambda: now[0])
+    progress = Progress(Stage.SEND, "peer")
     for _ in range(1000):  # at twice the least rate, for long
-        pace.waits(60.0)
+        progress.waits(60.0)
         now[0] += 1.0
-        pace.moved(2 * LEAST_RATE)
+        progress.moved(2 * LEAST_RATE)
     for _ in range(50):  # what the receiver does in between does not count
         now[0] += 3600.0
-        pace.waits(60.0)
-        pace.moved(1)
-    pace = Pace(Stage.RECEIVE, "peer")
+        progress.waits(60.0)
+        progress.moved(1)
+    progress = Progress(Stage.RECEIVE, "peer")
     with pytest.raises(DeadlineExceeded, match="sent 6. bytes of a message") as caught:
         for _ in range(1000):
-            pace.waits(60.0)
+            progress.waits(60.0)
             now[0] += 1.0
-            pace.moved(1)
+            progress.moved(1)
     assert caught.value.stage is Stage.RECEIVE
     assert caught.value.seconds == pytest.approx(61.0)
 

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest as digest
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, Stage, VersionMismatch
 from genie.wire import Buffer, Limits, frames
 from genie_backend_tcp.connection import SocketConnection, behind
-from genie_backend_tcp.pace import Pace
+from genie_backend_tcp.progress import Progress
 
 PREAMBLE = b"\xa7\xb8\x01genie xxh3-64"
 _HEAD = struct.Struct("<IIQ")
@@ -132,7 +132,9 @@ class CheckedConnection(SocketConnection):
             )
         before, self._sock = self._sock, self._redial()
         before.close()
+        patience = self._receive_timeout
         self._prepare()
+        self._set_receive_timeout(patience)  # what is left to receive was to come in that time
         self._checks = False
         for said in self._unanswered:
             self._write([said])
@@ -191,11 +193,11 @@ class CheckedConnection(SocketConnection):
                 return
         else:
             taken = self._sock.sendmsg(parts)
-        pace = Pace(Stage.SEND, self.peer)
+        progress = Progress(Stage.SEND, self.peer)
         while left := behind(parts, taken):
-            pace.waits(self._stall)
+            progress.waits(self._stall)
             parts, taken = left, self._sock.sendmsg(left)
-            pace.moved(taken)
+            progress.moved(taken)
 
     # --- in -----------------------------------------------------------------------------------------
 
@@ -267,7 +269,7 @@ class CheckedConnection(SocketConnection):
                 if self._ahead:
                     count = super()._read(target[have:])
                 else:
-                    count = self._paced(partial(self._receive_rest, target[have:]))
+                    count = self._in_time(partial(self._receive_rest, target[have:]))
                 if not count:
                     raise ConnectionLost("the peer closed the connection", where=self.peer)
                 have += count

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, Stage
 from genie.wire import Allocate, Assembler, Buffer, Limits, Message
-from genie_backend_tcp.pace import Pace
+from genie_backend_tcp.progress import Progress
 
 _DONTWAIT = socket.MSG_DONTWAIT
 _READ_AHEAD = 1 << 18
@@ -34,7 +34,7 @@ class SocketConnection:
         self._spin = spin_us * 1e-6
         self._vain = 0  # polls in a row that brought nothing
         self._sit_out = 0  # receptions not to poll for
-        self._pace: Pace | None = None  # of the message that is arriving
+        self._progress: Progress | None = None  # of the message that is arriving
         self._patience = stall_timeout
         self._assembler = Assembler(limits)
         self._ahead = bytearray()  # what was read while nobody received
@@ -60,10 +60,10 @@ class SocketConnection:
         assembler = self._assembler
         try:
             message = assembler.pull(allocate)
-            self._pace = None
+            self._progress = None
             while message is None:
                 if self._midway:
-                    self._pace = self._pace or Pace(Stage.RECEIVE, self.peer)
+                    self._progress = self._progress or Progress(Stage.RECEIVE, self.peer)
                     self._patience = self._stall if timeout is None or assembler.bulk else timeout
                 if timeout is not None:
                     self._set_receive_timeout(timeout)
@@ -93,16 +93,16 @@ class SocketConnection:
 
     def _read(self, space: memoryview) -> int:
         """What the socket has."""
-        return self._paced(lambda: self._receive_some(space))
+        return self._in_time(lambda: self._receive_some(space))
 
-    def _paced(self, receive: Callable[[], int]) -> int:
+    def _in_time(self, receive: Callable[[], int]) -> int:
         """``receive``, for no longer than a message may take."""
-        pace = self._pace
-        if pace is None:
+        progress = self._progress
+        if progress is None:
             return receive()
-        pace.waits(self._patience)
+        progress.waits(self._patience)
         count = receive()
-        pace.moved(count)
+        progress.moved(count)
         return count
 
     def _receive_some(self, space: memoryview) -> int:
@@ -217,14 +217,14 @@ class TcpConnection(SocketConnection):
         return error if isinstance(error, GenieError) else self._translated(error, "took", self._stall)
 
     def _send_left(self) -> None:
-        pace = Pace(Stage.SEND, self.peer)
-        pace.waits(self._stall)
+        progress = Progress(Stage.SEND, self.peer)
+        progress.waits(self._stall)
         while left := behind(self._left, self._taken):
             self._left = left
             self._taken = 0
             (self._taken,) = map(self._sock.sendmsg, (left,))
-            pace.moved(self._taken)
-            pace.waits(self._stall)
+            progress.moved(self._taken)
+            progress.waits(self._stall)
         self._left = ()
 
 

@@ -22,7 +22,7 @@ from genie.security.tls import DATA_PLANE, common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_tcp import sealing
 from genie_backend_tcp.connection import SocketConnection
-from genie_backend_tcp.pace import Pace
+from genie_backend_tcp.progress import Progress
 from genie_backend_tcp.sealing import Arrived, Opener, Sealer
 
 _RECORD = 1 << 14  # what TLS encrypts at a time
@@ -50,7 +50,7 @@ class TlsConnection(SocketConnection):
     ) -> None:
         super().__init__(sock, peer, limits, stall_timeout, spin_us)
         self.subject = self.fingerprint = ""
-        self._sent = Pace(Stage.SEND, peer)  # of the message that is being sent
+        self._sent = Progress(Stage.SEND, peer)  # of the message that is being sent
         self._is_client = host is not None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
@@ -207,7 +207,7 @@ class TlsConnection(SocketConnection):
 
     def _send_parts(self, parts: list[memoryview]) -> None:
         with self._sending:
-            self._sent = Pace(Stage.SEND, self.peer)
+            self._sent = Progress(Stage.SEND, self.peer)
             if self._own_secret:
                 with self._crypto:
                     self._tls.write(self._own_secret)

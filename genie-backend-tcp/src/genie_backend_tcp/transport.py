@@ -51,6 +51,9 @@ class TcpListener:
         except OSError as error:  # gone again before it was served
             sock.close()
             raise BackendUnavailable(f"a client left at once: {error.strerror}", where=self.address) from error
+        except RuntimeError as error:  # for its handshake
+            sock.close()
+            raise BackendUnavailable(f"no more threads: {error}", where=self.address) from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

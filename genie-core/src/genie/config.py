@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,7 +22,6 @@ _PREFIX = "GENIE_"
 _LARGEST_FILE = 1 << 20
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
-_PRIORITIES = ("realtime", "interactive", "batch")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -67,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checksums: Literal["auto", "on", "off"] = "auto"
     # Where a node is full: how long a client waits for a place, and how long a node lets it.
     admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
-    priority: str = ""  # a lower one than the tenant's: realtime, interactive, batch
+    priority: Literal["", "realtime", "interactive", "batch"] = ""  # a lower one than the tenant's
     tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
     dpdk_device: str = "vdev:memif"  # what carries the packets of the transport dpdk
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
@@ -269,6 +268,9 @@ def _convert(key: str, value: Any, place: str, directory: Path) -> Any:
     try:
         converted = msgspec.convert(value, _TYPES[key], strict=not place.startswith("environment"))
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: bytes that are no text
+        if get_origin(_TYPES[key]) is Literal:
+            known = ", ".join(filter(None, get_args(_TYPES[key])))
+            raise ConfigError(f"setting {key!r}: {value!r} is none of {known}", where=place) from error
         raise ConfigError(f"setting {key!r}: {error}, not {value!r}", where=place) from error
     check = _CHECKS.get(key)
     problem = check(converted) if check else ""
@@ -296,10 +298,6 @@ def _check_nodes(nodes: tuple[str, ...]) -> str:
     return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
 
 
-def _check_priority(priority: str) -> str:
-    return "" if priority in ("", *_PRIORITIES) else f"{priority!r} is none of {', '.join(_PRIORITIES)}"
-
-
 def _check_finite(number: float) -> str:
     return "" if math.isfinite(number) else f"{number!r} is not finite"
 
@@ -321,7 +319,6 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
     "admission_seconds": _check_finite,
-    "priority": _check_priority,
 }
 
 

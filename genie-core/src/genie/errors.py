@@ -48,21 +48,19 @@ from typing import ClassVar
 
 
 class Stage(StrEnum):
-    """What was waited for when time was up: see :class:`DeadlineExceeded`, and docs/operations.md for each one's
+    """What was waited for when time was up: see :class:`DeadlineExceeded`, and docs/deadlines.md for each one's
     bound."""
 
     CONNECT = "connect"  # for somebody to come, or to answer
     TLS = "tls handshake"
     TICKET = "ticket"
     CONTROL = "control plane"  # whatever else it is asked
-    ADMISSION = "admission"  # a place on the node
     GREETING = "greeting"
     SEND = "send"  # the peer takes nothing
     ANSWER = "answer"  # the node computes
     EXECUTE = "execute"  # longer than the node allows
     RECEIVE = "receive"  # the peer says nothing, or not the rest
     TRANSFER = "transfer"  # from node to node
-    DRAIN = "drain"
 
 
 class GenieError(Exception):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import time
 
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
+from genie.backoff import pauses
 
 
 class Budget:
@@ -15,8 +13,7 @@ class Budget:
     def __init__(self, attempts: int, seconds: float) -> None:
         self._attempts = attempts
         self._seconds = seconds
-        self._used = 0
-        self._spent = 0.0
+        self.renew()
 
     @property
     def left(self) -> float:
@@ -24,7 +21,7 @@ class Budget:
         return self._seconds - self._spent
 
     def renew(self) -> None:
-        self._used, self._spent = 0, 0.0
+        self._used, self._spent, self._pauses = 0, 0.0, pauses()
 
     def spend(self, seconds: float) -> None:
         self._spent += seconds
@@ -32,7 +29,7 @@ class Budget:
     def again(self) -> bool:
         """Wait for the next attempt, longer each time; ``False`` if there is none left."""
         self._used += 1
-        pause = min(_FIRST_PAUSE * 2 ** (self._used - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        pause = next(self._pauses)
         if self._used >= self._attempts or pause >= self.left:
             return False
         self._spent += pause

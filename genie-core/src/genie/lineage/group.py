@@ -20,7 +20,7 @@ from genie.errors import (
     RemoteOpError,
     SessionClosed,
 )
-from genie.interfaces import Backend, Buffer
+from genie.interfaces import Backend, Buffer, Recalling
 from genie.lineage.budget import Budget
 from genie.lineage.checkpointing import Checkpointing
 from genie.lineage.contents import Content, Contents
@@ -219,6 +219,22 @@ class Group:
         if self.checkpointing.enabled:
             for member in self.members:
                 member.follow(entries)
+
+    def recall(self, member: Member) -> None:
+        """Have its session take back what it was asked; the lock is held. What was done of that is not known, so it
+        can't be repeated: the next checkpoint makes up for it."""
+        if self._over is not None:
+            raise self._over_again()
+        # While a recovery is interrupted nothing is under way anywhere.
+        if self._lost is not None or not isinstance(member.session, Recalling):
+            return
+        try:
+            member.session.cancel_work()
+        except GenieError as error:
+            if not self._is_loss(error):
+                raise
+            return  # nor is it on a node that is gone: the next call notices
+        self.give_up("work was taken back, and how far it had come is not known")
 
     def checkpoint(self) -> bool:
         """Keep the state of now, if nothing is under way; whether the log begins anew."""

@@ -132,6 +132,11 @@ class LineageSession:
         with self._group.lock:
             self._group.ask(lambda: self._member.session.synchronize())
 
+    def cancel_work(self) -> None:
+        """See :class:`genie.interfaces.Recalling`."""
+        with self._group.lock:
+            self._group.recall(self._member)
+
     # --- about it ---------------------------------------------------------------------------------------
 
     @property

@@ -53,6 +53,10 @@ class Cancellation:
         with self.turn:
             return self._hung_up()
 
+    def deserted(self) -> bool:
+        """The same, and nobody else waits for what it asked."""
+        return not self._owes() and self.gone()
+
     def look(self, at_work: bool) -> bool:
         """To be called now and then, by another thread: a session that has been at one message since the last time is
         stopped if its client is gone. Whether it was."""

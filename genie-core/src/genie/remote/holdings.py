@@ -10,6 +10,7 @@ import msgspec
 from genie.remote.meters import Look
 from genie.remote.server import NodeServer, SessionInfo
 from genie.security import Identity, Scope
+from genie.tenancy.accounts import tenant_of
 
 KINDS: Final = ("weight", "state", "input", "intermediate")
 MOVES: Final = ("evicted", "restored", "swapped_out", "swapped_in")
@@ -71,6 +72,7 @@ def holdings(node: NodeServer, who: Identity | None = None, look: Look | None = 
     """As ``who`` may see it: without scope ``admin`` only the sessions of its own tenant are listed. Sessions at work
     are waited for shortly; what they hold is what they said last. ``None`` sees all."""
     look = node.meters.look() if look is None else look
+    mine = None if who is None or who.may(Scope.ADMIN) else tenant_of(who)
     seen: list[SessionMemory] = []
     hidden: Counter[str] = Counter()
     live: Counter[str] = Counter()
@@ -78,7 +80,7 @@ def holdings(node: NodeServer, who: Identity | None = None, look: Look | None = 
         if info.id in look.open:
             each = _session(info, look)
             live[each.device] += each.live
-            if who is None or who.may(Scope.ADMIN) or each.tenant == who.tenant:
+            if mine in (None, each.tenant):
                 seen.append(each)
             else:
                 hidden[each.device] += each.live

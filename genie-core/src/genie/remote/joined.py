@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -43,6 +44,8 @@ class JoinedListener:
         while not self._closed.is_set():
             try:
                 self._came.put(listener.accept())
+                if self._closed.is_set():  # meanwhile
+                    self._turn_away()
             except BackendUnavailable as error:  # for this one client; the next may do better
                 self._came.put(error)
                 self._closed.wait(_RETRY_SECONDS)
@@ -69,11 +72,17 @@ class JoinedListener:
         self._closed.set()
         for each in self._listeners:
             each.close()
-        while not self._came.empty():
-            came = self._came.get_nowait()
-            if not isinstance(came, GenieError):
-                came.close()
-        self._came.put(ConnectionLost("the listener is closed", where=self.address))  # wakes who waits
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Nobody accepts those who came, and who waits to accept is woken."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                came = self._came.get_nowait()
+                if not isinstance(came, GenieError):
+                    came.close()
+        with contextlib.suppress(queue.Full):  # then there is something to wake them
+            self._came.put_nowait(ConnectionLost("the listener is closed", where=self.address))
 
 
 class JoinedTransport:

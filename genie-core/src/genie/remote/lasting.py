@@ -149,6 +149,12 @@ class Lasting:
         self._late = gone and now - self._gone_since >= self.lease
         return self._late
 
+    def cut(self) -> bool:
+        """Whether the client hung up in the middle of a message; for the thread that receives it."""
+        with self._changed:
+            connection, gone = self._connection, self._broken or self._comer is not None or self._over
+        return gone or (isinstance(connection, Watched) and connection.hung_up())
+
     def _read_ahead(self, connection: Connection) -> bool:
         """The client hung up: what it had said before is received now, and taken when its turn comes. Whether it ended
         with BYE."""

@@ -278,9 +278,9 @@ class Meters:
         self._largest: dict[str, int] = {}  # by device: the most memory a session that ended ever had
         self._devices: dict[str, str] = {}
 
-    def opened(self, meter: Meter, client: str, device: str) -> None:
+    def opened(self, meter: Meter, tenant: str, device: str) -> None:
         with self._lock:
-            meter.tenant = self._tenant(tenant_of(client))
+            meter.tenant = self._tenant(tenant)
             self._open[meter.name] = meter
             self._devices[meter.name] = device
 
@@ -336,8 +336,8 @@ class Look:
     resumed: int
 
 
-def tenant_of(client: str) -> str:
-    """Whose session it is, as far as it says: its name without the number of the process."""
+def named(client: str) -> str:
+    """Whose session it is, as far as a client says itself: its name without the number of the process."""
     name, _, process = client.rpartition(":")
     name = name if name and process.isdigit() else client
     text = "".join(each for each in name[:_LONGEST_NAME] if each.isprintable() and each not in '"\\')

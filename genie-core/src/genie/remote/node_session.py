@@ -24,7 +24,7 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session
+from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
 from genie.remote.abilities import Allocating, Allocation, Sharing
 from genie.remote.cancelling import Cancellation
 from genie.remote.channels import Channels
@@ -130,14 +130,13 @@ class NodeSession:
         self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
         if self.lasting is not None:
-            self.lasting.make_again, self.lasting.idle = self._make_again, self.meter.leave
+            self.lasting.make_again, self.lasting.idle = self._make_again, self._rest
 
     def serve(self) -> None:
         structlog.contextvars.bind_contextvars(session=self.name)
         try:
             while self._one_message():
-                self.meter.leave()
-                self.pace.done()
+                self._rest()
         except ConnectionLost as error:
             log.info("client gone", reason=error.message)
         except (ProtocolError, VersionMismatch, LimitExceeded, DeadlineExceeded) as error:
@@ -159,6 +158,11 @@ class NodeSession:
             except Exception:
                 log.exception("session not closed in order")
 
+    def _rest(self) -> None:
+        """A message is done, or the client went away in the middle of it: others may go on."""
+        self.meter.leave()
+        self.pace.done()
+
     def _one_message(self) -> bool:
         try:
             with self.cancellation.turn:
@@ -167,7 +171,7 @@ class NodeSession:
             self.meter.done(Kind.UPLOAD)
             return True
         meter = self.meter
-        self.pace.arrived(len(message.header))
+        self.pace.arrived(len(message.header), self.cancellation.deserted)
         meter.arrived(len(message.header), len(message.buffers[0]) if message.buffers else 0)
         seq, records = frames.split(message.header)
         self._dialogue.numbered(seq)
@@ -226,7 +230,7 @@ class NodeSession:
                 self._begin_loop(begin)
             for answer in self._loop.run(count):
                 made = perf_counter_ns()
-                self.pace.answers(len(answer))
+                self.pace.answers(len(answer), self.cancellation.deserted)
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
                 self.meter.iterated(len(answer), made)
         except ConnectionLost:
@@ -258,7 +262,7 @@ class NodeSession:
         self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
-        self.pace.arrived(size)
+        self.pace.arrived(size, self._cut)
         self.meter.bulk()
         if kind == Kind.UPLOAD:
             handle, spec, rest = messages.get_value(body)
@@ -279,6 +283,11 @@ class NodeSession:
                 raise LimitExceeded(f"a plan of {size} bytes; the limit is {self._limits.plan}")
             return [room(size)]
         raise ProtocolError(f"record kind {kind} takes no bulk data")
+
+    def _cut(self) -> bool:
+        if self.lasting is not None:
+            return self.lasting.cut()
+        return isinstance(self._connection, Watched) and self._connection.hung_up()
 
     def _memory_of(self, spec: TensorSpec, size: int) -> memoryview:
         if isinstance(self._session, Allocating) and spec.stride is None:
@@ -449,11 +458,11 @@ class NodeSession:
         answer, payload, data = self._asked(kind, body)
         made, size = perf_counter_ns(), len(payload)
         if data is None:
-            self.pace.answers(size)
+            self.pace.answers(size, self.cancellation.deserted)
             self._connection.send(frames.one(seq, answer, payload))
         else:
             size += len(data)
-            self.pace.answers(size)
+            self.pace.answers(size, self.cancellation.deserted)
             self._look_again = (seq, kind, body)
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
         self.meter.answered(kind, size, made, answer == Kind.ERROR)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import structlog
 
+from genie.backoff import pauses
 from genie.errors import (
     BackendUnavailable,
     ConnectionLost,
@@ -27,7 +28,6 @@ from genie.errors import (
 from genie.interfaces import Connection, Message, Resumable
 from genie.remote.greeting import Met
 from genie.remote.kept import KEPT_DATA, Kept, Said
-from genie.remote.retrying import pauses
 from genie.wire import Allocate, Buffer, Kind, frames
 from genie.wire.messages import Back, Standing
 

@@ -1,4 +1,4 @@
-"""Trying again: at first soon, then later, and never in step with the other clients of a node.
+"""Trying again, with pauses (:mod:`genie.backoff`).
 
 Only what may be done twice is: connecting, and (in :mod:`genie.security.rpc`, by gRPC's own means) asking the control
 plane for what it knows, or for a ticket. Work is not: that a link broke says nothing about whether it was done, and
@@ -7,26 +7,16 @@ sessions know how to find out (:mod:`genie.remote.rejoining`). Nor is what was r
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
+from genie.backoff import pauses
 from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded
 
-FIRST = 0.05  # seconds
-LONGEST = 2.0
 _ATTEMPTS = 4
 
 _T = TypeVar("_T")
-
-
-def pauses() -> Iterator[float]:
-    """Seconds between attempts."""
-    pause = FIRST
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LONGEST)
 
 
 def connected(connect: Callable[[float], _T], timeout: float) -> _T:

@@ -20,7 +20,6 @@ import genie
 from genie.device import Device
 from genie.errors import (
     AccessDenied,
-    BackendError,
     BackendUnavailable,
     ConnectionLost,
     DeadlineExceeded,
@@ -40,7 +39,7 @@ from genie.remote.greeting import greeting, heard
 from genie.remote.identity import host_identity
 from genie.remote.inlets import Inlet, Inlets
 from genie.remote.lasting import Lasting, welcome_back
-from genie.remote.meters import Meters
+from genie.remote.meters import Meters, named
 from genie.remote.nearby import listen_locally
 from genie.remote.node_session import NodeSession
 from genie.remote.realm import Realm
@@ -309,7 +308,14 @@ class NodeServer:
                     self.meters.refused("Crowded")
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="genie-session", daemon=True).start()
+            except RuntimeError as error:  # no more threads: this one goes, and the next may do better
+                log.warning("not served", reason=str(error))
+                self.meters.refused(BackendUnavailable.__name__)
+                with self._changed:
+                    self._greeting.discard(connection)
+                connection.close()
 
     def _serve(self, connection: Connection) -> None:
         session: NodeSession | Inlet | Back | None = None
@@ -395,7 +401,7 @@ class NodeServer:
                 key="" if session is None or session.lasting is None else session.lasting.key,
             )
             self._say(connection, dialogue, welcome, ticket, body)
-        except BackendError:
+        except BaseException:
             if session is not None:
                 session.abandon()
                 self._forget(session)
@@ -475,12 +481,11 @@ class NodeServer:
     ) -> NodeSession:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
-        info = SessionInfo(
-            name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, owner.tenant
-        )
+        tenant = pace.account.tenant
+        info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, tenant)
         local = self.reception.connect(device, name, info.client, pace)
         if isinstance(local, Swapping):
-            local.name(name, owner.tenant)
+            local.name(name, tenant)
         channels = Channels(self._inlets, self._transport, device, self.address)
         store = Realm(self._store, self.reception.realm(pace))
         if self._lease > 0 and hello.resumes and hello.minor >= RESUMING:
@@ -494,7 +499,7 @@ class NodeServer:
             draining = self._draining
             if not draining:
                 self._sessions[name] = (session, info)
-                self.meters.opened(session.meter, owner.tenant or info.client, info.device)
+                self.meters.opened(session.meter, tenant or named(info.client), info.device)
         if draining:
             local.close()
             raise self._shutting_down()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from genie.errors import ConnectionLost, LimitExceeded
@@ -13,8 +13,13 @@ from genie.tenancy.accounts import Account, Tenancy
 from genie.tenancy.bucket import Bucket
 from genie.tenancy.quotas import Priority
 
-_LOOK_SECONDS = 0.5  # between two looks whether the session was stopped
+_LOOK_SECONDS = 0.5  # between two looks whether the session was stopped, or its client is gone
 _STOPPED = "the session was stopped while its tenant's quota held it back"
+_LEFT = "the client is gone, while its tenant's quota held it back"
+
+
+def _never() -> bool:
+    return False
 
 
 class Pace:
@@ -29,21 +34,21 @@ class Pace:
         self._plans = 0
         self._plan_bytes = 0
 
-    def arrived(self, size: int) -> None:
+    def arrived(self, size: int, gone: Callable[[], bool] = _never) -> None:
         """A message of ``size`` bytes is here, or its bulk data is about to be read. Raises :class:`ConnectionLost` if
-        the session is stopped meanwhile."""
+        the session is stopped meanwhile, or its client is ``gone``, which is asked now and then."""
         self._tenancy.now_and_then()
         account = self.account
         if not account.quota.paced:
             return
-        self._begin()
+        self._begin(gone)
         if account.quota.receive:
-            self._pay(account.receive, size)
+            self._pay(account.receive, size, gone)
 
-    def answers(self, size: int) -> None:
-        """An answer of ``size`` bytes is to be sent."""
+    def answers(self, size: int, gone: Callable[[], bool] = _never) -> None:
+        """An answer of ``size`` bytes is to be sent. Raises as :meth:`arrived`."""
         if self.account.quota.send:
-            self._pay(self.account.send, size)
+            self._pay(self.account.send, size, gone)
 
     def done(self) -> None:
         """The message is done."""
@@ -99,7 +104,7 @@ class Pace:
             account.plan_bytes -= self._plan_bytes
             self._plans = self._plan_bytes = 0
 
-    def _begin(self) -> None:
+    def _begin(self, gone: Callable[[], bool] = _never) -> None:
         account = self.account
         if self._at_work or not account.quota.in_flight:
             return
@@ -108,21 +113,34 @@ class Pace:
             most = account.quota.in_flight
             return not most or account.at_work < most
 
-        with account.changed:
-            if not room():
-                began = time.monotonic()
-                while not account.changed.wait_for(room, _LOOK_SECONDS):
-                    if self._stopped.is_set():
-                        raise ConnectionLost(_STOPPED)
-                account.delayed += time.monotonic() - began
-            account.at_work += 1
-            self._at_work = True
+        began = 0.0
+        while True:
+            with account.changed:
+                if not room():
+                    began = began or time.monotonic()
+                    account.changed.wait_for(room, _LOOK_SECONDS)
+                if room():
+                    account.at_work += 1
+                    self._at_work = True
+                    account.delayed += time.monotonic() - began if began else 0.0
+                    return
+            self._check(gone)
 
-    def _pay(self, bucket: Bucket, size: int) -> None:
+    def _check(self, gone: Callable[[], bool]) -> None:
+        if self._stopped.is_set():
+            raise ConnectionLost(_STOPPED)
+        if gone():
+            raise ConnectionLost(_LEFT)
+
+    def _pay(self, bucket: Bucket, size: int, gone: Callable[[], bool]) -> None:
         account = self.account
         with account.changed:
             seconds = bucket.wait()
             bucket.take(size)
             account.delayed += seconds
-        if seconds and self._stopped.wait(seconds):
-            raise ConnectionLost(_STOPPED)
+        while seconds > 0:
+            began = time.monotonic()
+            self._stopped.wait(min(seconds, _LOOK_SECONDS))
+            seconds -= time.monotonic() - began
+            if seconds > 0 or self._stopped.is_set():
+                self._check(gone)

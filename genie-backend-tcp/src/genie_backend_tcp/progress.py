@@ -10,7 +10,7 @@ from genie.errors import DeadlineExceeded, Stage
 LEAST_RATE: Final = 64 << 10  # bytes per second
 
 
-class Pace:
+class Progress:
     """Of one message: it may wait for its peer for some seconds in all, and longer by what the bytes that moved would
     take at the least rate. Only what is between :meth:`waits` and :meth:`moved` counts: a receiver may take its time
     between reads."""
