@@ -50,6 +50,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     [
         (GOOD[:60], "malformed"),
         ("", "malformed"),
+        ("default: {}\ntenants: {alice: {weight: 1", "line 2, column"),
         ("tenants: {alice: {memory: 1TB, memry: 2}}", "memry"),
         ("tenants: {alice: {memory: lots}}", "alice: memory: 'lots' is no size"),
         ("tenants: {alice: {memory: -1}}", "no size"),

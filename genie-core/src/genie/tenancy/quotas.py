@@ -121,11 +121,11 @@ class TenantsFile:
 
 def load(path: Path, *, most_sessions: int = 0) -> Tenants:
     """Raises :class:`ConfigError` naming the file, the tenant and what is wrong. ``most_sessions`` are the node's."""
-    data = read_small(path, "the tenants file")
+    data = read_small(path, "the tenants file", hint="docs/tenancy.md has an example")
     try:
         contents = msgspec.yaml.decode(data, type=_Contents)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = ", ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
         raise ConfigError(
             f"the tenants file is malformed: {text}", where=str(path), hint="docs/tenancy.md has an example"
         ) from error
