@@ -50,7 +50,7 @@ _UNWANTED = (
 )
 _OVER = "what was on it is lost; call genie.shutdown() and begin anew"
 
-_HINTS = {AccessDenied: _UNWANTED, SessionClosed: _OVER}  # by what a client that came back was told
+_HINTS: dict[object, str] = {AccessDenied: _UNWANTED, SessionClosed: _OVER}  # by what a client that came back was told
 
 
 class Stream:
