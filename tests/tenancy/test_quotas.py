@@ -59,6 +59,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ("tenants: {alice: {weight: 0}}", "0.01"),
         ("tenants: {alice: {weight: .nan}}", "malformed"),
         ("tenants: {alice: {priority: urgent}}", "urgent"),
+        ("tenants: {alice: {}, bob: {weight: heavy}, carol: {}}", "'bob': Expected `float"),
         ("tenants: {alice: {sessions: 2, reserved: 3}}", "alice: 3 sessions are reserved of at most 2"),
         ("tenants: {alice: {reserved: 9}}", "9 sessions are reserved of the 8"),
         ("default: {reserved: 1}", "not for everybody"),
