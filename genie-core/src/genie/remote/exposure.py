@@ -43,9 +43,11 @@ def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, i
     print(told, file=sys.stderr, flush=True)
 
 
-def check_ports(port: int, control_port: int | None, metrics_port: int | None) -> None:
-    """Raises :class:`ConfigError` for one port that is given for two things."""
-    given = {"--port": port, "--control-port": control_port, "--metrics-port": metrics_port}
+def check_ports(host: str, port: int, control_port: int | None, metrics_host: str, metrics_port: int | None) -> None:
+    """Raises :class:`ConfigError` for one port that is given for two things at one address."""
+    given = {"--port": port, "--control-port": control_port}
+    if metrics_host == host:
+        given["--metrics-port"] = metrics_port
     taken: dict[int, str] = {}
     for option, number in given.items():
         if not number:

@@ -29,6 +29,7 @@ from genie.wire.messages import Back, Hello, Waiting, Welcome
 
 log = structlog.get_logger("genie.client")
 
+_LONGEST = 256  # characters of what a node says of why it is full
 _PATIENCE_SECONDS = 600.0  # a session may compute for long
 
 
@@ -188,7 +189,7 @@ def _place(now: Waiting, before: Waiting | None, node: str, wish: Wish) -> Waiti
         log.warning(
             "no room on the node: waiting for a place",
             node=node,
-            reason=now.reason,
+            reason=now.reason[:_LONGEST],
             place=now.position,
             waiting=now.waiting,
             seconds=wish.seconds,

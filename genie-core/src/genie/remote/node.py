@@ -89,7 +89,7 @@ def serve(
     tls = Tls(TlsFiles.of(settings), audit.told)
     carrier = joined(transport, registry.make, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
-    check_ports(port, control_port, metrics_port)
+    check_ports(host, port, control_port, metrics_host, metrics_port)
     if metrics_port is not None:
         check_metrics(metrics_host, bool(tokens), insecure=insecure)
     if revoked and not tls.asks_for_certificates:
