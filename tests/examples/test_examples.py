@@ -40,6 +40,7 @@ def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[st
         ("07_generate.py", "the same tokens as on the CPU"),
         ("04_capture_and_inspect.py", "equals the model's on the CPU"),
         ("08_emulated_cluster.py", "its result equals the model's on the CPU"),
+        ("09_two_tenants.py", "losses equal those of the CPU, though their node was killed"),
     ],
 )
 def test_example_runs_and_proves_what_it_says(file: str, says: str) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from lineage.mortals import Mortals, recovered, terms
+from structlog.testing import capture_logs
 
 from genie.bindings import Prediction, parameters
 from genie.errors import ConfigError, ConnectionLost, GenieError, LocalProtocolError, RemoteOpError, SessionClosed
 from genie.graph import TensorSpec
 from genie.host import HostValue
 from genie.interfaces import Fetched, Recalling
+from genie.lineage import group
 from genie.loops import Loop
 from genie.remote import RemoteSession
 from genie.testing import Caller, NullSession, single
@@ -190,6 +192,22 @@ def test_no_node_is_left(mortals: Make, connect: Connect) -> None:
         assert "mortal:1" in str(caught.value)
         assert "mortal:2" in str(caught.value)
     assert caller.session.closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("quiet", "tells"), [(0.0, True), (600.0, False)])
+def test_a_wait_for_a_node_is_told_once_it_is_long(
+    mortals: Make, connect: Connect, monkeypatch: pytest.MonkeyPatch, quiet: float, tells: bool
+) -> None:
+    monkeypatch.setattr(group, "_QUIET_SECONDS", quiet)
+    nodes = mortals(1)
+    (caller,) = connect(nodes, attempts=3)
+    value = caller.put([1.0])
+    nodes.die(0)
+    with capture_logs() as logs, pytest.raises(ConnectionLost):
+        caller.get(value)
+    reasons = [line["reason"] for line in logs if line["event"] == "not recovered yet"]
+    assert bool(reasons) is tells
+    assert all("mortal:1" in reason and "no node answers" in reason for reason in reasons)
 
 
 def test_other_numbers_are_not_passed_on(mortals: Make, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,8 +198,9 @@ def test_not_once_the_token_was_revoked(guarded: Guarded) -> None:
     caller.session.synchronize()
     tokens.revoke(guarded.directory / "tokens.json", "alice")
     proxy.cut()
-    with pytest.raises(ConnectionLost, match="did not take this client back: .*unknown"):
+    with pytest.raises(ConnectionLost, match="did not take this client back: .*unknown") as caught:
         caller.session.synchronize()
+    assert "with a token and certificate that the node takes" in caught.value.hint
     guarded.node.server.housekeep()
     guarded.node.wait_for_sessions(0)
 

@@ -18,6 +18,7 @@ from remote.peers import Node, hear
 from remote.proxy import Proxy
 from remote.test_loop import begin, numbers
 from security.pki import Pki
+from structlog.testing import capture_logs
 
 from genie import backoff
 from genie.bindings import Prediction, parameters
@@ -271,14 +272,21 @@ def test_a_client_that_says_bye_is_not_waited_for(lasting: Node, through: Throug
     lasting.wait_for_sessions(0)
 
 
-def test_nobody_there_for_as_long_as_the_lease(make_node: Callable[..., Node], through: Through) -> None:
+def test_nobody_there_for_as_long_as_the_lease(
+    make_node: Callable[..., Node], through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejoining, "_QUIET_SECONDS", 0.0)
     node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.3)
     proxy, caller = through(node)
     proxy.shut.set()
     proxy.cut()
-    with pytest.raises(ConnectionLost, match=r"not reached again within the session's lease of 0\.3 s"):
+    message = r"not reached again within the session's lease of 0\.3 s"
+    with capture_logs() as logs, pytest.raises(ConnectionLost, match=message):
         caller.put([1])
         caller.session.synchronize()
+    (told,) = (line for line in logs if "trying to come back" in line["event"])  # once: who waits learns why
+    assert told["node"] == proxy.address
+    assert told["reason"]
 
 
 def test_links_that_break_long_after_one_another(make_node: Callable[..., Node], through: Through) -> None:
@@ -583,6 +591,17 @@ def test_a_link_that_swallows_an_answer(lasting: Node, through: Through, monkeyp
     proxy.swallow()
     slow.go_on.set()
     assert caller.get(made) == [-3, -4]
+
+
+def test_who_waits_for_a_node_that_does_not_answer_is_told(lasting: Node, through: Through) -> None:
+    proxy, caller = through(timeout=0.5, heartbeat=0.05)
+    value = caller.put([1, 2])
+    caller.session.synchronize()
+    proxy.swallow()
+    proxy.shut.set()
+    with capture_logs() as logs, pytest.raises(DeadlineExceeded):
+        caller.get(value)
+    assert any("silent, and does not answer" in line["event"] for line in logs)
 
 
 def test_waiting_still_ends_at_its_deadline(lasting: Node, through: Through, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_a_client_waits_for_a_place_and_gets_it(make_node: Callable[..., Node]) 
 def test_who_does_not_say_that_they_wait_is_refused_as_ever(make_node: Callable[..., Node]) -> None:
     node = make_node(max_sessions=1)
     node.client()
-    with pytest.raises(LimitExceeded, match="the node has its 1 sessions"):
+    with pytest.raises(LimitExceeded, match="the node has 1 of 1 sessions"):
         node.client()
 
 
@@ -113,6 +113,7 @@ def test_a_node_waits_no_longer_than_its_operator_lets_it(make_node: Callable[..
     error = Client(node).ends().error
     assert isinstance(error, LimitExceeded)
     assert "place 1 of 1" in error.message
+    assert error.where == node.server.address  # where the client asked, not where the node listens
     assert "admission_seconds" in error.hint
 
 
@@ -124,7 +125,10 @@ def test_who_is_gone_waits_no_more(make_node: Callable[..., Node]) -> None:
     connection.send(frames.one(0, Kind.HELLO, hello))
     message = connection.receive(lambda header, sizes: [], 5.0)
     _, kind, body = frames.single(message.header)
-    assert (kind, messages.get_waiting(body)) == (Kind.WAIT, Waiting(position=1, waiting=1))
+    assert (kind, messages.get_waiting(body)) == (
+        Kind.WAIT,
+        Waiting(position=1, waiting=1, reason="the node has 1 of 1 sessions"),
+    )
     connection.close()
     behind = Client(node).waits()
     first.session.close()
@@ -165,7 +169,7 @@ def test_a_plan_too_many_is_the_plans_failure(limited: Callable[..., Node]) -> N
     assert first.get(first.run(ADD, [x, x])) == [2.0, 4.0]
     y = second.put([1.0, 2.0])
     lost = second.run(ADD, [y, y])
-    with pytest.raises(LimitExceeded, match="has its 1 plans"):
+    with pytest.raises(LimitExceeded, match="has 1 of 1 plans"):
         second.get(lost)
     assert second.get(y) == [1.0, 2.0]
     first.session.close()

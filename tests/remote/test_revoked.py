@@ -70,6 +70,28 @@ def test_a_revoked_certificate_opens_nothing(make_node: Callable[..., Node], pki
         control.close()
 
 
+def test_who_is_sent_away_at_work_learns_what_to_do(make_node: Callable[..., Node], pki: Pki, tmp_path: Path) -> None:
+    path, tls, mine = tmp_path / "revoked.json", pki.node(client_ca=True), pki.client("client-alice")
+    node = make_node(
+        transport=TcpTransport(stall_timeout=10.0, tls=tls),
+        address="127.0.0.1:0",
+        local=False,
+        guard=Guard(revoked=RevokedFile(path)),
+    )
+    transport = TcpTransport(stall_timeout=10.0, tls=mine)
+    backend = RemoteBackend("tcp", transport, (node.server.address,), access=Access(mine), timeout=10.0)
+    try:
+        caller = Caller(backend.connect(backend.devices()[0]))
+        value = caller.put([1])
+        revoked.add(path, pki.directory / "client-alice.pem")
+        node.server.housekeep()
+        with pytest.raises(BackendError, match="the certificate of 'alice' was revoked") as caught:
+            caller.get(value)
+        assert "with a token and certificate that the node takes" in caught.value.hint
+    finally:
+        backend.close()
+
+
 def test_a_certificate_without_a_fingerprint_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "revoked.json").write_text('{"revoked": []}')
     guard = Guard(revoked=RevokedFile(tmp_path / "revoked.json"))
@@ -80,6 +102,8 @@ def test_a_certificate_without_a_fingerprint_is_not_taken(tmp_path: Path) -> Non
 
 def test_the_command(pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.json"
+    assert main(["certs", "revoke", str(path)]) == 0  # for a node to begin with
+    assert not RevokedFile(path).has("0" * 64)
     for _ in range(2):
         assert main(["certs", "revoke", str(path), pki.path("client-alice.pem"), pki.path("client-bob.pem")]) == 0
     entries = revoked.load(path)

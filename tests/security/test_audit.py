@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -43,6 +44,24 @@ def test_a_log_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
 def test_a_full_disk_stops_nobody() -> None:
     log = AuditLog("/dev/full")
     log.write("opened")
+
+
+def test_what_a_full_disk_cost_is_said_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = AuditLog(tmp_path / "audit")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        log.write("opened")
+        log.write("closed")
+    log.write("drain")
+    log.write("cancelled")
+    after, later = _lines(tmp_path / "audit")
+    assert (after["event"], after["lines_lost"]) == ("drain", 2)
+    assert "lines_lost" not in later
 
 
 def test_who_guesses_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

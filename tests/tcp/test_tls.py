@@ -17,7 +17,7 @@ import attrs
 import pytest
 from security.pki import Pki, days_ago
 
-from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, TlsFailed
+from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, ProtocolError, Stage, TlsFailed
 from genie.remote import NodeServer, RemoteBackend
 from genie.security import AuditLog, Guard, Tls, certs
 from genie.testing import Caller, NullBackend, TransportSuite
@@ -400,3 +400,13 @@ def test_who_connects_by_certificate_is_written_down(pki: Pki, tmp_path: Path) -
     text = log.read_text()
     assert '"event": "opened"' in text and '"certificate": "alice"' in text
     assert '"event": "refused"' in text
+
+
+def test_a_node_that_is_stopped_is_told_from_one_that_hangs_up(pki: Pki) -> None:
+    """Its kernel goes on taking connections: nobody shakes hands."""
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="TLS handshake") as caught:
+            TcpTransport(tls=pki.client()).connect(f"127.0.0.1:{stopped.getsockname()[1]}", 0.2)
+        assert caught.value.stage is Stage.TLS
+        assert time.monotonic() - started < 5

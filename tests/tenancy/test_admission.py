@@ -31,7 +31,7 @@ class Comer:
         seconds: float = DEADLINE,
     ) -> None:
         self.places: list[int] = []
-        self.told = threading.Condition()
+        self._news = threading.Condition()
         self.left = False
         self.error: GenieError | None = None
         self._thread = threading.Thread(target=self._enter, args=(admission, account, came, name, priority, seconds))
@@ -54,18 +54,15 @@ class Comer:
             self.error = error
 
     def _tell(self, place: Place) -> None:
-        with self.told:
+        with self._news:
             self.places.append(place.position)
-            self.told.notify_all()
+            self._news.notify_all()
 
-    def waits(self) -> Comer:
-        with self.told:
-            assert self.told.wait_for(lambda: self.places, DEADLINE)
+    def waits(self, position: int = 0) -> Comer:
+        """Returns when it has been told a place, or that it is at this one."""
+        with self._news:
+            assert self._news.wait_for(lambda: self.places and position in (0, self.places[-1]), DEADLINE)
         return self
-
-    def waits_at(self, place: int) -> None:
-        with self.told:
-            assert self.told.wait_for(lambda: self.places[-1] == place, DEADLINE)
 
     def ends(self) -> Comer:
         self._thread.join(DEADLINE)
@@ -108,7 +105,7 @@ def test_priority_goes_first_then_weight_then_who_came_first(tenancy: Callable[[
     ]
     assert [place.priority for place in admission.places()] == [REALTIME, *[INTERACTIVE] * 3, BATCH]
     assert [place.tenant for place in admission.places()][:2] == ["light", "heavy"]
-    comers[0].waits_at(5)  # it is told that others go first
+    comers[0].waits(5)  # it is told that others go first
     admission.leave(heavy)
     for comer in comers:
         comer.ends()
@@ -126,7 +123,7 @@ def test_a_tenant_that_is_full_does_not_hold_up_others(tenancy: Callable[[str], 
     came: list[str] = []
     waiting = Comer(admission, small, came, "small").waits()
     enter(admission, other)
-    with pytest.raises(LimitExceeded, match="'small' has its 1 sessions"):
+    with pytest.raises(LimitExceeded, match="'small' has 1 of 1 sessions"):
         enter(admission, small)
     admission.leave(small)
     waiting.ends()
@@ -138,11 +135,11 @@ def test_reserved_sessions_are_kept(tenancy: Callable[[str], Tenancy]) -> None:
     admission = Admission(known, lambda: 3)
     vip, other = account(known, "vip"), account(known, "other")
     enter(admission, other)
-    with pytest.raises(LimitExceeded, match="2 of them reserved"):
+    with pytest.raises(LimitExceeded, match="1 of 3 sessions, and 2 are reserved"):
         enter(admission, other)
     enter(admission, vip)
     enter(admission, vip)
-    with pytest.raises(LimitExceeded, match="the node has its 3 sessions"):
+    with pytest.raises(LimitExceeded, match="the node has 3 of 3 sessions"):
         enter(admission, vip)
 
 
@@ -169,7 +166,7 @@ def test_a_client_that_leaves_makes_place_for_others(tenancy: Callable[[str], Te
     first, second = (Comer(admission, whose, came, name).waits() for name in ("first", "second"))
     first.left = True
     assert isinstance(first.ends().error, ConnectionLost)
-    second.waits_at(1)
+    second.waits(1)
     admission.leave(whose)
     second.ends()
     assert came == ["second"]

@@ -116,7 +116,7 @@ def test_plans_are_a_tenants_all_sessions_together(session: Callable[[str], Call
     with pytest.raises(LimitExceeded, match="800 of its 1000 bytes"):
         second.plan(300)
     second.plan(100)
-    with pytest.raises(LimitExceeded, match="its 3 plans"):
+    with pytest.raises(LimitExceeded, match="3 of 3 plans"):
         first.plan(1)
     second.close()
     first.plan(300)

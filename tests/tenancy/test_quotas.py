@@ -50,6 +50,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     [
         (GOOD[:60], "malformed"),
         ("", "malformed"),
+        ("default: {}\ntenants: {alice: {weight: 1", "line 2, column"),
         ("tenants: {alice: {memory: 1TB, memry: 2}}", "memry"),
         ("tenants: {alice: {memory: lots}}", "alice: memory: 'lots' is no size"),
         ("tenants: {alice: {memory: -1}}", "no size"),
@@ -58,6 +59,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ("tenants: {alice: {weight: 0}}", "0.01"),
         ("tenants: {alice: {weight: .nan}}", "malformed"),
         ("tenants: {alice: {priority: urgent}}", "urgent"),
+        ("tenants: {alice: {}, bob: {weight: heavy}, carol: {}}", "'bob': Expected `float"),
         ("tenants: {alice: {sessions: 2, reserved: 3}}", "alice: 3 sessions are reserved of at most 2"),
         ("tenants: {alice: {reserved: 9}}", "9 sessions are reserved of the 8"),
         ("default: {reserved: 1}", "not for everybody"),

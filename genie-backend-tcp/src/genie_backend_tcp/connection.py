@@ -141,11 +141,11 @@ class SocketConnection:
     def _translated(self, error: OSError, verb: str, waited: float) -> GenieError:
         if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
             return DeadlineExceeded(
-                f"the peer {verb} nothing for {waited:g} s",
+                f"the peer {verb} nothing for {waited:.3g} s",
                 stage=Stage.SEND if verb == "took" else Stage.RECEIVE,
                 seconds=waited,
                 where=self.peer,
-                hint=_LATE,
+                hint=LATE,
             )
         reason = "this side closed the connection" if error.errno == errno.EBADF else (error.strerror or str(error))
         return ConnectionLost(f"the connection broke: {reason}", where=self.peer, hint=_LOST)
@@ -229,7 +229,7 @@ class TcpConnection(SocketConnection):
 
 
 _LOST = "see the node's log; a node that was killed must be started again with `genie serve`"
-_LATE = "the node may be overloaded or cut off; `genie node status` asks it"
+LATE = "the node may be overloaded, stopped or cut off; `genie doctor` looks at what is wrong"
 
 
 def behind(parts: Sequence[Buffer], taken: int) -> list[memoryview]:

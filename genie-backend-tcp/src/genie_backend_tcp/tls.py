@@ -8,6 +8,7 @@ large is not for OpenSSL's records: see :mod:`genie_backend_tcp.sealing`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -21,7 +22,7 @@ from genie.security.revoked import fingerprint
 from genie.security.tls import DATA_PLANE, common_name, explain
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_tcp import sealing
-from genie_backend_tcp.connection import SocketConnection
+from genie_backend_tcp.connection import LATE, SocketConnection
 from genie_backend_tcp.progress import Progress
 from genie_backend_tcp.sealing import Arrived, Opener, Sealer
 
@@ -117,7 +118,14 @@ class TlsConnection(SocketConnection):
         except OSError as error:
             if isinstance(error, GenieError):
                 raise
+            if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+                raise self._unanswered() from error
             raise self._translated(error, "sent", self._receive_timeout) from error
+
+    def _unanswered(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            "the peer did not finish the TLS handshake in time", stage=Stage.TLS, where=self.peer, hint=LATE
+        )
 
     def _unfinished(self) -> bool:
         try:
@@ -129,9 +137,7 @@ class TlsConnection(SocketConnection):
     def _read_handshake(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded(
-                "the peer did not finish the TLS handshake in time", stage=Stage.TLS, where=self.peer
-            )
+            raise self._unanswered()
         self._set_receive_timeout(left)
         space = self._arrived.space()
         count = self._sock.recv_into(space)

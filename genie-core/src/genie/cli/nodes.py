@@ -10,6 +10,7 @@ import typer
 from genie import config
 from genie.cli.memory import memory
 from genie.cli.printing import Json, escape, out, print_json, print_tree
+from genie.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Nodes of the cluster.")
 
@@ -60,12 +61,16 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="Serve metrics and a status page over HTTP here; 0 takes a free port."),
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address to serve them at.")] = "127.0.0.1",
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address to serve them at, 127.0.0.1 if not given: with --metrics-port.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
     from genie.remote.node import serve as serve_node
 
+    if metrics_host is not None and metrics_port is None:
+        raise ConfigError("--metrics-host is given, and nothing is served there", hint="give --metrics-port")
     given = {
         "dpdk_device": dpdk_device,
         "threads": threads,
@@ -88,7 +93,7 @@ def serve(
         backend=backend,
         transport=transport,
         unix=unix or None,
-        metrics_host=metrics_host,
+        metrics_host=metrics_host or "127.0.0.1",
         metrics_port=metrics_port,
         json=as_json,
         tokens=tokens,
@@ -109,6 +114,11 @@ def node_status(address: str, as_json: Json = False) -> None:
     if as_json:
         print_json(answer)
         return
+    account = answer["account"]
+    if account is not None:  # 0 there would read as "none is allowed"
+        answer["account"] = {
+            key: "no limit" if key.endswith("_quota") and not value else value for key, value in account.items()
+        }
     print_tree(answer)
 
 
@@ -142,7 +152,8 @@ def node_drain(
     if as_json:
         print_json({"address": address, "sessions": left})
     else:
-        out.print(escape(f"{address} drains: {left} sessions have {seconds:g} s to end"))
+        whose = "1 session has" if left == 1 else f"{left} sessions have"
+        out.print(escape(f"{address} drains: {whose} {seconds:g} s to end"))
 
 
 app.command("memory")(memory)

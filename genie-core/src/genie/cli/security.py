@@ -63,10 +63,16 @@ def certs_client(directory: Path, name: str, days: _Days = 365, as_json: Json = 
 
 
 @certs_app.command("revoke")
-def certs_revoke(file: Path, certs: list[Path]) -> None:
+def certs_revoke(
+    file: Path, certs: Annotated[list[Path] | None, typer.Argument(help="In PEM. None make an empty list.")] = None
+) -> None:
     """Put certificates (CERTS, in PEM) on a list that nodes take by --revoked. They notice by themselves."""
     from genie.security import revoked
 
+    if not certs:
+        revoked.begin(file)
+        out.print(escape(f"{file}: {len(revoked.load(file))} revoked"))
+        return
     for cert in certs:
         revoked.add(file, cert)
         out.print(escape(f"revoked {cert}"))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import attrs
 import msgspec
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -21,6 +21,7 @@ from genie import config
 from genie.cli.printing import Json, out, print_json
 from genie.errors import ConfigError, GenieError
 
+_WIDE = 10_000  # columns: more than any table takes
 _FEW = 12  # sessions of a node that are shown, the largest first
 
 
@@ -136,9 +137,7 @@ def _node(each: _Watched) -> RenderableType:
     swapped: Counter[str] = Counter()
     for session in view.memory.sessions:
         swapped[session.device] += session.away
-    devices = _table(
-        "device", "memory>", "used>", "swapped>", "kept>", "largest session>", "sessions>", "busy>", "away>"
-    )
+    devices = _table("device", "memory>", "used>", "swapped>", "kept>", "largest>", "sessions>", "busy>", "away>")
     for device in view.devices:
         devices.add_row(
             device.id,
@@ -165,7 +164,7 @@ def _node(each: _Watched) -> RenderableType:
 
 
 def _accounts(seen: Any) -> RenderableType:
-    table = _table("tenant", "priority", "weight>", "sessions>", "waiting>", "memory>", "plans>", "time>", "held back>")
+    table = _table("tenant", "priority", "weight>", "sessions>", "waiting>", "memory>", "time>", "plans>", "held back>")
     for its in sorted(seen.accounts, key=lambda account: -account.device_seconds)[:_FEW]:
         table.add_row(
             Text(its.tenant),
@@ -174,8 +173,8 @@ def _accounts(seen: Any) -> RenderableType:
             _of(str(its.sessions), its.sessions_quota),
             str(its.waiting),
             _of(size_text(its.memory_bytes), its.memory_quota and size_text(its.memory_quota)),
-            _of(str(its.plans), its.plans_quota),
             f"{its.share:.0%}",
+            _of(str(its.plans), its.plans_quota),
             _span(its.delayed_seconds),
         )
     if len(seen.accounts) > _FEW:
@@ -198,7 +197,7 @@ def _of(number: str, quota: object) -> str:
 
 def _sessions(view: Any) -> RenderableType:
     table = _table(
-        "session", "client", "device", "state", "age>", "executions>", "in>", "out>", "memory>", "peak>", "plans>"
+        "session", "client", "device", "state", "age>", "memory>", "peak>", "executions>", "in>", "out>", "plans>"
     )
     shown = sorted(view.sessions, key=lambda session: -session.memory_bytes)
     for session in shown[:_FEW]:
@@ -208,11 +207,11 @@ def _sessions(view: Any) -> RenderableType:
             session.device,
             "away" if session.away else "busy" if session.busy else "idle",
             _span(view.time - session.since),
+            size_text(session.memory_bytes),
+            size_text(session.peak_memory_bytes),
             f"{session.executions:,}",
             size_text(session.bytes_in),
             size_text(session.bytes_out),
-            size_text(session.memory_bytes),
-            size_text(session.peak_memory_bytes),
             str(session.plans),
         )
     if len(shown) > _FEW:
@@ -220,11 +219,40 @@ def _sessions(view: Any) -> RenderableType:
     return table
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in heads:
-        table.add_column(head.removesuffix(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
-    return table
+@attrs.define
+class _Table:
+    """Of ``heads``; one that ends with ">" is of numbers. Where there is no room for all columns the last ones are left
+    out, and named: a number that is cut short is another number."""
+
+    heads: tuple[str, ...]
+    rows: list[tuple[str | Text, ...]] = attrs.field(factory=list)
+
+    def add_row(self, *cells: str | Text) -> None:
+        self.rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = len(self.heads)
+        while (
+            shown > 1
+            and console.measure(self._first(shown), options=options.update(width=_WIDE)).maximum > options.max_width
+        ):
+            shown -= 1
+        yield self._first(shown)
+        if shown < len(self.heads):
+            left = ", ".join(head.removesuffix(">") for head in self.heads[shown:])
+            yield Text(f"(no room for: {left})", style="dim")
+
+    def _first(self, count: int) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for head in self.heads[:count]:
+            table.add_column(head.removesuffix(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row[:count])
+        return table
+
+
+def _table(*heads: str) -> _Table:
+    return _Table(heads)
 
 
 def size_text(number: float) -> str:

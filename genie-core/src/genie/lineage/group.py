@@ -36,6 +36,7 @@ _T = TypeVar("_T")
 _FEW = 1 << 16  # uploads up to so many bytes are kept in memory
 # Kinds of the errors that a member finds in place of a value which another should have sent it.
 _CHANNEL_BROKE = frozenset({"ConnectionLost", "DeadlineExceeded", "BackendUnavailable"})
+_QUIET_SECONDS = 1.0  # of trying, before the log says that it goes on; then each time as long as until then
 _HINT = "what was on it is lost: call genie.shutdown() and begin anew"
 
 
@@ -271,6 +272,7 @@ class Group:
         if self._unproven and not self._budget.again():
             self._end(error, "its calls were repeated elsewhere, and that was lost, too")
         log.warning("recovering", device=self.members[0].device.id, reason=error.message, calls=len(self.log.entries))
+        quiet = _QUIET_SECONDS
         while True:
             for member in self.members:
                 member.leave()
@@ -286,9 +288,13 @@ class Group:
             except CheckpointError as failure:
                 self._end(error, f"its last checkpoint is of no use: {failure.message}")
             except BackendError as failure:
-                log.warning("not recovered yet", reason=failure.message)
+                reason = self._places.tried() or failure.message
+                waited = time.monotonic() - began
+                if waited >= quiet:
+                    log.warning("not recovered yet", reason=reason, seconds=round(waited, 1))
+                    quiet = 2 * waited
                 if not self._budget.again():
-                    self._end(error, f"no node could take its place: {self._places.tried() or failure.message}")
+                    self._end(error, f"no node could take its place: {reason}")
             except GenieError as failure:
                 self._end(error, f"its calls could not be repeated: {failure.message}")
         seconds = time.monotonic() - began

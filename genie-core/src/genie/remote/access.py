@@ -90,7 +90,9 @@ class Access:
         back: Back | None,
         wish: Wish | None,
     ) -> Met:
-        said = partial(meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back, wish=wish)
+        said = partial(
+            meet, transport, address, device, timeout, genie=genie, resumes=resumes, back=back, wish=wish, node=node
+        )
         with self._lock:
             control = self._controls.get(node, "")
         if control:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, ParamSpec, TypeVar
 
 from genie.errors import (
+    AccessDenied,
     BackendError,
     ConnectionLost,
     DeadlineExceeded,
@@ -44,7 +45,12 @@ _BYE, _ERROR, _FREE, _VALUE, _MARKED = map(int, (Kind.BYE, Kind.ERROR, Kind.FREE
 _MOST_COPIED = 8 << 20  # bytes of a caller's that are copied rather than waited for until the node has them
 
 _LOST = "what was on it is lost; once it runs (`genie serve`, see its log), call genie.shutdown() and begin anew"
+_UNWANTED = (
+    "what was on it is lost; with a token and certificate that the node takes, call genie.shutdown() and begin anew"
+)
 _OVER = "what was on it is lost; call genie.shutdown() and begin anew"
+
+_HINTS: dict[object, str] = {AccessDenied: _UNWANTED, SessionClosed: _OVER}  # by what a client that came back was told
 
 
 class Stream:
@@ -353,7 +359,7 @@ class Conversation:
         """End it for this reason, which says which node is meant: a shortcut's name tells nobody."""
         error.where = self.node
         if isinstance(error, ConnectionLost):
-            error.hint = _LOST
+            error.hint = _HINTS.get(type(error.__cause__), _LOST)
         self.end(error)
         raise error
 

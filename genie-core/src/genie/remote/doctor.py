@@ -15,7 +15,7 @@ import msgspec
 import genie
 from genie.config import Settings
 from genie.device import Device
-from genie.errors import AccessDenied, ConfigError, GenieError, ProtocolError, TlsFailed
+from genie.errors import AccessDenied, ConfigError, DeadlineExceeded, GenieError, ProtocolError, TlsFailed
 from genie.graph import TensorSpec
 from genie.interfaces import Transport, encrypts
 from genie.plugins import Registry
@@ -78,6 +78,10 @@ def node(address: str, transport: Transport, settings: Settings, *, megabytes: i
         met = access.meet(transport, address, -1, settings.connect_timeout, genie=genie.__version__)
     except (AccessDenied, ConfigError, TlsFailed) as error:
         yield _failed(address, "access", error, error.hint or "see docs/security.md")
+        return
+    except DeadlineExceeded as error:
+        todo = "it does not answer: see whether its process is stopped or overloaded; or something drops its packets"
+        yield _failed(address, "data port", error, todo)
         return
     except GenieError as error:
         yield _failed(address, "data port", error, "start the node there, or open the port in the firewall")

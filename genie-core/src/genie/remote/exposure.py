@@ -43,6 +43,20 @@ def check_open(host: str, tls: Tls, tokens: bool, transport_encrypts: bool, *, i
     print(told, file=sys.stderr, flush=True)
 
 
+def check_ports(host: str, port: int, control_port: int | None, metrics_host: str, metrics_port: int | None) -> None:
+    """Raises :class:`ConfigError` for one port that is given for two things at one address."""
+    given = {"--port": port, "--control-port": control_port}
+    if metrics_host == host:
+        given["--metrics-port"] = metrics_port
+    taken: dict[int, str] = {}
+    for option, number in given.items():
+        if not number:
+            continue
+        if number in taken:
+            raise ConfigError(f"{taken[number]} and {option} are the same port, {number}", hint="give each its own")
+        taken[number] = option
+
+
 def check_metrics(host: str, tokens: bool, *, insecure: bool) -> None:
     """Raises :class:`ConfigError` for metrics that others reach and that nobody is asked a token for."""
     _check_host(host, "--metrics-host")

@@ -29,6 +29,7 @@ from genie.wire.messages import Back, Hello, Waiting, Welcome
 
 log = structlog.get_logger("genie.client")
 
+_LONGEST = 256  # characters of what a node says of why it is full
 _PATIENCE_SECONDS = 600.0  # a session may compute for long
 
 
@@ -74,15 +75,18 @@ def meet(
     resumes: bool = False,
     back: Back | None = None,
     wish: Wish | None = None,
+    node: str = "",
 ) -> Met:
     """Open a session on device number ``device`` of the node at ``address``; -1 only asks, connects a channel, or comes
     ``back``. A node that says it is busy is waited for as long as it says so, within ten minutes. With a ``ticket``
     both sides show that they know its key. ``wish``: what to do where the node is full; without, it refuses.
+    ``node`` is what to call it, if ``address`` is a shortcut to it.
 
     Raises :class:`BackendUnavailable`, :class:`DeadlineExceeded`, :class:`VersionMismatch`, :class:`ProtocolError`, or
     what the node refused with.
     """
     wish = wish or Wish()
+    node = node or address
     hello = Hello(
         major=PROTOCOL[0],
         minor=PROTOCOL[1],
@@ -114,12 +118,12 @@ def meet(
                 break
             now = time.monotonic()
             if len(body):
-                place = _place(messages.get_waiting(body), place, address, wish)
+                place = _place(messages.get_waiting(body), place, node, wish)
             if now > patience:
                 raise NodeError(f"the session was busy for {_PATIENCE_SECONDS:g} s", where=address)
             deadline = now + timeout
         if kind == Kind.ERROR:
-            raise messages.get_error(body, address)
+            raise messages.get_error(body, node)
         if ticket is not None:
             _check_node(ticket, said, body, answered, address)
         welcome = messages.get_welcome(body)
@@ -156,6 +160,8 @@ def meet(
     except BaseException:
         connection.close()
         raise
+    if place is not None:
+        log.warning("there is room on the node now", node=node)
     if ticket is not None and isinstance(connection, Keyed):
         connection.keyed(ticket.key)
     return Met(connection, dialogue, welcome)
@@ -178,9 +184,16 @@ def heard(header: bytes) -> tuple[int, memoryview, memoryview | None]:
     raise ProtocolError(f"a greeting of {len(records)} records")
 
 
-def _place(now: Waiting, before: Waiting | None, address: str, wish: Wish) -> Waiting:
+def _place(now: Waiting, before: Waiting | None, node: str, wish: Wish) -> Waiting:
     if before is None or now.position != before.position:
-        log.warning("the node is full: waiting for a place", node=address, place=now.position, waiting=now.waiting)
+        log.warning(
+            "no room on the node: waiting for a place",
+            node=node,
+            reason=now.reason[:_LONGEST],
+            place=now.position,
+            waiting=now.waiting,
+            seconds=wish.seconds,
+        )
         if wish.on_wait is not None:
             wish.on_wait(now)
     return now

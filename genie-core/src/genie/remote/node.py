@@ -19,7 +19,7 @@ from genie.errors import ConfigError
 from genie.interfaces import Backend, encrypts
 from genie.plugins import registry
 from genie.remote.control import ControlPlane, check_free
-from genie.remote.exposure import check_metrics, check_open, check_quotas
+from genie.remote.exposure import check_metrics, check_open, check_ports, check_quotas
 from genie.remote.joined import joined
 from genie.remote.server import MOST_SESSIONS, NodeServer
 from genie.remote.status_page import StatusPage
@@ -89,6 +89,7 @@ def serve(
     tls = Tls(TlsFiles.of(settings), audit.told)
     carrier = joined(transport, registry.make, settings)
     check_open(host, tls, bool(tokens), encrypts(carrier), insecure=insecure)
+    check_ports(host, port, control_port, metrics_host, metrics_port)
     if metrics_port is not None:
         check_metrics(metrics_host, bool(tokens), insecure=insecure)
     if revoked and not tls.asks_for_certificates:

@@ -28,11 +28,10 @@ class Reception:
         tenancy: Tenancy,
         *,
         most: Callable[[], int],
-        where: Callable[[], str],
         seconds: float,
     ) -> None:
         self.tenancy = tenancy
-        self.admission = Admission(tenancy, most, where)
+        self.admission = Admission(tenancy, most)
         self._backend = backend
         self._seconds = seconds
         self.waiting: set[Connection] = set()  # for a place: their number is the queue's to bound
@@ -46,7 +45,7 @@ class Reception:
 
         def tell(place: Place) -> None:
             dialogue.say(Kind.WAIT)
-            said = messages.put_struct(Waiting(position=place.position, waiting=place.waiting))
+            said = messages.put_struct(Waiting(position=place.position, waiting=place.waiting, reason=place.reason))
             connection.send(frames.one(max(dialogue.seq, 0), Kind.WAIT, said))
 
         def gone() -> bool:

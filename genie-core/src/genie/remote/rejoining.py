@@ -7,6 +7,7 @@ became of the connections. There is no thread: a broken link is noticed when it 
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections import deque
@@ -38,6 +39,7 @@ _TIDY_BYTES = 1 << 16  # between two looks at what need not be kept any more
 _UNTOLD = 32  # answers that arrived, before the node is told
 _MOST_AGAIN = 1 << 15
 _SHORTEST_ATTEMPT = 1.0
+_QUIET_SECONDS = 2.0  # of trying to come back, before the log says so
 _GRACE_SECONDS = 0.5  # for what the node has told
 
 _SEQ = struct.Struct("<I")
@@ -218,7 +220,12 @@ class Rejoining:
             met.connection.close()
         except SessionClosed:  # as will be told to who comes back
             return True
-        except GenieError:
+        except GenieError as error:
+            log.warning(
+                "the node is silent, and does not answer when it is asked: waiting for it",
+                node=self.reunion.addresses[0],
+                reason=error.message,
+            )
             return False
         standing = _standing(met)
         if standing.told > self.heard:
@@ -268,12 +275,13 @@ class Rejoining:
         else:  # a link that breaks again and again before anything has got through is no link
             time.sleep(next(self._pauses))
         end = refused_end = self._trouble + self.reunion.lease
-        attempt = -1
+        attempt, began, told_at = -1, now, now + _QUIET_SECONDS
         while now < end:
             attempt += 1
             try:
                 self._once(attempt, max(end - now, _SHORTEST_ATTEMPT))
-                log.info("came back", session=self.reunion.session, attempts=attempt + 1)
+                tell = log.info if told_at < math.inf else log.warning
+                tell("came back", session=self.reunion.session, attempts=attempt + 1)
                 return
             except (BackendUnavailable, ConnectionLost, DeadlineExceeded, TlsFailed) as failure:
                 reason = failure
@@ -283,6 +291,15 @@ class Rejoining:
                 told = f"{broken.message}, and the node did not take this client back: {unwanted.message}"
                 raise ConnectionLost(told, where=where) from unwanted
             now, pause = time.monotonic(), next(self._pauses)
+            if now >= told_at:
+                told_at = math.inf
+                log.warning(
+                    "the link to the node broke: trying to come back",
+                    node=where,
+                    reason=reason.message,
+                    since=round(now - began, 1),
+                    seconds_left=round(max(end - now, 0.0), 1),
+                )
             refused = isinstance(reason, BackendUnavailable) and reason.refused
             refused_end = min(refused_end, now + self.reunion.refused) if refused else end
             if now + pause >= min(end, refused_end) or not self.patient:

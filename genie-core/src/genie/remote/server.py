@@ -123,7 +123,6 @@ class NodeServer:
             backend,
             tenancy or Tenancy(),
             most=lambda: self.max_sessions,
-            where=lambda: self.address,
             seconds=admission_seconds,
         )
         self._lease = lease_seconds

@@ -90,5 +90,6 @@ def too_large(need: Memory, devices: Sequence[Device], capacities: Sequence[int]
         f"the graph needs {gib(need.peak)} ({gib(need.inputs)} of weights and inputs, "
         f"{gib(need.peak - need.inputs)} of results at once); {have or 'there is no device'}{tried}",
         where=f"node {need.node}" if need.node >= 0 else "",
-        hint="use a device with more memory, a smaller batch or a smaller dtype",
+        hint="use a device with more memory, a smaller batch or a smaller dtype; of a node's memory a tenant sees its "
+        "quota at most",
     )

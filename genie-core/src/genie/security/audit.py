@@ -29,6 +29,7 @@ class AuditLog:
         self._second = 0
         self._refused = 0
         self._unsaid = 0
+        self._lost = 0  # lines that could not be written
         self._cut = False  # in the middle of a line: the next begins with one's end
         if self._path is not None:
             try:
@@ -52,6 +53,8 @@ class AuditLog:
                 log.warning("refused", **{key: value for key, value in line.items() if key not in ("event", "time")})
             if self._path is None:
                 return
+            if self._lost:
+                line["lines_lost"] = self._lost
             data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
             try:
                 self._reopen_if_moved(self._path)
@@ -62,7 +65,12 @@ class AuditLog:
                 if self._cut:
                     raise OSError("the line was cut short")
             except OSError as error:
+                self._lost += 1
                 log.error("the audit log is not written", reason=error.strerror or str(error), path=str(self._path))
+            else:
+                if self._lost:
+                    log.warning("the audit log is written again", lost=self._lost, path=str(self._path))
+                self._lost = 0
 
     def told(self, what: str, problem: str) -> None:
         """Of a file that changed."""

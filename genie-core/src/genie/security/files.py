@@ -36,6 +36,7 @@ class Watched(Generic[_T]):
         self._lock = threading.Lock()
         self._state = _look(self._paths)  # before loading: what changes meanwhile is seen next time
         self._value = load()
+        self._problem = ""
 
     def get(self) -> _T:
         with self._lock:
@@ -50,7 +51,9 @@ class Watched(Generic[_T]):
                 problem = f"{error.message} ({error.where})" if error.where else error.message
                 log.warning("the last good version stays in use", what=self._what, reason=problem)
             else:
-                log.info("reloaded", what=self._what)
+                # Who was warned is told that it is over, at the same level.
+                (log.warning if self._problem else log.info)("reloaded", what=self._what)
+            self._problem = problem
             if self._told is not None:
                 self._told(self._what, problem)
             return self._value
@@ -68,7 +71,7 @@ def _look_at(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def read_small(path: Path, what: str, most: int = 1 << 20) -> bytes:
+def read_small(path: Path, what: str, most: int = 1 << 20, hint: str = "") -> bytes:
     """All of a file of at most ``most`` bytes. Raises :class:`ConfigError`."""
     try:
         # Not waiting: a pipe in the place of a file would hold up whoever reads it.
@@ -78,7 +81,7 @@ def read_small(path: Path, what: str, most: int = 1 << 20) -> bytes:
                 raise ConfigError(f"{what} is no file", where=str(path))
             data = file.read(most + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {what}: {error.strerror or error}", where=str(path)) from error
+        raise ConfigError(f"cannot read {what}: {error.strerror or error}", where=str(path), hint=hint) from error
     if len(data) > most:
         raise ConfigError(f"{what} is larger than {most} bytes", where=str(path))
     return data

@@ -86,7 +86,14 @@ class Guard:
                 f"the token {entry.name!r} has expired", where, identity, hint="ask the node's operator for a new one"
             )
         if scope not in entry.scopes:
-            raise self._refused(f"the token {entry.name!r} has no scope {scope.value!r}", where, identity)
+            its = ", ".join(each.value for each in entry.scopes)
+            raise self._refused(
+                f"the token {entry.name!r} has no scope {scope.value!r}",
+                where,
+                identity,
+                hint=f"it has {its}; who runs the node makes tokens with others: "
+                f"`genie tokens add FILE NAME --scope {scope.value}`, and --scope may be given several times",
+            )
         return identity
 
     def ticket(self, identity: Identity, device: int) -> Ticket:

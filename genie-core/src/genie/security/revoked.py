@@ -69,7 +69,7 @@ def fingerprint_of_pem(pem: bytes, where: str = "") -> str:
 
 def load(path: Path) -> tuple[Entry, ...]:
     """Raises :class:`ConfigError` naming the file and what is wrong in it."""
-    data = read_small(path, "the list of revoked certificates")
+    data = read_small(path, "the list of revoked certificates", hint="`genie certs revoke FILE` makes an empty one")
     try:
         return msgspec.json.decode(data, type=_Contents).revoked
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
@@ -79,6 +79,12 @@ def load(path: Path) -> tuple[Entry, ...]:
             where=str(path),
             hint="`genie certs revoke` writes it",
         ) from error
+
+
+def begin(path: Path) -> None:
+    """An empty list, if there is none: a node that is started with it need not be started again to revoke."""
+    with edited(path, "the list of revoked certificates", load, _dump):
+        pass
 
 
 def add(path: Path, cert: Path) -> None:

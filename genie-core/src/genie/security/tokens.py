@@ -92,7 +92,7 @@ def digest(token: str) -> str:
 
 def load(path: Path) -> tuple[Entry, ...]:
     """Raises :class:`ConfigError` naming the file and what is wrong in it."""
-    data = read_small(path, "the tokens file")
+    data = read_small(path, "the tokens file", hint="`genie tokens add FILE NAME` makes one")
     try:
         contents = msgspec.json.decode(data, type=_Contents)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:

@@ -22,13 +22,14 @@ _LOOK_SECONDS = 0.5  # between two looks whether the client is still there
 
 @attrs.frozen
 class Place:
-    """Where somebody is in the queue, counted from 1, of how many, and for how long."""
+    """Where somebody is in the queue, counted from 1, of how many, for how long, and why there is no room."""
 
     position: int
     waiting: int
     seconds: float
     tenant: str = ""
     priority: Priority = Priority.INTERACTIVE
+    reason: str = ""
 
 
 @attrs.define(eq=False)
@@ -44,10 +45,9 @@ class Admission:
     """At most ``most()`` sessions, each within its tenant's quota; whoever finds no room waits if they wish to: by
     priority, then the tenant with fewest sessions for its weight, then who came first. Thread-safe."""
 
-    def __init__(self, tenancy: Tenancy, most: Callable[[], int], where: Callable[[], str] = str) -> None:
+    def __init__(self, tenancy: Tenancy, most: Callable[[], int]) -> None:
         self._tenancy = tenancy
         self._most = most
-        self._where = where
         self._changed = threading.Condition()
         self._queue: list[_Comer] = []
         self._held = 0
@@ -152,13 +152,13 @@ class Admission:
         """Why there is no room; "" if there is."""
         quota = account.quota
         if quota.sessions and account.sessions >= quota.sessions:
-            return f"{account.title} has its {quota.sessions} sessions"
+            return f"{account.title} has {account.sessions} of {quota.sessions} sessions"
         most = self._most()
         if self._held >= most:
-            return f"the node has its {most} sessions"
+            return f"the node has {self._held} of {most} sessions"
         kept = self._reserved_for_others(account)
         if account.sessions >= quota.reserved and self._held + kept >= most:
-            return f"the node has its {most} sessions, {kept} of them reserved for other tenants"
+            return f"the node has {self._held} of {most} sessions, and {kept} are reserved for other tenants"
         return ""
 
     def _reserved_for_others(self, account: Account) -> int:
@@ -181,12 +181,10 @@ class Admission:
     def _check_queue(self, comer: _Comer, seconds: float) -> None:
         full = self._full(comer.account)
         if seconds <= 0:
-            raise LimitExceeded(full, where=self._where(), hint="try again later, or wait: `admission_seconds`")
+            raise LimitExceeded(full, hint="try again later, or wait: `admission_seconds`")
         mine = sum(each.account is comer.account for each in self._queue)
         if len(self._queue) > MOST_WAITING or mine > _EACH_TENANTS:
-            raise LimitExceeded(
-                f"{full}, and {len(self._queue) - 1} clients wait already", where=self._where(), hint="try again later"
-            )
+            raise LimitExceeded(f"{full}, and {len(self._queue) - 1} clients wait already", hint="try again later")
 
     def _await(self, comer: _Comer, seconds: float, tell: Callable[[Place], None], gone: Callable[[], bool]) -> None:
         deadline = comer.since + seconds
@@ -197,14 +195,13 @@ class Admission:
                     return
                 self._check_open()
                 now = time.monotonic()
-                place = Place(self._ordered().index(comer) + 1, len(self._queue), now - comer.since)
                 full = self._full(comer.account) or "others are first"
+                place = Place(self._ordered().index(comer) + 1, len(self._queue), now - comer.since, reason=full)
             if gone():
                 raise ConnectionLost("the client hung up while it waited for a place")
             if now >= deadline:
                 raise LimitExceeded(
                     f"{full}; {seconds:g} s were not enough: place {place.position} of {place.waiting} that wait",
-                    where=self._where(),
                     hint="try again later, use another node, or wait for longer: `admission_seconds`",
                 )
             if place.position != told or now - told_at >= _TOLD_SECONDS:

@@ -77,7 +77,7 @@ class Pace:
             quota = account.quota
             if quota.plans and account.plans >= quota.plans:
                 raise LimitExceeded(
-                    f"{account.title} has its {quota.plans} plans",
+                    f"{account.title} has {account.plans} of {quota.plans} plans",
                     hint="end sessions that are not needed; a program that changes at each step makes many plans",
                 )
             if quota.plan_bytes and account.plan_bytes + size > quota.plan_bytes:

@@ -87,7 +87,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class _Contents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     default: _Entry = _Entry()
-    tenants: dict[str, _Entry] = {}
+    tenants: dict[str, object] = {}  # each an _Entry: taken one by one, so that an error can say whose is wrong
     model: int | str = 0  # of so many bytes: what every tenant is to have room for
 
 
@@ -121,19 +121,24 @@ class TenantsFile:
 
 def load(path: Path, *, most_sessions: int = 0) -> Tenants:
     """Raises :class:`ConfigError` naming the file, the tenant and what is wrong. ``most_sessions`` are the node's."""
-    data = read_small(path, "the tenants file")
+    data = read_small(path, "the tenants file", hint="docs/tenancy.md has an example")
+    entries: dict[str, _Entry] = {}
+    whose = ""
     try:
         contents = msgspec.yaml.decode(data, type=_Contents)
+        for name, written in contents.tenants.items():
+            whose = f"{name[:64]!r}: "
+            entries[name] = msgspec.convert(written, _Entry)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = ", ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
         raise ConfigError(
-            f"the tenants file is malformed: {text}", where=str(path), hint="docs/tenancy.md has an example"
+            f"the tenants file is malformed: {whose}{text}", where=str(path), hint="docs/tenancy.md has an example"
         ) from error
     where = str(path)
     default = _quota(contents.default, Quota(), "default", where)
     if default.reserved:
         raise ConfigError("default: sessions are reserved for a tenant, not for everybody", where=where)
-    quotas = {name: _quota(entry, default, name, where) for name, entry in contents.tenants.items()}
+    quotas = {name: _quota(entry, default, name, where) for name, entry in entries.items()}
     for name in quotas:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name[:64]!r} is no name for a tenant", where=where)

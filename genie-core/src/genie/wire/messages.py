@@ -82,10 +82,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """WAIT, to who waits for a place: theirs in the queue, counted from 1, and how many wait."""
+    """WAIT, to who waits for a place: theirs in the queue, counted from 1, how many wait, and why there is no room."""
 
     position: int
     waiting: int = 0
+    reason: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
