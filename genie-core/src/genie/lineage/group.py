@@ -42,9 +42,14 @@ _HINT = "what was on it is lost: call genie.shutdown() and begin anew"
 class Group:
     """``lock`` is held by whoever calls one of the sessions, but to free."""
 
-    def __init__(self, sessions: Sequence[Recoverable], backend: Backend, terms: Terms) -> None:
+    def __init__(
+        self, sessions: Sequence[Recoverable], backend: Backend, terms: Terms, devices: Sequence[Device]
+    ) -> None:
         self.lock = threading.Lock()
-        self.members = tuple(Member(number, session) for number, session in enumerate(sessions))
+        self.members = tuple(
+            Member(number, session, device)
+            for number, (session, device) in enumerate(zip(sessions, devices, strict=True))
+        )
         self.log = Log()
         self.freed: deque[tuple[int, Sequence[int]]] = deque()  # by member; anybody may add at any moment
         self.dropped: deque[tuple[int, int]] = deque()  # loops nobody iterates any more: member, loop
@@ -119,6 +124,11 @@ class Group:
         if self._unproven:
             self._unproven = False
             self._budget.renew()
+
+    def cancelled(self) -> None:
+        """Work was taken back. What was done of it decides what values are now, and which random numbers are next; only
+        the node knows that: the log does not lead here any more, and the next checkpoint begins it anew."""
+        self.give_up("work was cancelled, and how much of it was done only its node knows")
 
     def next_loop(self) -> int:
         self._loops += 1
@@ -284,24 +294,11 @@ class Group:
             self._numbers[name] += number
 
     def _rebuild(self) -> None:
-        places: list[Device] = []
-        sessions: list[Recoverable] = []
-        began = time.monotonic()
-        try:
-            for member in self.members:
-                session, place = self._places.connect(member.device, places)
-                sessions.append(session)
-                places.append(place)
-        except BaseException:
-            for session in sessions:
-                session.close()
-            raise
-        finally:
-            self._budget.spend(time.monotonic() - began)
+        found = self._places.connect_all([member.device for member in self.members], self._budget)
         # From here on they are the members': whoever interrupts this leaves them to be closed by the next attempt.
-        for member, session in zip(self.members, sessions, strict=True):
+        for member, (session, _) in zip(self.members, found, strict=True):
             member.session = session
-        for member, session, place in zip(self.members, sessions, places, strict=True):
+        for member, (session, place) in zip(self.members, found, strict=True):
             member.move(session, place)
         for member in self.members:
             self.checkpointing.load(member)

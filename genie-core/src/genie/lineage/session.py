@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from genie.device import Device
-from genie.errors import BackendError, GenieError, RemoteOpError
+from genie.errors import BackendError, BackendUnavailable, GenieError, RemoteOpError
 from genie.graph import TensorSpec
 from genie.host import flat
-from genie.interfaces import Buffer, Fetched
+from genie.interfaces import Buffer, Fetched, Recalling
 from genie.lineage.group import Group
 from genie.lineage.log import (
     Begin,
@@ -131,6 +131,23 @@ class LineageSession:
     def synchronize(self) -> None:
         with self._group.lock:
             self._group.ask(lambda: self._member.session.synchronize())
+
+    def cancel_work(self) -> None:
+        """See :class:`genie.interfaces.Recalling`. A session that is lost does nothing any more; what it was at is
+        repeated elsewhere with the rest, when the program goes on."""
+        with self._group.lock:
+            session = self._member.session
+            lost = self._group.urgent or getattr(session, "closed", False)
+            if lost or not isinstance(session, Recalling):
+                return
+            try:
+                session.cancel_work()
+            except BackendUnavailable:  # nobody was told
+                raise
+            except BaseException:
+                self._group.cancelled()
+                raise
+            self._group.cancelled()
 
     # --- about it ---------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Sequence
 
@@ -45,6 +46,7 @@ class RemoteBackend:
         heartbeat: float = 10.0,
         wish: Wish | None = None,
         refused: float = 2.0,
+        silence: float = math.inf,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -58,6 +60,7 @@ class RemoteBackend:
         self._heartbeat = heartbeat
         self._wish = wish
         self._refused = refused
+        self._silence = silence
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -77,7 +80,9 @@ class RemoteBackend:
             resumes=settings.lease_seconds > 0,
             heartbeat=settings.heartbeat_seconds,
             wish=Wish(settings.admission_seconds, settings.priority),
-            refused=0.5 if settings.recovery else 2.0,  # recovered elsewhere, it need not be waited for
+            # Recovered elsewhere, it need not be waited for.
+            refused=0.5 if settings.recovery else 2.0,
+            silence=settings.recovery_silence_seconds if settings.recovery else math.inf,
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -179,6 +184,7 @@ class RemoteBackend:
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
             refused=self._refused,
+            silence=self._silence,
         )
         return Rejoining(met.connection, reunion)
 
