@@ -115,6 +115,7 @@ def _growing(view: NodeView) -> Iterable[Metric]:
     yield _counter("genie_refused", "Clients refused.", {(k,): n for k, n in view.refused.items()}, ("reason",))
     plain = (
         ("genie_sessions_resumed", "Clients that came back to their session.", view.resumed),
+        ("genie_damaged", "Times that bytes arrived which their checksum did not fit.", view.damaged),
         ("genie_received_bytes", "Bytes of messages from clients.", view.bytes_in),
         ("genie_sent_bytes", "Bytes of messages to clients.", view.bytes_out),
         ("genie_failures", "Requests answered by an error.", view.failures),
