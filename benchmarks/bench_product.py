@@ -218,7 +218,8 @@ def show(result: dict[str, Any]) -> None:
     disk = lineage["session_disk_bytes"] / (1 << 20)
     print(
         f"lineage: {lineage['bytes_per_token']:,.0f} bytes of memory per token "
-        f"({lineage['entries_per_token']:.1f} calls), {lineage['session_bytes']:,} per session and {disk:,.1f} MiB on disk"
+        f"({lineage['entries_per_token']:.1f} calls), {lineage['session_bytes']:,} per session "
+        f"and {disk:,.1f} MiB on disk"
     )
     verdict = "within" if result["cost"] <= result["target"] else "ABOVE"
     print(

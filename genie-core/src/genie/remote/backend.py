@@ -16,11 +16,12 @@ from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
 from genie.interfaces import Connection, Transport
 from genie.remote.access import Access
-from genie.remote.greeting import Met, Wish, farewell, quicker
+from genie.remote.greeting import Met, Wish, farewell, meet, quicker
 from genie.remote.rejoining import Rejoining, Reunion
 from genie.remote.session import RemoteSession
 from genie.remote.traced import TracedSession
 from genie.wire import traces
+from genie.wire.channels import Target
 from genie.wire.messages import Back
 
 
@@ -131,6 +132,7 @@ class RemoteBackend:
         met = self._meet(device.address, device.index)
         session = self._session(met, device, device.address)
         session.speaks(met.welcome.minor)
+        session.speak = self._speak
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)
@@ -162,6 +164,11 @@ class RemoteBackend:
             resumes=self._resumes,
             wish=self._wish,
         )
+
+    def _speak(self, target: Target) -> Connection:
+        """As a session that sends there."""
+        timeout = self._connect_timeout
+        return meet(self._transport, target.address, -1, timeout, channel=target.token).connection
 
     def _lasting(self, met: Met, node: str) -> Connection:
         """The connection, or one that is made anew when it breaks, if the node keeps sessions so long."""
