@@ -22,10 +22,11 @@ from genie.errors import (
 )
 from genie.graph import TensorSpec
 from genie.host import HostValue
-from genie.interfaces import Fetched, Recalling
+from genie.interfaces import Connection, Fetched, Recalling
 from genie.lineage import elsewhere, guarded
 from genie.loops import Loop
 from genie.remote import RemoteSession
+from genie.remote.outlets import Outlet
 from genie.testing import Caller, NullBackend, NullSession, single
 from genie.testing.plans import pack, spec
 
@@ -328,6 +329,29 @@ def test_cancelling_does_not_hide_that_a_node_is_gone(mortals: Make, connect: Co
     assert caller.get(value) == [1.0]  # nothing was cancelled, so all can be repeated
     caller.session.close()
     caller.session.cancel_work()  # of nothing
+
+
+def test_a_node_that_cannot_reach_another_is_recovered_from(
+    mortals: Make, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = mortals(2)
+    one, two = connect(nodes, 2)
+    reach, attempts = Outlet._connect, []
+
+    def first_not(outlet: Outlet) -> Connection:
+        attempts.append(outlet)
+        if len(attempts) == 1:
+            raise BackendUnavailable("cut off")
+        return reach(outlet)
+
+    monkeypatch.setattr(Outlet, "_connect", first_not)
+    inlet = two.session.inlet("one")
+    one.session.send(one.session.outlet(inlet), one.put([3.0, 4.0]))
+    arrived = two.handles()
+    two.session.receive(inlet, 0, arrived)
+    one.session.synchronize()  # which says so
+    assert two.get(arrived) == [3.0, 4.0]
+    assert _counted(one, "recoveries") == 1
 
 
 def test_a_closed_session_is_not_recovered(mortals: Make, connect: Connect) -> None:

@@ -142,10 +142,9 @@ class LineageSession:
                 return
             try:
                 session.cancel_work()
-            except BackendUnavailable:  # nobody was told
-                raise
-            except BaseException:
-                self._group.cancelled()
+            except BaseException as error:
+                if not isinstance(error, BackendUnavailable) or error.transient:  # else nobody was told
+                    self._group.cancelled()
                 raise
             self._group.cancelled()
 

@@ -225,7 +225,7 @@ class Rejoining:
             met.connection.close()
         except SessionClosed:  # as will be told to who comes back
             return True
-        except GenieError as error:
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded, TlsFailed) as error:
             self._silent += time.monotonic() - began
             if self._silent >= self.reunion.silence:
                 self._over = ConnectionLost(
@@ -233,6 +233,9 @@ class Rejoining:
                     where=self.reunion.addresses[0],
                 )
                 raise self._over from error
+            return False
+        except GenieError:  # it answers, if not as one would like
+            self._silent = 0.0
             return False
         self._silent = 0.0
         standing = _standing(met)
