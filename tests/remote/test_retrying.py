@@ -26,7 +26,7 @@ from genie.errors import (
 )
 from genie.remote import control, retrying
 from genie.remote.control import ControlClient
-from genie.remote.retrying import connected, pauses
+from genie.remote.retrying import Pauses, connected
 
 
 def hung_up() -> BackendUnavailable:
@@ -50,7 +50,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_pauses_grow_and_are_nobody_elses() -> None:
-    some = [list(itertools.islice(pauses(), 12)) for _ in range(2)]
+    some = [list(itertools.islice(Pauses(), 12)) for _ in range(2)]
     assert some[0] != some[1]
     for each in some:
         for number, pause in enumerate(each):

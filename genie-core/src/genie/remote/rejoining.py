@@ -28,7 +28,7 @@ from genie.errors import (
 from genie.interfaces import Connection, Message, Resumable
 from genie.remote.greeting import Met
 from genie.remote.kept import KEPT_DATA, Kept, Said
-from genie.remote.retrying import pauses
+from genie.remote.retrying import Pauses
 from genie.wire import Allocate, Buffer, Kind, frames
 from genie.wire.messages import Back, Standing
 
@@ -93,7 +93,7 @@ class Rejoining:
         self._came_back = 0.0  # when it did last
         self._over: ConnectionLost | None = None
         self._trouble = 0.0  # since when nothing gets through
-        self._pauses = pauses()
+        self._pauses = Pauses()
         self._missed = -1  # what had been heard when the node had told more
         self._stuck = -1  # what the node had taken last when it was idle, though more was sent
 
@@ -287,7 +287,7 @@ class Rejoining:
         now = time.monotonic()
         got_through = (self.heard, self._taken)
         if got_through != self._got_through or now - self._came_back > self.reunion.lease:
-            self._got_through, self._trouble, self._pauses = got_through, now, pauses()
+            self._got_through, self._trouble, self._pauses = got_through, now, Pauses()
         else:  # a link that breaks again and again before anything has got through is no link
             time.sleep(next(self._pauses))
         end = refused_end = self._trouble + min(self.reunion.lease, self.reunion.silence)

@@ -21,12 +21,16 @@ _ATTEMPTS = 4
 _T = TypeVar("_T")
 
 
-def pauses() -> Iterator[float]:
-    """Seconds between attempts."""
-    pause = FIRST
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, LONGEST)
+class Pauses(Iterator[float]):
+    """Seconds between attempts. No generator: an interrupt that strikes while one is let go is lost."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST
+
+    def __next__(self) -> float:
+        pause = self._pause
+        self._pause = min(2 * pause, LONGEST)
+        return pause * random.uniform(0.5, 1.0)
 
 
 def connected(connect: Callable[[float], _T], timeout: float) -> _T:
@@ -34,7 +38,7 @@ def connected(connect: Callable[[float], _T], timeout: float) -> _T:
     as one does that has too many connections; what else goes wrong is raised at once."""
     deadline = time.monotonic() + timeout
     first: BackendUnavailable | None = None
-    for attempt, pause in enumerate(pauses(), 1):
+    for attempt, pause in enumerate(Pauses(), 1):
         try:
             return connect(timeout if attempt == 1 else max(deadline - time.monotonic(), 0.001))
         except BackendUnavailable as error:
