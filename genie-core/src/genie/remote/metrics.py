@@ -180,6 +180,12 @@ def _quotas(view: NodeView) -> Iterable[Metric]:
         {at: t.memory_quota for at, t in its.items()},
         of,
     )
+    yield _gauge(
+        "genie_tenant_swap_bytes",
+        "Of its values that left their device.",
+        {at: t.swap_bytes for at, t in its.items()},
+        of,
+    )
     yield _counter(
         "genie_tenant_device_seconds", "Time of devices it had.", {at: t.device_seconds for at, t in its.items()}, of
     )
