@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,9 +71,10 @@ sys.exit(main(["serve", *sys.argv[1:]]))
 
 
 @contextlib.contextmanager
-def node(role: str) -> Iterator[dict[str, Any]]:
+def node(role: str, options: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """A node of that kind; what it said when it was ready."""
     command = [sys.executable, "-c", _NODE, role, "--port", "0", "--device", "cpu", "--threads", "1", "--json"]
+    command += options
     if role != "bare":
         command += ["--metrics-port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GENIE_TRACE_RATIO": str(_RATIOS[role])}
@@ -116,7 +117,7 @@ class Scraper:
         self._thread.join(20.0)
 
 
-def _sdk() -> list[int]:
+def sdk() -> list[int]:
     """Spans of this process go nowhere, but are counted."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
@@ -154,7 +155,7 @@ def run(*, rounds: int = 31, only: str = "gpt2", small: int = 300) -> dict[str, 
     from genie import tracing
 
     torch.set_num_threads(1)
-    spans = _sdk()
+    spans = sdk()
     workload = workloads.by_name(only)
     native, inputs = workload.model(), workload.inputs()
     with contextlib.ExitStack() as stack:

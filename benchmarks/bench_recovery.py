@@ -38,7 +38,7 @@ def _connect(index: int, role: str) -> None:
 
     guarded = lineage.guarded
     if role == "plain":
-        lineage.guarded = lambda sessions, _backend, _terms: list(sessions)
+        lineage.guarded = lambda sessions, *_: list(sessions)
     try:
         genie.engine(index)
     finally:

@@ -10,6 +10,16 @@ constexpr size_t most_told = 4;
 
 }  // namespace
 
+bool Account::swap(int64_t bytes, int64_t share) {
+  auto used = swapped_.load();
+  do {
+    if (bytes > share - used) {
+      return false;
+    }
+  } while (!swapped_.compare_exchange_weak(used, used + bytes));
+  return true;
+}
+
 StakePtr Account::enter(std::string name) {
   const std::lock_guard<std::mutex> lock(lock_);
   return stakes_.emplace_back(std::make_shared<Stake>(std::move(name)));

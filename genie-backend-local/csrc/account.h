@@ -44,6 +44,17 @@ class Account {
   int64_t missing(int64_t bytes) const {
     return bytes - (limit_ - live_);
   }
+  // `bytes` more of its sessions' values lie in the swap, of which it may have so many. False: they may not.
+  bool swap(int64_t bytes, int64_t share);
+  void swap_back(int64_t bytes) {
+    swapped_ -= bytes;
+  }
+  int64_t swapped() const {
+    return swapped_;
+  }
+  int64_t limit() const {
+    return limit_;
+  }
   // As Memory's; and who holds most of what is in use.
   std::string shortage(int64_t need, int64_t held) const;
 
@@ -65,6 +76,7 @@ class Account {
   const std::string tenant_;
   std::atomic<int64_t> limit_;
   std::atomic<int64_t> live_{0};
+  std::atomic<int64_t> swapped_{0};
   mutable std::mutex lock_;
   std::map<std::weak_ptr<SharedBytes>, Use, std::owner_less<>> shared_;
   std::list<StakePtr> stakes_;

@@ -166,7 +166,9 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
       storages.push_back(its.storage);
     }
     const CleanState clean(each.bytes->device, all.warnings);
-    if (put_out(each.bytes, storages, *this)) {
+    // A content that no session has is nobody's; it is dropped.
+    const auto account = each.at.empty() ? nullptr : each.at.front().session->memory_.account();
+    if (put_out(each.bytes, storages, *this, account)) {
       for (const auto& its : each.at) {
         if (!its.away) {
           its.session->memory_.went(*its.storage);

@@ -44,7 +44,11 @@ struct Traffic {
 // another may be quicker; the step that then holds too much fails. Thread-safe.
 class Budget {
  public:
-  explicit Budget(int64_t bytes, SwapPtr swap = nullptr) : limit(bytes), swap(std::move(swap)) {}
+  explicit Budget(int64_t bytes, SwapPtr swap = nullptr) : limit(bytes), swap(std::move(swap)) {
+    if (this->swap) {
+      this->swap->serve(bytes);
+    }
+  }
 
   const int64_t limit;
   const SwapPtr swap;  // null: what is nowhere else stays

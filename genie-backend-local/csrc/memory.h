@@ -41,6 +41,9 @@ int64_t first_stamp();
 // Live bytes by storage: aliases count once. Written by one thread at a time, the one that has the session's lock.
 class Memory {
  public:
+  const AccountPtr& account() const {
+    return account_;
+  }
   // `label` is the session's, for the account.
   Memory(int64_t limit, BudgetPtr budget, Session& session, AccountPtr account = nullptr, std::string label = {});
   ~Memory();

@@ -329,7 +329,8 @@ void bind_session(py::module_& module) {
   py::class_<Account, AccountPtr>(module, "Account")
       .def(py::init<std::string, int64_t>(), py::arg("tenant"), py::arg("limit"))
       .def("set_limit", &Account::set_limit)
-      .def_property_readonly("live", &Account::live);
+      .def_property_readonly("live", &Account::live)
+      .def_property_readonly("swapped", &Account::swapped);
   py::class_<Flow, FlowPtr>(module, "Flow")
       .def("set_weight", &Flow::set_weight, py::call_guard<NoGil>())
       .def_property_readonly("seconds", &Flow::seconds);

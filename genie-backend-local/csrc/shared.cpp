@@ -102,7 +102,11 @@ std::shared_ptr<void> pin(const SharedBytesPtr& bytes) {
   return {bytes->data.get(), [bytes](void*) { --bytes->readers; }};
 }
 
-bool put_out(const SharedBytesPtr& bytes, const std::vector<c10::StorageImpl*>& storages, Budget& budget) {
+bool put_out(
+    const SharedBytesPtr& bytes,
+    const std::vector<c10::StorageImpl*>& storages,
+    Budget& budget,
+    const AccountPtr& account) {
   const Lock lock(bytes->lock);
   if (bytes->data.get() == nullptr || bytes->readers > 0 ||
       bytes->attached != static_cast<int64_t>(storages.size())) {
@@ -111,7 +115,7 @@ bool put_out(const SharedBytesPtr& bytes, const std::vector<c10::StorageImpl*>& 
   const auto start = Clock::now();
   const bool again = bytes->source.data != nullptr;
   if (!again) {
-    auto swapped = budget.swap ? budget.swap->take(bytes->size) : nullptr;
+    auto swapped = budget.swap ? budget.swap->take(bytes->size, account) : nullptr;
     if (!swapped) {
       return false;
     }

@@ -55,7 +55,12 @@ std::shared_ptr<void> pin(const SharedBytesPtr& bytes);
 
 // They leave the device: dropped where there is a source, else to the swap. False: they stay, since somebody besides
 // those storages reads them, or there is no place to go.
-bool put_out(const SharedBytesPtr& bytes, const std::vector<c10::StorageImpl*>& storages, Budget& budget);
+// The swap's part is the `account`'s.
+bool put_out(
+    const SharedBytesPtr& bytes,
+    const std::vector<c10::StorageImpl*>& storages,
+    Budget& budget,
+    const AccountPtr& account);
 // The storage's bytes are on the device again. Call `Memory::admit_back` before.
 void bring_back(c10::StorageImpl& storage, Budget* budget);
 // Whether the storage's bytes are elsewhere.

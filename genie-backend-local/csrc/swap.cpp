@@ -75,11 +75,26 @@ void to_device(void* data, const void* host, size_t size, c10::Device device) {
   }
 }
 
-std::unique_ptr<Swapped> Swap::take(size_t size) {
+int64_t Swap::share(const Account& account) const {
+  const int64_t quota = account.limit();
+  const int64_t memory = memory_;
+  if (quota <= 0 || quota >= memory) {
+    return limit_;
+  }
+  return static_cast<int64_t>(static_cast<double>(limit_) * static_cast<double>(quota) / static_cast<double>(memory));
+}
+
+std::unique_ptr<Swapped> Swap::take(size_t size, const AccountPtr& account) {
   const auto bytes = static_cast<int64_t>(size);
+  if (account && !account->swap(bytes, share(*account))) {
+    return nullptr;
+  }
   auto used = used_.load();
   do {
     if (bytes > limit_ - used) {
+      if (account) {
+        account->swap_back(bytes);
+      }
       return nullptr;
     }
   } while (!used_.compare_exchange_weak(used, used + bytes));
@@ -88,7 +103,7 @@ std::unique_ptr<Swapped> Swap::take(size_t size) {
   if (directory_.empty()) {
     memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-      give_back(size);
+      give_back(size, account);
       return nullptr;
     }
     madvise(memory, size, MADV_HUGEPAGE);
@@ -99,11 +114,11 @@ std::unique_ptr<Swapped> Swap::take(size_t size) {
       if (file >= 0) {
         close(file);
       }
-      give_back(size);
+      give_back(size, account);
       return nullptr;
     }
   }
-  return std::make_unique<Swapped>(shared_from_this(), memory, file, size);
+  return std::make_unique<Swapped>(shared_from_this(), account, memory, file, size);
 }
 
 Swapped::~Swapped() {
@@ -112,7 +127,7 @@ Swapped::~Swapped() {
   } else {
     close(file_);
   }
-  swap_->give_back(size_);
+  swap_->give_back(size_, account_);
 }
 
 void Swapped::write(const void* data, c10::Device device) {

@@ -248,3 +248,23 @@ def test_generation_while_memory_is_short() -> None:
     short = run("import json, bench_memory as bench; print(json.dumps(bench.bench_generate(2, True)))", 400.0)[1]
     assert short["equal"] is True
     assert short["out MB"] > 0
+
+
+@pytest.mark.models
+def test_product() -> None:
+    """In a file of its own: its clients are processes that begin with the program's."""
+    done = subprocess.run(
+        [sys.executable, "bench_product.py", "--rounds", "2", "--only", "tiny", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        cwd=BENCHMARKS,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal"] is True
+    assert [row["node"] for row in found["generation"]] == ["plain", "product", "product, TLS"]
+    assert all(row["pairs"] == 2 and row["tokens/s"] > 0 for row in found["generation"])
+    assert found["lineage"]["recoveries"] == 0
+    assert found["lineage"]["bytes_per_token"] > 0
+    assert found["lineage"]["session_bytes"] > 0

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import genie
-from genie.errors import ConnectionLost
+from genie.errors import Cancelled, ConnectionLost
 from genie.lineage import checkpointing
 from genie.remote import RemoteSession
 
@@ -46,6 +46,48 @@ def test_generation_goes_on_elsewhere(make_node: MakeNode, user: Callable[..., N
         if len(tokens) == 11:
             first.stop()
     assert tokens == expected
+    assert _recoveries() == 1
+
+
+def test_a_node_that_is_silent_is_given_up(make_node: MakeNode, user: Callable[..., None]) -> None:
+    """It is stopped where it is: its host answers, it does not."""
+    expected = tiny_lm.generate(tiny_lm.model(), count=16)
+    first, second = make_node(), make_node()
+    _user(user, first, second, recovery_silence_seconds=2.0, heartbeat_seconds=0.5, connect_timeout=1.0)
+    model = tiny_lm.model().to(f"{DEVICE}:0")
+    tokens = []
+    for token in tiny_lm.stream(model, count=16):
+        tokens.append(token)
+        if len(tokens) == 6:
+            first.process.pause()
+    assert tokens == expected
+    assert _recoveries() == 1
+
+
+def test_a_node_that_dies_before_it_was_used(make_node: MakeNode, user: Callable[..., None]) -> None:
+    first, second = make_node(), make_node()
+    _user(user, first, second)
+    first.stop()
+    assert (torch.arange(3, device=f"{DEVICE}:0") * 2).tolist() == [0, 2, 4]
+    assert second.sessions() == 1
+
+
+def test_work_that_was_cancelled_stays_so(make_node: MakeNode, user: Callable[..., None]) -> None:
+    first, second = make_node(), make_node()
+    _user(user, first, second)
+    x = torch.eye(512, device=f"{DEVICE}:0")
+    assert x.sum().item() == 512
+    y = x
+    for _ in range(2000):
+        y = y @ x
+    genie.cancel()
+    with pytest.raises(Cancelled, match="its client asked"):
+        y.sum().item()
+    assert x.sum().item() == 512  # a look: the state of now is kept
+    first.stop()
+    with pytest.raises(Cancelled, match="its client asked"):
+        y.sum().item()
+    assert (x * 2).sum().item() == 1024
     assert _recoveries() == 1
 
 

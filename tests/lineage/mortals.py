@@ -52,4 +52,4 @@ def terms(directory: Path, **more: Any) -> Terms:
 
 def recovered(backend: Backend, devices: Sequence[Device], its: Terms) -> list[Session]:
     """Sessions of one group."""
-    return guarded([backend.connect(device) for device in devices], backend, its)
+    return guarded([backend.connect(device) for device in devices], backend, its, devices)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from lineage.mortals import Mortals
+from local.long_work import long_program
 
 from genie.bindings import Prediction, parameters
 from genie.checkpoints import DiskCheckpoints
@@ -174,3 +175,23 @@ def test_calls_between_giving_up_and_the_next_checkpoint(
     nodes.again()
     assert caller.get(value) == [-1.0, -2.0]
     assert caller.get(caller.run(NEG, [value])) == [1.0, 2.0]
+
+
+def test_a_checkpoint_makes_up_for_work_that_was_cancelled(nodes: Mortals, connect: Connect) -> None:
+    """It has what became of it."""
+    (caller,) = connect(nodes, checkpoint_interval=3600)
+    _, graph = long_program(2000)
+    inputs = [caller.put([1.0] * 512 * 512, 512, 512), caller.put([0.0] * 3)]
+    last = caller.run(graph, inputs) + 1
+    assert isinstance(caller.session, Recalling)
+    caller.session.cancel_work()
+    for cancelled in (last, inputs[1]):
+        with pytest.raises(Cancelled):
+            caller.get(cancelled)
+    caller.get(inputs[0])
+    assert _counted(caller, "checkpoints") == 1
+    nodes.again()
+    with pytest.raises(Cancelled):
+        caller.get(last)
+    assert caller.get(inputs[0])[0] == 1.0
+    assert _counted(caller, "recoveries") == 1

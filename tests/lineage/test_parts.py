@@ -39,7 +39,7 @@ def test_bindings_mean_the_same_to_a_session_that_begins_at_a_checkpoint(
     """Whatever the sender remembers; ``anew`` is what one sends that was interrupted."""
     backend = NullBackend()
     plan = Scheduler(devices=backend.devices()).schedule(GRAPH)
-    member = Member(0, backend.connect(backend.devices()[0]))  # type: ignore[arg-type]
+    member = Member(0, backend.connect(backend.devices()[0]), DEVICE)  # type: ignore[arg-type]
     assert member.load(plan) == 0
     sender = Prediction(2, parameters(GRAPH))
     sent = [sender.encode(words, anew) for words, anew in vectors]

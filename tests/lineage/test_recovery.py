@@ -12,14 +12,23 @@ from lineage.mortals import Mortals, recovered, terms
 from structlog.testing import capture_logs
 
 from genie.bindings import Prediction, parameters
-from genie.errors import ConfigError, ConnectionLost, GenieError, LocalProtocolError, RemoteOpError, SessionClosed
+from genie.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ConnectionLost,
+    GenieError,
+    LocalProtocolError,
+    RemoteOpError,
+    SessionClosed,
+)
 from genie.graph import TensorSpec
 from genie.host import HostValue
-from genie.interfaces import Fetched, Recalling
-from genie.lineage import group
+from genie.interfaces import Connection, Fetched, Recalling
+from genie.lineage import elsewhere, group, guarded
 from genie.loops import Loop
 from genie.remote import RemoteSession
-from genie.testing import Caller, NullSession, single
+from genie.remote.outlets import Outlet
+from genie.testing import Caller, NullBackend, NullSession, single
 from genie.testing.plans import pack, spec
 
 Make = Callable[..., Mortals]
@@ -272,9 +281,9 @@ def test_after_work_was_taken_back_nothing_is_guessed(mortals: Make, connect: Co
     caller.session.cancel_work()
     assert caller.get(caller.run(NEG, [value])) == [-1.0, -2.0]
     nodes.again()
-    with pytest.raises(ConnectionLost, match="taken back"):
+    with pytest.raises(ConnectionLost, match="was cancelled"):
         caller.get(value)
-    with pytest.raises(ConnectionLost, match="taken back"):
+    with pytest.raises(ConnectionLost, match="was cancelled"):
         caller.session.cancel_work()
 
 
@@ -301,6 +310,89 @@ def test_an_interrupted_recovery_is_begun_anew(
         with pytest.raises(KeyboardInterrupt):
             caller.get(value)
     assert caller.get(value) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_node_that_is_gone_before_it_was_used(mortals: Make, tmp_path: Path, back: bool) -> None:
+    nodes = mortals(2)
+    backend, its = nodes.backend(), terms(tmp_path / "kept")
+    devices = backend.devices()
+    nodes.die(0)
+    with pytest.raises(BackendUnavailable) as gone:
+        backend.connect(devices[0])
+    if back:
+        nodes.rise(0)
+    sessions = guarded(elsewhere(devices, backend, its, gone.value), backend, its, devices)
+    assert [session.device for session in sessions] == list(devices)
+    assert nodes.sessions(1) == (1 if back else 2)
+    for session in map(Caller, sessions):
+        assert session.get(session.run(NEG, [session.put([1.0, -2.0])])) == [-1.0, 2.0]
+    backend.close()
+
+
+def test_no_node_is_there_to_begin_with(mortals: Make, tmp_path: Path) -> None:
+    nodes = mortals(2)
+    backend = nodes.backend()
+    devices = backend.devices()
+    nodes.die(0)
+    nodes.die(1)
+    with pytest.raises(BackendUnavailable, match=r"could take the place of mortal:1/null:0: mortal:1.*mortal:2"):
+        elsewhere(devices[:1], backend, terms(tmp_path, attempts=3), BackendUnavailable("down"))
+    with pytest.raises(BackendUnavailable, match="down"):  # sessions of this process: not to be found elsewhere
+        elsewhere(devices, NullBackend(), terms(tmp_path), BackendUnavailable("down"))
+
+
+def test_after_work_was_cancelled(mortals: Make, connect: Connect) -> None:
+    """What was done of it is not known here: nothing is repeated."""
+    nodes = mortals()
+    (caller,) = connect(nodes, checkpoint_interval=0.0)
+    value = caller.run(NEG, [caller.put([1.0, -2.0])])
+    assert isinstance(caller.session, Recalling)
+    caller.session.cancel_work()
+    caller.session.cancel_work()
+    assert _counted(caller, "recovery_log_entries") == 0
+    caller.session.synchronize()
+    nodes.again()
+    with pytest.raises(ConnectionLost, match="work was cancelled"):
+        caller.get(value)
+
+
+def test_cancelling_does_not_hide_that_a_node_is_gone(mortals: Make, connect: Connect) -> None:
+    nodes = mortals()
+    (caller,) = connect(nodes)
+    value = caller.put([1.0])
+    caller.session.synchronize()
+    nodes.die(0)
+    assert isinstance(caller.session, Recalling)
+    with pytest.raises(BackendUnavailable):
+        caller.session.cancel_work()
+    nodes.rise(0)
+    assert caller.get(value) == [1.0]  # nothing was cancelled, so all can be repeated
+    caller.session.close()
+    caller.session.cancel_work()  # of nothing
+
+
+def test_a_node_that_cannot_reach_another_is_recovered_from(
+    mortals: Make, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = mortals(2)
+    one, two = connect(nodes, 2)
+    reach, attempts = Outlet._connect, []
+
+    def first_not(outlet: Outlet) -> Connection:
+        attempts.append(outlet)
+        if len(attempts) == 1:
+            raise BackendUnavailable("cut off")
+        return reach(outlet)
+
+    monkeypatch.setattr(Outlet, "_connect", first_not)
+    inlet = two.session.inlet("one")
+    one.session.send(one.session.outlet(inlet), one.put([3.0, 4.0]))
+    arrived = two.handles()
+    two.session.receive(inlet, 0, arrived)
+    one.session.synchronize()  # which says so
+    assert two.get(arrived) == [3.0, 4.0]
+    assert _counted(one, "recoveries") == 1
 
 
 def test_a_closed_session_is_not_recovered(mortals: Make, connect: Connect) -> None:

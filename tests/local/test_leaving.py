@@ -21,6 +21,7 @@ from local.leaving import MIB, Small
 from genie.errors import ConfigError, OutOfMemory
 from genie.graph import Many
 from genie_backend_local import LocalBackend, LocalSession
+from genie_backend_local.native import load
 from genie_backend_local.session import SharedValue
 
 KB64 = torch.arange(1 << 14, dtype=torch.float32)  # 64 KiB
@@ -66,6 +67,31 @@ def test_more_values_than_memory(both: Both, small: Small) -> None:
     both.check(*reversed(handles))
     both.session.free(handles)
     assert (live(both.session), away(both.session), small.stats("live"), small.stats("swap_used")) == (0, 0, 0, 0)
+
+
+def test_a_tenant_has_its_part_of_the_swap(backend: LocalBackend) -> None:
+    """With a quarter of the memory a quarter of the swap; who has no quota has the rest."""
+    small = Small.of(backend.devices()[-1], MIB, swap=4 * MIB)
+    account = load().Account("alice", MIB // 4)
+    native = load().Session("cpu", "small:0", 0, small.budget, account=account, label="a")
+    alice, other = Both(LocalSession(small.device, native)), Both(small.session())
+    handles = [alice.put(KB64 + k) for k in range(18)]  # four are on the device, the others away
+    assert account.swapped == 14 * KB64.nbytes
+    alice.check(*handles)
+    handles += [alice.put(KB64 + k) for k in (18, 19)]
+    assert account.swapped == MIB
+    with pytest.raises(OutOfMemory):
+        alice.put(KB64)
+    others = [other.put(KB64 - k) for k in range(48)]
+    assert small.stats("swap_used") > 2 * MIB
+    other.check(*others)
+    assert account.swapped == MIB
+    account.set_limit(0)  # no limit any more
+    handles += [alice.put(KB64 + k) for k in range(20, 30)]
+    alice.check(*handles)
+    alice.session.free(handles)
+    assert account.swapped == 0
+    other.check(*others)
 
 
 def test_a_swap_in_files(backend: LocalBackend, tmp_path: Path) -> None:

@@ -118,6 +118,40 @@ def test_a_receiver_that_cannot_be_reached_is_told_by_the_sender(pair: tuple[Cal
     assert pair[0].get(handle) == [1.0]  # said once; the session goes on
 
 
+def test_a_receiver_is_told_that_its_sender_cannot_come(pair: tuple[Caller, Caller]) -> None:
+    """What waits there is poisoned with the reason, and what comes after it is not waited for, either."""
+    sender, receiver = sessions(pair)
+    inlet = receiver.inlet("the sender")
+    target = msgspec.structs.replace(inlet.target, address="nowhere:1", local_address="")
+    outlet = sender.outlet(inlet._replace(target=target))
+    x = pair[0].put([1.0])
+    for position in (0, 1):
+        sender.send(outlet, x)
+        receiver.receive(inlet, position, 60 + position)
+    with pytest.raises(RemoteOpError, match="could not connect to nowhere:1, to send") as caught:
+        sender.synchronize()
+    assert caught.value.kind == "BackendUnavailable"
+    sender.synchronize()  # said once
+    assert pair[0].get(x) == [1.0]
+    receiver.abandon(inlet, caught.value)
+    with pytest.raises(RemoteOpError, match="could not connect to nowhere:1, to send"):
+        pair[1].get(60)
+    with pytest.raises(RemoteOpError, match="the sender stopped sending"):
+        pair[1].get(61)
+    receiver.abandon(inlet, caught.value)  # does nothing the second time
+
+
+def test_who_came_is_not_abandoned(pair: tuple[Caller, Caller]) -> None:
+    sender, receiver = sessions(pair)
+    inlet = receiver.inlet("the sender")
+    outlet = sender.outlet(inlet)
+    sender.synchronize()  # it is connected now
+    receiver.abandon(inlet, NodeError("a mistake"))
+    sender.send(outlet, pair[0].put([5.0]))
+    receiver.receive(inlet, 0, 60)
+    assert pair[1].get(60) == [5.0]
+
+
 def test_a_sender_that_ends_leaves_nobody_waiting(pair: tuple[Caller, Caller]) -> None:
     sender, receiver = sessions(pair)
     inlet = receiver.inlet("node zero")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sys
@@ -50,14 +51,26 @@ def through(lasting: Node) -> Iterator[Callable[..., tuple[Proxy, Caller]]]:
     backends: list[RemoteBackend] = []
 
     def make(
-        target: Node | None = None, *, timeout: float = 10.0, heartbeat: float = 10.0, **options: object
+        target: Node | None = None,
+        *,
+        timeout: float = 10.0,
+        heartbeat: float = 10.0,
+        silence: float = math.inf,
+        **options: object,
     ) -> tuple[Proxy, Caller]:
         proxies.append(Proxy((target or lasting).server.address, **options))  # type: ignore[arg-type]
         address = proxies[-1].address
         transport = TcpTransport(stall_timeout=10)
         backends.append(
             RemoteBackend(
-                "tcp", transport, (address,), timeout=timeout, connect_timeout=5, shortcut=False, heartbeat=heartbeat
+                "tcp",
+                transport,
+                (address,),
+                timeout=timeout,
+                connect_timeout=5,
+                shortcut=False,
+                heartbeat=heartbeat,
+                silence=silence,
             )
         )
         return proxies[-1], Caller(backends[-1].connect(backends[-1].devices()[0]))
@@ -544,7 +557,7 @@ class _Slow:
 def test_a_node_that_is_busy_is_not_taken_for_dead(
     lasting: Node, through: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, caller = through(heartbeat=0.02)
+    _, caller = through(heartbeat=0.02, silence=0.1)
     value = caller.put([1, 2])
     caller.session.synchronize()
     slow = _Slow(lasting, monkeypatch)

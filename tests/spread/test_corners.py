@@ -3,20 +3,25 @@ random numbers of plans that are gathered."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from spread.programs import FLAT, X
 
 from genie.device import Device
+from genie.errors import BackendUnavailable, RemoteOpError
 from genie.graph import Graph, Input, Many, Node, Ref
-from genie.interfaces import Session
+from genie.interfaces import Connection, Session
 from genie.plan import ExecutionPlan
+from genie.remote import NodeServer, RemoteBackend
+from genie.remote.outlets import Outlet
 from genie.schedule import Scheduler
 from genie.spread import Residency, SpreadSession
-from genie.testing import NullBackend
+from genie.testing import MemoryTransport, NullBackend
 from genie.testing.plans import pack, unpack
 
+_UNHEARD = 10.0  # seconds; a receiver waits for half a minute
 NEG = Graph((X, X), (Input(0),), (Node(0, "aten::neg", "", (Ref(0),), (1,)),), (1,))
 DOUBLE = Graph((X,), (Input(0),), (Node(0, "aten::add_", "Tensor", (Ref(0), Ref(0), 1), (-1,), (0,)),), ())
 VIEW = Graph((X, FLAT), (Input(0),), (Node(0, "aten::view", "", (Ref(0), Many((4,))), (1,), aliases=((1, 0),)),), (1,))
@@ -143,3 +148,36 @@ def test_a_gathered_plan_draws_from_the_one_stream(members: list[Session], at: C
     expected = drawn((draw, [20, 2, 2]), (draw, [21, 2, 2]), (draw, [22, 2, 2]))
     assert drawn((draw, [30, 2, 2]), (both, [31, 10, 11, 1, 2, 2]), (draw, [32, 2, 2])) == expected
     assert look(spread, 10) == [-2.0, -4.0, -6.0, -8.0]
+
+
+def test_a_node_that_cannot_reach_another_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the look that waits for what it should have sent, and by each one after it."""
+    transport = MemoryTransport(stall_timeout=10.0)
+    nodes = [NodeServer(NullBackend(), transport, f"node{number}:0") for number in (0, 1)]
+    for node in nodes:
+        node.start()
+    backend = RemoteBackend("memory", transport, [node.address for node in nodes], timeout=60.0)
+    try:
+        members: list[Session] = [backend.connect(device) for device in backend.devices()]
+        monkeypatch.setattr(Outlet, "_connect", _cut_off)
+        spread = SpreadSession(Device(id="auto", type="null", memory_gb=1, compute_tflops=1), members, None)
+        scheduler = Scheduler([member.device for member in members])
+        scheduler.set_placement_strategy(Told({0: members[0].device.id, 1: members[1].device.id}))
+        twice = Graph((X, X, X), (Input(0),), (*NEG.steps, Node(1, "aten::neg", "", (Ref(1),), (2,))), (2,))
+        plan = spread.load(scheduler.schedule(twice))
+        spread.upload(1, X, pack([1.0, 2.0, 3.0, 4.0]))
+        spread.execute_words(plan, [10, 1])
+        started = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(RemoteOpError, match=r"could not connect to node1:\d+, to send: cut off"):
+                look(spread, 10)
+        assert time.monotonic() - started < _UNHEARD
+        assert look(spread, 1) == [1.0, 2.0, 3.0, 4.0]
+    finally:
+        backend.close()
+        for node in nodes:
+            node.close()
+
+
+def _cut_off(_: Outlet) -> Connection:
+    raise BackendUnavailable("cut off")

@@ -17,6 +17,7 @@ from genie import backoff
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, ProtocolError, VersionMismatch
 from genie.interfaces import Connection
 from genie.remote import NodeServer, RemoteBackend
+from genie.telemetry import counters
 from genie.testing import Caller, NullBackend, TransportSuite
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
@@ -225,8 +226,10 @@ def test_the_error_of_a_damaged_greeting_is_clean() -> None:
     sock, theirs = socket.socketpair()
     connection = CheckedConnection(sock, "peer", Limits(), 5.0, 0.0)
     theirs.sendall(bytes([PREAMBLE[0] ^ 4]) + PREAMBLE[1:])
+    before = counters.snapshot().get("damaged", 0)
     with pytest.raises(ConnectionLost, match="damaged"):
         connection.receive(_fresh, 5.0)
+    assert counters.snapshot()["damaged"] == before + 1
     connection.close()
     theirs.close()
 

@@ -102,9 +102,11 @@ class NativeBudget(Protocol):
 
 
 class NativeAccount(Protocol):
-    """Bytes that a tenant's sessions have, and may have, together; what they share counts once."""
+    """Bytes that a tenant's sessions have, and may have, together; what they share counts once. ``swapped`` are in the
+    swap."""
 
     live: int
+    swapped: int
 
     def set_limit(self, limit: int) -> None: ...
 

@@ -61,6 +61,10 @@ class Tenants:
     def usage(self) -> Mapping[str, Usage]:
         with self._lock:
             return {
-                name: Usage(tenant.account.live, sum(flow.seconds for flow in tenant.flows.values()))
+                name: Usage(
+                    tenant.account.live,
+                    sum(flow.seconds for flow in tenant.flows.values()),
+                    tenant.account.swapped,
+                )
                 for name, tenant in self._tenants.items()
             }

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from xxhash import xxh3_64_intdigest as digest
 
 from genie.errors import AccessDenied, ConnectionLost, DeadlineExceeded, GenieError, Stage, VersionMismatch
+from genie.telemetry import counters
 from genie.wire import Buffer, Limits, frames
 from genie_backend_tcp.connection import SocketConnection, behind
 from genie_backend_tcp.progress import Progress
@@ -289,4 +290,5 @@ def _meant(first: bytes) -> bool:
 
 
 def _damaged(peer: str) -> ConnectionLost:
+    counters.add("damaged")
     return ConnectionLost("bytes arrived damaged", where=peer, hint=_DAMAGED)

@@ -50,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     recovery: bool = False  # a program goes on, on another node or the same one started anew, when its node dies
     recovery_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50
     recovery_seconds: _Seconds = 60.0  # for looking for a node
+    recovery_silence_seconds: _Seconds = 30.0  # of a node that does not answer, before it is given up
     recovery_log_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     recovery_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 30
     checkpoint_interval: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0  # seconds; 0: none
@@ -311,6 +312,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "lease_seconds": _check_finite,
     "heartbeat_seconds": _check_finite,
     "recovery_seconds": _check_finite,
+    "recovery_silence_seconds": _check_finite,
     "checkpoint_interval": _check_finite,
     "spin_us": _check_finite,
     "execution_seconds": _check_finite,

@@ -103,6 +103,16 @@ class Linked(Protocol):
 
 
 @runtime_checkable
+class Abandoning(Protocol):
+    """What a linked session may be besides: one that need not wait for a sender that cannot come. Its sender's
+    ``synchronize`` says so."""
+
+    def abandon(self, inlet: Any, reason: GenieError) -> None:
+        """From any thread, at any time: who waits for the next value of ``inlet`` is told this, unless its sender
+        connected. Does not raise."""
+
+
+@runtime_checkable
 class Snapshotting(Protocol):
     """What a session may be besides: one whose state can be told and given to another (:mod:`genie.snapshots`)."""
 

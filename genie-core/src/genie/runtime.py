@@ -12,7 +12,15 @@ from genie import config, telemetry, tracing
 from genie.annotate import annotate
 from genie.device import Device
 from genie.engines import DeviceEngine, SpreadEngine, everything
-from genie.errors import BackendError, BackendUnavailable, ConfigError, GenieError, PluginError
+from genie.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GenieError,
+    PluginError,
+)
 from genie.execute import Executor
 from genie.graph import Graph
 from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Recalling, Session
@@ -143,19 +151,18 @@ class Runtime:
             return self._engines[key]
 
     def _connected(self, backend: str, devices: Sequence[Device]) -> list[Session]:
-        sessions: list[Session] = []
-        try:
-            for device in devices:
-                sessions.append(self._backends[backend].connect(device))
-        except BaseException:
-            for session in sessions:
-                session.close()
-            raise
-        if self.settings.recovery:
-            from genie.lineage import Terms, guarded  # which takes longer to import than all that connects without
+        its = self._backends[backend]
+        if not self.settings.recovery:
+            return _connect(its, devices)
+        # They take longer to import than all that connects without.
+        from genie.lineage import Terms, elsewhere, guarded
 
-            return guarded(sessions, self._backends[backend], Terms.from_settings(self.settings))
-        return sessions
+        terms = Terms.from_settings(self.settings)
+        try:
+            sessions = _connect(its, devices)
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded) as error:
+            sessions = elsewhere(devices, its, terms, error)
+        return guarded(sessions, its, terms, devices)
 
     def executor(self, indices: Sequence[int] = (0,), backend: str = "") -> Executor:
         """Runs whole plans on devices, in sessions apart from the frontends'."""
@@ -282,6 +289,18 @@ class Runtime:
                     raise
                 self._backends[name], self._devices[name] = backend, devices
             return self._devices[name]
+
+
+def _connect(backend: Backend, devices: Sequence[Device]) -> list[Session]:
+    sessions: list[Session] = []
+    try:
+        for device in devices:
+            sessions.append(backend.connect(device))
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
+    return sessions
 
 
 # --- the one of this process ---------------------------------------------------------------------

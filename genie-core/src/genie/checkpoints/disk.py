@@ -44,10 +44,19 @@ class DiskCheckpoints:
 
     At most ``max_bytes`` are on the disk (0: no limit) and ``keep`` checkpoints, the oldest go first. While one is
     written, the one before it stays: there must be room for what changed between both. Without ``weights``, contents
-    that sessions know by digest are not kept: who loads needs a node that has them.
+    that sessions know by digest are not kept: who loads needs a node that has them. Unless ``durable``, nothing waits
+    for the disk: checkpoints outlive the process, and not a crash of the host.
     """
 
-    def __init__(self, directory: str | Path, *, max_bytes: int = 0, keep: int = 2, weights: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        max_bytes: int = 0,
+        keep: int = 2,
+        weights: bool = True,
+        durable: bool = True,
+    ) -> None:
         if keep < 1 or max_bytes < 0:
             raise CheckpointError(f"keep={keep} checkpoints in {max_bytes} bytes: at least one is kept")
         self._directory = Path(directory)
@@ -55,6 +64,7 @@ class DiskCheckpoints:
         self._most = max_bytes
         self._keep = keep
         self._weights = weights
+        self._durable = durable
         self._lock = threading.Lock()
         self._closed = False
         self._locked = Locked(self._directory)
@@ -124,7 +134,7 @@ class DiskCheckpoints:
         self._make_room(needed, {content.digest for content in contents})
         contents.extend(self._read(session, memory) for memory in missing)
         manifest = Manifest(made=time.time(), note=note, snapshot=snapshot, contents=tuple(contents))
-        write_manifest(self._directory, f"{number:016d}{_SUFFIX}", manifest, small)
+        write_manifest(self._directory, f"{number:016d}{_SUFFIX}", manifest, small, durable=self._durable)
         return manifest
 
     def _last_small(self) -> dict[tuple[int, int], memoryview]:
@@ -174,7 +184,7 @@ class DiskCheckpoints:
                 hasher.update(part)
                 yield part
 
-        write(self._contents, hasher.hexdigest, parts())
+        write(self._contents, hasher.hexdigest, parts(), durable=self._durable)
         return Content(memory.id, memory.version, hasher.digest(), memory.bytes)
 
     # --- loading ------------------------------------------------------------------------------------
@@ -248,7 +258,8 @@ class DiskCheckpoints:
         for number in numbers:
             self._file(number).unlink(missing_ok=True)
             del self._manifests[number]
-        sync(self._directory)
+        if self._durable:
+            sync(self._directory)
         self._collect(using)
 
     def _collect(self, using: Collection[_Digest] = ()) -> None:

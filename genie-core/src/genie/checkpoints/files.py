@@ -82,19 +82,22 @@ class Locked:
         os.close(self._file)
 
 
-def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer]) -> None:
-    """A file of these bytes, on the disk when this returns; what it is called is asked when all is written."""
+def write(directory: Path, name: Callable[[], str], parts: Iterable[Buffer], *, durable: bool = True) -> None:
+    """A file of these bytes; what it is called is asked when all is written. If it is to be ``durable``, it is on the
+    disk when this returns."""
     unfinished = directory / f"{os.getpid()}{UNFINISHED}"
     try:
         file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for part in parts:
                 _write_all(file, memoryview(part))
-            os.fsync(file)
+            if durable:
+                os.fsync(file)
         finally:
             os.close(file)
         unfinished.replace(directory / name())
-        sync(directory)
+        if durable:
+            sync(directory)
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -120,12 +123,14 @@ def size_of(snapshot: Snapshot, note: bytes) -> int:
     return 1024 + len(_encode(snapshot)) + len(note) + 96 * len(snapshot.memories)
 
 
-def write_manifest(directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer]) -> None:
+def write_manifest(
+    directory: Path, name: str, manifest: Manifest, small: Iterable[Buffer], *, durable: bool = True
+) -> None:
     """The checkpoint's own file: magic, digest of the rest, size of the manifest, manifest, small contents."""
     body = _encode(manifest)
     head = len(body).to_bytes(8, "little") + body
     rest = b"".join((head, *small))
-    write(directory, lambda: name, (_MAGIC, digest(rest), rest))
+    write(directory, lambda: name, (_MAGIC, digest(rest), rest), durable=durable)
 
 
 def read_manifest(path: Path) -> tuple[Manifest, memoryview]:

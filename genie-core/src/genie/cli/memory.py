@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genie import config
-from genie.cli.printing import Json, out, print_json
+from genie.cli.printing import Json, escape, out, print_json
 from genie.cli.top import size_text
 
 
@@ -21,6 +21,8 @@ def memory(address: str, as_json: Json = False) -> None:
         return
     for table in (_devices(told), _sessions(told)):
         out.print(table)
+    for tenant, size in told.swapped.items():
+        out.print(escape(f"swap: {size_text(size)} of {tenant or 'anonymous'}"))
     out.print(f"host: {size_text(told.content)} of contents by digest, {size_text(told.buffers)} of free buffers")
 
 

@@ -129,7 +129,8 @@ class Checkpointing:
             except BackendUnavailable as error:
                 log.warning("checkpoints go to disk", reason=error.message)
         directory = self._directory / f"checkpoints-{member.number}"
-        return _Shelf(DiskCheckpoints(directory, max_bytes=self._bytes // members, keep=_KEEP))
+        # They are for this process alone: a crash of its host needs none.
+        return _Shelf(DiskCheckpoints(directory, max_bytes=self._bytes // members, keep=_KEEP, durable=False))
 
     def _remove(self, shelves: Iterable[_Shelf]) -> None:
         for shelf in shelves:

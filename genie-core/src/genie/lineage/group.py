@@ -43,9 +43,14 @@ _HINT = "what was on it is lost: call genie.shutdown() and begin anew"
 class Group:
     """``lock`` is held by whoever calls one of the sessions, but to free."""
 
-    def __init__(self, sessions: Sequence[Recoverable], backend: Backend, terms: Terms) -> None:
+    def __init__(
+        self, sessions: Sequence[Recoverable], backend: Backend, terms: Terms, devices: Sequence[Device]
+    ) -> None:
         self.lock = threading.Lock()
-        self.members = tuple(Member(number, session) for number, session in enumerate(sessions))
+        self.members = tuple(
+            Member(number, session, device)
+            for number, (session, device) in enumerate(zip(sessions, devices, strict=True))
+        )
         self.log = Log()
         self.freed: deque[tuple[int, Sequence[int]]] = deque()  # by member; anybody may add at any moment
         self.dropped: deque[tuple[int, int]] = deque()  # loops nobody iterates any more: member, loop
@@ -222,8 +227,9 @@ class Group:
                 member.follow(entries)
 
     def recall(self, member: Member) -> None:
-        """Have its session take back what it was asked; the lock is held. What was done of that is not known, so it
-        can't be repeated: the next checkpoint makes up for it."""
+        """Have its session take back what it was asked; the lock is held. What was done of that decides what values are
+        now, and which random numbers are next, and only the node knows it: the log does not lead here any more, and the
+        next checkpoint begins it anew."""
         if self._over is not None:
             raise self._over_again()
         # While a recovery is interrupted nothing is under way anywhere.
@@ -235,7 +241,7 @@ class Group:
             if not self._is_loss(error):
                 raise
             return  # nor is it on a node that is gone: the next call notices
-        self.give_up("work was taken back, and how far it had come is not known")
+        self.give_up("work was cancelled, and how much of it was done only its node knows")
 
     def checkpoint(self) -> bool:
         """Keep the state of now, if nothing is under way; whether the log begins anew."""
@@ -306,24 +312,11 @@ class Group:
             self._numbers[name] += number
 
     def _rebuild(self) -> None:
-        places: list[Device] = []
-        sessions: list[Recoverable] = []
-        began = time.monotonic()
-        try:
-            for member in self.members:
-                session, place = self._places.connect(member.device, places)
-                sessions.append(session)
-                places.append(place)
-        except BaseException:
-            for session in sessions:
-                session.close()
-            raise
-        finally:
-            self._budget.spend(time.monotonic() - began)
+        found = self._places.connect_all([member.device for member in self.members], self._budget)
         # From here on they are the members': whoever interrupts this leaves them to be closed by the next attempt.
-        for member, session in zip(self.members, sessions, strict=True):
+        for member, (session, _) in zip(self.members, found, strict=True):
             member.session = session
-        for member, session, place in zip(self.members, sessions, places, strict=True):
+        for member, (session, place) in zip(self.members, found, strict=True):
             member.move(session, place)
         for member in self.members:
             self.checkpointing.load(member)

@@ -49,12 +49,12 @@ class _Renewed:
 
 
 class Member:
-    """``number`` is its place in the group; ``device`` the one it began on."""
+    """``number`` is its place in the group; ``device`` what it goes by."""
 
-    def __init__(self, number: int, session: Recoverable) -> None:
+    def __init__(self, number: int, session: Recoverable, device: Device) -> None:
         self.number = number
         self.session = session
-        self.device: Device = session.device
+        self.device = device
         self.place: Device = session.device  # where it is now
         self.plans: list[ExecutionPlan] = []
         self._loading: list[ExecutionPlan] = []

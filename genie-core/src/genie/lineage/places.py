@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from genie.device import Device
 from genie.errors import BackendUnavailable, GenieError
 from genie.interfaces import Backend
+from genie.lineage.budget import Budget
 from genie.lineage.member import Member, Recoverable
 
 
@@ -29,6 +31,21 @@ class Places:
             assert isinstance(session, Recoverable)
             return session, place
         raise BackendUnavailable(f"no node could take the place of {device.id}", where=device.address or "")
+
+    def connect_all(self, devices: Sequence[Device], budget: Budget) -> list[tuple[Recoverable, Device]]:
+        """In place of those on all of ``devices``; the time that takes is of the ``budget``."""
+        made: list[tuple[Recoverable, Device]] = []
+        began = time.monotonic()
+        try:
+            for device in devices:
+                made.append(self.connect(device, [place for _, place in made]))
+        except BaseException:
+            for session, _ in made:
+                session.close()
+            raise
+        finally:
+            budget.spend(time.monotonic() - began)
+        return made
 
     def apart(self, member: Member) -> tuple[Recoverable, Device]:
         """A session on another node than the member's."""

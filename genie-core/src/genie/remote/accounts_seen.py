@@ -23,6 +23,7 @@ class AccountView(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0  # for a place
     memory_bytes: int = 0  # what is shared by its sessions counts once
     memory_quota: int = 0
+    swap_bytes: int = 0  # of its values that left their device
     at_work: int = 0  # messages, where they have a quota
     in_flight_quota: int = 0
     plans: int = 0
@@ -92,6 +93,7 @@ def _account(account: Account, used: Usage, total: float, queue: tuple[WaitingVi
         waiting=sum(each.tenant == name for each in queue),
         memory_bytes=used.memory_bytes,
         memory_quota=quota.memory,
+        swap_bytes=used.swap_bytes,
         at_work=account.at_work,
         in_flight_quota=quota.in_flight,
         plans=account.plans,

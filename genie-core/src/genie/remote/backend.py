@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Sequence
 
@@ -15,11 +16,12 @@ from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded
 from genie.interfaces import Connection, Transport
 from genie.remote.access import Access
-from genie.remote.greeting import Met, Wish, farewell, quicker
+from genie.remote.greeting import Met, Wish, farewell, meet, quicker
 from genie.remote.rejoining import Rejoining, Reunion
 from genie.remote.session import RemoteSession
 from genie.remote.traced import TracedSession
 from genie.wire import traces
+from genie.wire.channels import Target
 from genie.wire.messages import Back
 
 
@@ -45,6 +47,7 @@ class RemoteBackend:
         heartbeat: float = 10.0,
         wish: Wish | None = None,
         refused: float = 2.0,
+        silence: float = math.inf,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -58,6 +61,7 @@ class RemoteBackend:
         self._heartbeat = heartbeat
         self._wish = wish
         self._refused = refused
+        self._silence = silence
         self._lock = threading.Lock()
         self._devices: tuple[Device, ...] | None = None
         self._quicker: dict[str, str] = {}
@@ -77,7 +81,9 @@ class RemoteBackend:
             resumes=settings.lease_seconds > 0,
             heartbeat=settings.heartbeat_seconds,
             wish=Wish(settings.admission_seconds, settings.priority),
-            refused=0.5 if settings.recovery else 2.0,  # recovered elsewhere, it need not be waited for
+            # Recovered elsewhere, it need not be waited for.
+            refused=0.5 if settings.recovery else 2.0,
+            silence=settings.recovery_silence_seconds if settings.recovery else math.inf,
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -126,6 +132,7 @@ class RemoteBackend:
         met = self._meet(device.address, device.index)
         session = self._session(met, device, device.address)
         session.speaks(met.welcome.minor)
+        session.speak = self._speak
         with self._lock:
             self._sessions = [known for known in self._sessions if not known.closed]
             self._sessions.append(session)
@@ -158,6 +165,11 @@ class RemoteBackend:
             wish=self._wish,
         )
 
+    def _speak(self, target: Target) -> Connection:
+        """As a session that sends there."""
+        timeout = self._connect_timeout
+        return meet(self._transport, target.address, -1, timeout, channel=target.token).connection
+
     def _lasting(self, met: Met, node: str) -> Connection:
         """The connection, or one that is made anew when it breaks, if the node keeps sessions so long."""
         welcome = met.welcome
@@ -179,6 +191,7 @@ class RemoteBackend:
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
             refused=self._refused,
+            silence=self._silence,
         )
         return Rejoining(met.connection, reunion)
 

@@ -67,6 +67,11 @@ class Channels:
         for outlet in self._outlets.values():
             outlet.close()
 
+    def settle(self) -> GenieError | None:
+        """Wait until all outlets are connected, or one is known that cannot be: why, said once."""
+        failures = (outlet.settle() for outlet in self._outlets.values())
+        return next((failure for failure in failures if failure is not None), None)
+
     def sends(self) -> bool:
         """Whether others may wait for what this session does."""
         return bool(self._outlets)

@@ -60,12 +60,14 @@ class SessionMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """``content`` is host memory of contents by digest, ``buffers`` host memory kept free for what arrives."""
+    """``content`` is host memory of contents by digest, ``buffers`` host memory kept free for what arrives. Whom
+    ``swapped`` does not name has none there, or is somebody else's business, or the node keeps no accounts."""
 
     devices: tuple[DeviceMemory, ...] = ()
     sessions: tuple[SessionMemory, ...] = ()  # those that hold most first
     content: int = 0
     buffers: int = 0
+    swapped: dict[str, int] = {}  # bytes in the swap, by tenant
 
 
 def holdings(node: NodeServer, who: Identity | None = None, look: Look | None = None) -> NodeMemory:
@@ -96,6 +98,11 @@ def holdings(node: NodeServer, who: Identity | None = None, look: Look | None = 
         devices=tuple(devices),
         sessions=tuple(sorted(seen, key=lambda each: (-each.live - each.away, each.id))),
         content=node.content().stats()["content_bytes"],
+        swapped={
+            tenant: used.swap_bytes
+            for tenant, used in sorted(node.reception.usage().items())
+            if used.swap_bytes and (who is None or who.may(Scope.ADMIN) or tenant == who.tenant)
+        },
         buffers=max((meter.said.get("kept_bytes", 0) for meter in look.open.values()), default=0),
     )
 

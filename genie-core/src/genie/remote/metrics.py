@@ -115,6 +115,7 @@ def _growing(view: NodeView) -> Iterable[Metric]:
     yield _counter("genie_refused", "Clients refused.", {(k,): n for k, n in view.refused.items()}, ("reason",))
     plain = (
         ("genie_sessions_resumed", "Clients that came back to their session.", view.resumed),
+        ("genie_damaged", "Times that bytes arrived which their checksum did not fit.", view.damaged),
         ("genie_received_bytes", "Bytes of messages from clients.", view.bytes_in),
         ("genie_sent_bytes", "Bytes of messages to clients.", view.bytes_out),
         ("genie_failures", "Requests answered by an error.", view.failures),
@@ -177,6 +178,12 @@ def _quotas(view: NodeView) -> Iterable[Metric]:
         "genie_tenant_quota_bytes",
         "Device memory it may have; 0 is no limit.",
         {at: t.memory_quota for at, t in its.items()},
+        of,
+    )
+    yield _gauge(
+        "genie_tenant_swap_bytes",
+        "Of its values that left their device.",
+        {at: t.swap_bytes for at, t in its.items()},
         of,
     )
     yield _counter(

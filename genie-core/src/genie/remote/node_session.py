@@ -532,6 +532,12 @@ class NodeSession:
 
     def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
         self._session.synchronize()
+        with self.pace.elsewhere():
+            failure = self._channels.settle()
+        if failure is not None:
+            if self._deferred is failure:
+                self._deferred = None
+            raise failure
         return Kind.DONE, b"", None
 
     def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:

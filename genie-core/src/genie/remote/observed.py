@@ -15,6 +15,7 @@ from genie.remote.accounts_seen import ReceptionView, see
 from genie.remote.holdings import NodeMemory, holdings
 from genie.remote.meters import BOUNDS, Look, Tally, cumulated
 from genie.remote.server import NodeServer
+from genie.telemetry import counters
 from genie.wire import Kind
 
 
@@ -97,6 +98,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     requests: dict[str, int] = {}  # by kind of record
     refused: dict[str, int] = {}  # by reason
     resumed: int = 0  # how often clients came back to their sessions
+    damaged: int = 0  # how often bytes arrived that a checksum did not fit, in the whole process
     bounds: tuple[float, ...] = BOUNDS
     latencies: dict[str, Latency] = {}  # by stage
     bytes_in: int = 0
@@ -137,6 +139,7 @@ def observe(node: NodeServer) -> NodeView:
         requests=requests,
         refused=dict(look.refused),
         resumed=look.resumed,
+        damaged=int(counters.snapshot().get("damaged", 0)),
         latencies={stage: Latency(*cumulated(row)) for stage, row in total.rows.items()},
         bytes_in=total.bytes_in,
         bytes_out=total.bytes_out,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from genie.errors import DeadlineExceeded, GenieError, NodeError, Stage
+from genie.errors import DeadlineExceeded, GenieError, NodeError, RemoteOpError, Stage
 from genie.host import HostValue, flat
 from genie.interfaces import Connection, Transport
 from genie.remote.greeting import meet
@@ -44,6 +44,8 @@ class Outlet:
         self._ended = False
         self._stuck: DeadlineExceeded | None = None  # why it ended, if the session was not told yet
         self._connection: Connection | None = None
+        self._failure: GenieError | None = None  # why it could not be connected
+        self._tried = threading.Event()  # to connect, with whatever result
         self._thread = threading.Thread(target=self._run, name="genie-outlet", daemon=True)
         self._thread.start()
 
@@ -90,6 +92,8 @@ class Outlet:
             except GenieError as error:
                 self._cannot(error)
                 raise
+            finally:
+                self._tried.set()
             with self._changed:
                 self._connection = connection
             seq = 0
@@ -115,13 +119,13 @@ class Outlet:
             wanted = not self._ended
         # A node that refuses says that the receiver's session is gone: its client knows.
         if wanted and self._told is not None and not isinstance(error, NodeError):
-            self._told(
-                NodeError(
-                    f"{self._node} could not connect to {self._target.address}, to send: {error.message}",
-                    where=self._target.address,
-                    hint=error.hint,
-                )
+            self._failure = RemoteOpError(
+                f"{self._node} could not connect to {self._target.address}, to send: {error.message}",
+                kind=type(error).__name__,
+                where=self._target.address,
+                hint=error.hint,
             )
+            self._told(self._failure)
 
     def _connect(self) -> Connection:
         target = self._target
@@ -137,6 +141,13 @@ class Outlet:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             return None if self._ended else self._waiting.popleft()
+
+    def settle(self) -> GenieError | None:
+        """Wait until it is connected, or known that it cannot be: why, said once."""
+        self._tried.wait(2 * _CONNECT_SECONDS)
+        with self._changed:
+            failure, self._failure = self._failure, None
+        return failure
 
     def end(self) -> None:
         """From any thread: nothing is sent any more, and nobody waits."""

@@ -59,6 +59,7 @@ class Reunion:
     heartbeat: float
     connect_timeout: float
     refused: float = 2.0  # where nobody listens the node has ended, or what stands between is being restarted
+    silence: float = math.inf  # of a node that is there and answers nothing, not even here: then it is given up
 
 
 class Rejoining:
@@ -84,6 +85,7 @@ class Rejoining:
         self._out = 1  # the messages before this number went out whole by this connection
         self._first = _begun(connection) - 1  # messages that it had begun before those: the greeting
         self._beat = reunion.heartbeat
+        self._silent = 0.0  # seconds of waiting without a sign of life
         self._early: deque[Message] = deque()  # received already, and counted
         self._answered: bytes | None = None  # the latest one's header: all messages up to its question arrived
         self._look_at = _TIDY_BYTES
@@ -175,13 +177,16 @@ class Rejoining:
             if self._early:
                 return self._early.popleft()
             beat = self._beat if self._missed != self.heard else min(self._beat, _GRACE_SECONDS)
+            beat = min(beat, self._bearable)
             wait = beat if timeout is None or timeout - waited > beat else max(timeout - waited, 0.001)
             try:
                 message = self._connection.receive(allocate, wait)
                 self.heard += 1
+                self._silent = 0.0
                 break
             except DeadlineExceeded as error:
                 waited += wait
+                self._silent += wait
                 if not (error.midway or (wait >= beat and self._lost())):
                     if timeout is not None and waited >= timeout:
                         raise
@@ -215,18 +220,30 @@ class Rejoining:
         """Ask the node, on a connection of its own, whether something was said that did not arrive. A node at work is
         only slow; one that does not answer here, either, or does not let us in any more, may be: of a dead host the
         link itself will tell."""
+        began = time.monotonic()
         try:
-            met = self._meet(max(self._beat, _SHORTEST_ATTEMPT), probe=True)
+            met = self._meet(min(max(self._beat, _SHORTEST_ATTEMPT), self._bearable), probe=True)
             met.connection.close()
         except SessionClosed:  # as will be told to who comes back
             return True
-        except GenieError as error:
+        except (BackendUnavailable, ConnectionLost, DeadlineExceeded, TlsFailed) as error:
+            self._silent += time.monotonic() - began
+            if self._silent >= self.reunion.silence:
+                self._over = ConnectionLost(
+                    f"the node said nothing for {self._silent:.3g} s ({error.message})",
+                    where=self.reunion.addresses[0],
+                )
+                raise self._over from error
             log.warning(
                 "the node is silent, and does not answer when it is asked: waiting for it",
                 node=self.reunion.addresses[0],
                 reason=error.message,
             )
             return False
+        except GenieError:  # it answers, if not as one would like
+            self._silent = 0.0
+            return False
+        self._silent = 0.0
         standing = _standing(met)
         if standing.told > self.heard:
             # It may be on its way still: it is lost when nothing has come shortly after, either.
@@ -236,6 +253,11 @@ class Rejoining:
         idle = not standing.busy and standing.taken != (self.kept.next - 1) & frames.SEQ_MASK
         stuck, self._stuck = self._stuck, standing.taken if idle else -1
         return idle and stuck == standing.taken
+
+    @property
+    def _bearable(self) -> float:
+        """Seconds for which more silence is borne, and one more attempt is worth it."""
+        return max(self.reunion.silence - self._silent, _SHORTEST_ATTEMPT)
 
     def _meet(self, timeout: float, *, probe: bool = False, attempt: int = 0, cancel: int | None = None) -> Met:
         reunion = self.reunion
@@ -274,7 +296,7 @@ class Rejoining:
             self._got_through, self._trouble, self._pauses = got_through, now, pauses()
         else:  # a link that breaks again and again before anything has got through is no link
             time.sleep(next(self._pauses))
-        end = refused_end = self._trouble + self.reunion.lease
+        end = refused_end = self._trouble + min(self.reunion.lease, self.reunion.silence)
         attempt, began, told_at = -1, now, now + _QUIET_SECONDS
         while now < end:
             attempt += 1
@@ -307,9 +329,13 @@ class Rejoining:
             time.sleep(pause)
         if refused_end < end:
             raise ConnectionLost(f"{broken.message}, and nobody listens there any more", where=where) from reason
+        within = (
+            f"the session's lease of {self.reunion.lease:g} s"
+            if self.reunion.lease <= self.reunion.silence
+            else f"{self.reunion.silence:g} s"
+        )
         raise ConnectionLost(
-            f"{broken.message}, and the node was not reached again within the session's lease of "
-            f"{self.reunion.lease:g} s ({reason.message})",
+            f"{broken.message}, and the node was not reached again within {within} ({reason.message})",
             where=where,
         ) from reason
 

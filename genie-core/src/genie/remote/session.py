@@ -16,7 +16,7 @@ import msgspec
 
 from genie import codec
 from genie.device import Device
-from genie.errors import BackendError, LimitExceeded, LocalProtocolError, PlanError, ProtocolError
+from genie.errors import BackendError, GenieError, LimitExceeded, LocalProtocolError, PlanError, ProtocolError
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Buffer, Connection
@@ -29,7 +29,7 @@ from genie.remote.offers import Offers
 from genie.remote.remote_state import RemoteState, stage_all
 from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Timing
-from genie.wire import Dialogue, Kind, Limits, channels, messages, profiles
+from genie.wire import Dialogue, Kind, Limits, channels, frames, messages, profiles
 
 INLINE = 1 << 16  # smaller uploads wait in the outbox for company
 OFFERED = 1 << 14  # shared uploads from this size on are offered by digest first
@@ -68,6 +68,7 @@ class RemoteSession:
         self._executions = 0
         self._inlets = 0
         self._outlets = 0
+        self.speak: Callable[[channels.Target], Connection] | None = None  # how to send through an inlet
 
     # --- work -------------------------------------------------------------------------------------
 
@@ -200,6 +201,17 @@ class RemoteSession:
             self._outlets = number + 1
             self._conversation.queue(Kind.OUTLET, channels.put(channels.Outlet(number=number, target=inlet.target)))
             return number
+
+    def abandon(self, inlet: Inlet, reason: GenieError) -> None:
+        """See :class:`genie.interfaces.Abandoning`: it is said by a connection of its own, as its sender would."""
+        if self.speak is None:
+            return
+        with contextlib.suppress(GenieError):  # the sender came, after all, or the session is gone
+            connection = self.speak(inlet.target)
+            try:
+                connection.send(frames.one(1, Kind.ERROR, messages.put_error(reason)))
+            finally:
+                connection.close()
 
     def send(self, outlet: int, handle: int) -> None:
         with self._lock:

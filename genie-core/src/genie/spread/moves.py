@@ -7,7 +7,7 @@ from typing import Any
 
 from genie.errors import RemoteOpError
 from genie.host import HostValue
-from genie.interfaces import Linked, Poisoning, Session
+from genie.interfaces import Abandoning, Linked, Poisoning, Session
 
 
 class Moves:
@@ -16,6 +16,7 @@ class Moves:
     def __init__(self, members: Sequence[Session]) -> None:
         self._members = members
         self._ways: dict[tuple[int, int], tuple[int, Any]] = {}  # (outlet there, inlet here)
+        self._new: dict[int, list[tuple[Session, Any]]] = {}  # … that may lead nowhere: by source, the other ends
         self._sent: dict[tuple[int, int], int] = {}  # how many values, by way
         self._position: dict[tuple[int, int, int], int] = {}  # of what was sent and not yet received
         self._carried: dict[tuple[int, int, int], HostValue | RemoteOpError] = {}
@@ -40,6 +41,22 @@ class Moves:
         except RemoteOpError as error:
             self._carried[source, handle, target] = error
         self.carried += 1
+
+    def prove(self) -> None:
+        """To be called before anybody waits for what is under way, and costs an answer for each new way. A sender that
+        cannot reach a receiver says so here; the receiver, which would wait for long, is told. Raises what the sender
+        says."""
+        while self._new:
+            source, ends = next(iter(self._new.items()))
+            try:
+                self._members[source].synchronize()
+            except RemoteOpError as error:
+                for receiver, inlet in ends:
+                    if isinstance(receiver, Abandoning):
+                        receiver.abandon(inlet, error)
+                del self._new[source]
+                raise
+            del self._new[source]
 
     def under_way(self, source: int, handle: int, target: int) -> bool:
         """Whether it was sent, and not yet received."""
@@ -74,4 +91,5 @@ class Moves:
                 return None
             inlet = receiver.inlet(sender.device.id)
             known = self._ways[source, target] = (sender.outlet(inlet), inlet)
+            self._new.setdefault(source, []).append((receiver, inlet))
         return known

@@ -123,6 +123,8 @@ class SpreadSession:
 
     def _iterated(self, iterations: Iterator[tuple[Buffer, ...]], member: int) -> Iterator[tuple[Buffer, ...]]:
         try:
+            with self._lock:
+                self._values.moves.prove()
             yield from iterations
         except RemoteOpError as error:
             with self._lock:
@@ -267,6 +269,7 @@ class SpreadSession:
     def synchronize(self) -> None:
         with self._lock:
             self._sweep()
+            self._values.moves.prove()
             for member in self.members:
                 member.synchronize()
 

@@ -106,6 +106,7 @@ class Values:
             return HostValue(spec, out)
         member, there = self.directory.home(handle)
         try:
+            self.moves.prove()
             return self._members[member].fetch(there, out)
         except RemoteOpError as error:
             raise self.told(error, member) from None
@@ -115,6 +116,7 @@ class Values:
             return self._unplaced[handle][0]
         member, there = self.directory.home(handle)
         try:
+            self.moves.prove()
             return self._members[member].describe(there)
         except RemoteOpError as error:
             raise self.told(error, member) from None

@@ -25,10 +25,11 @@ class Seat:
 
 
 class Usage(NamedTuple):
-    """What a tenant's sessions have of the devices now, and the seconds they had ever."""
+    """What a tenant's sessions have of the devices now, the seconds they had ever, and what lies in the swap."""
 
     memory_bytes: int = 0
     seconds: float = 0.0
+    swap_bytes: int = 0
 
 
 @runtime_checkable
