@@ -19,4 +19,5 @@ def test_a_model_generates_the_same_tokens() -> None:
         model = tiny_lm.model().to("remote_accelerator:0")
         assert tiny_lm.generate(model) == tiny_lm.generate(tiny_lm.model())
         assert "devices_dpdk" in genie.get_stats()
+        assert [session.transport for session in node.sessions()] == ["dpdk"]
         genie.shutdown()

@@ -10,8 +10,10 @@ from genie_backend_dpdk import _native
 
 
 class DpdkConnection:
-    """See :class:`genie.interfaces.Connection`; also ``Resumable``, ``Watched`` and ``Keyed``. ``peer`` is the other
-    side's address. Timeouts are times of no progress: a long transfer that moves is not late."""
+    """See :class:`genie.interfaces.Connection`; also ``Resumable``, ``Watched``, ``Keyed`` and ``Labelled``.
+    ``peer`` is the other side's address. Timeouts are times of no progress: a long transfer that moves is not late."""
+
+    transport = "dpdk"
 
     def __init__(self, stream: _native.Stream, peer: str, limits: Limits, stall_timeout: float) -> None:
         self.peer = peer
