@@ -31,6 +31,15 @@ class TestAfPacket(TransportSuite):
     def transport(self) -> Ends:
         return Ends()
 
+    def test_the_device_outlives_its_transport(self, transport: Ends, listener: Listener) -> None:
+        """Two devices of one process on an interface would each get a part of what comes."""
+        links = []
+        for _ in range(2):
+            links.append(Ends().connect(listener.address, 10.0))
+            links.append(listener.accept(10.0))
+        for link in links:
+            link.close()
+
     @pytest.fixture
     def address(self) -> str:
         return "10.71.0.1:0"

@@ -59,7 +59,7 @@ class DpdkTransport:
         self._wire: interface.Wire | None = None
 
     def _wrap(self, stream: _native.Stream, peer: str) -> DpdkConnection:
-        return DpdkConnection(stream, peer, self._limits, self._stall)
+        return DpdkConnection(stream, peer, self._limits, self._stall, self._wire)
 
     def connect(self, address: str, timeout: float) -> DpdkConnection:
         deadline = time.monotonic() + timeout
