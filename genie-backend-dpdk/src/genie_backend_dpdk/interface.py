@@ -122,8 +122,14 @@ class Wire:
     def on(cls, interface: Interface, polling: Polling, deadline: float) -> Wire:
         with _lock:
             wire = _wires.get(interface.name)
-            if wire is None or wire.interface != interface:
+            if wire is None:
                 wire = _wires[interface.name] = cls(interface, polling, deadline)
+            if wire.interface != interface:
+                raise BackendUnavailable(
+                    f"the address, gateway or MTU of {interface.name} has changed since this process began to use it",
+                    where="setting 'dpdk_device'",
+                    hint="start the process anew",
+                )
             return wire
 
     def path_to(self, peer: int) -> int:
