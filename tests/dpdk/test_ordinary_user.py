@@ -30,8 +30,20 @@ SUITES = {
 }
 
 
-@pytest.mark.parametrize("what", SUITES)
-def test_as_an_ordinary_user(what: str) -> None:
+REFUSED = """
+from genie.errors import BackendUnavailable
+from genie_backend_dpdk import DpdkTransport
+from genie_backend_dpdk.device import Device
+try:
+    DpdkTransport(Device("lo")).connect("127.0.0.2:8888", 5.0)
+except BackendUnavailable as error:
+    print("refused:", error.message, error.hint)
+DpdkTransport().listen("127.0.0.1:0").close()
+print("usable")
+"""
+
+
+def python_as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     if os.geteuid() != 0:
         pytest.skip("this is an ordinary user already")
     if shutil.which("setpriv") is None:
@@ -41,8 +53,8 @@ def test_as_an_ordinary_user(what: str) -> None:
         pytest.skip("other users can't read these tests, or Python")
     with tempfile.TemporaryDirectory(prefix="genie") as home:
         os.chown(home, NOBODY, NOBODY)
-        done = subprocess.run(
-            [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / SUITES[what])],
+        return subprocess.run(
+            [*python, *arguments],
             env={
                 **{name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"},
                 "HOME": home,
@@ -55,6 +67,21 @@ def test_as_an_ordinary_user(what: str) -> None:
             text=True,
             timeout=150,
         )
+
+
+@pytest.mark.parametrize("what", SUITES)
+def test_as_an_ordinary_user(what: str) -> None:
+    done = python_as_nobody("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / SUITES[what]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+def test_an_interface_needs_a_capability() -> None:
+    """Without it one clear reason, and the process goes on."""
+    done = python_as_nobody("-c", REFUSED)
+    assert done.returncode == 0, done.stderr
+    refused, usable = done.stdout.splitlines()
+    assert "Operation not permitted" in refused
+    assert "CAP_NET_RAW" in refused
+    assert usable == "usable"
