@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from genie import backoff
+from genie.backoff import pauses
 from genie.errors import (
     AccessDenied,
     BackendError,
@@ -51,7 +52,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_pauses_grow_and_are_nobody_elses() -> None:
-    some = [list(itertools.islice(Pauses(), 12)) for _ in range(2)]
+    some = [list(itertools.islice(pauses(), 12)) for _ in range(2)]
     assert some[0] != some[1]
     for each in some:
         for number, pause in enumerate(each):

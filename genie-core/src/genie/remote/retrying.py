@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from genie.backoff import pauses
 from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded
 
 _ATTEMPTS = 4
@@ -23,7 +24,7 @@ def connected(connect: Callable[[float], _T], timeout: float) -> _T:
     as one does that has too many connections; what else goes wrong is raised at once."""
     deadline = time.monotonic() + timeout
     first: BackendUnavailable | None = None
-    for attempt, pause in enumerate(Pauses(), 1):
+    for attempt, pause in enumerate(pauses(), 1):
         try:
             return connect(timeout if attempt == 1 else max(deadline - time.monotonic(), 0.001))
         except BackendUnavailable as error:
