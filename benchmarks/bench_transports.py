@@ -1,19 +1,9 @@
 """Every transport carrying the same messages, in one run: a large one each way, and small round trips.
 
-    python benchmarks/bench_transports.py [--megabytes 256] [--rounds 5] [--count 2000] [--json] [--veth NODE,CLIENT]
+    python benchmarks/bench_transports.py [--megabytes 256] [--rounds 5] [--count 2000] [--json]
 
 Both ends are processes of this host. ``one way`` is from the first byte sent until the peer, which has it all, has said
 so; the memory is touched before. DPDK's rows need genie-backend-dpdk, and are left out, visibly, without it.
-
-``--veth`` adds rows over the two ends of a veth pair with IPv4 addresses, for DPDK's af_packet devices. As root, in a
-network namespace of its own:
-
-    unshare -n sh -c 'ip link add node0 type veth peer name client0
-      ip addr add 10.71.0.1/24 dev node0; ip addr add 10.71.0.2/24 dev client0
-      ip link set lo up; ip link set node0 up mtu 8050; ip link set client0 up mtu 8050
-      for each in all node0 client0; do
-        sysctl -qw net.ipv4.conf.$each.accept_local=1 net.ipv4.conf.$each.rp_filter=0; done
-      python benchmarks/bench_transports.py --veth node0,client0'
 """
 
 from __future__ import annotations
@@ -46,22 +36,14 @@ ROWS = {  # how it listens, and how long it polls (µs) before it sleeps
     "dpdk memif, blocking": ("memif:{directory}/blocking.sock", 0.0),
     "dpdk memif, spinning": ("memif:{directory}/spinning.sock", 50.0),
 }
-VETH_ROWS = {"dpdk af_packet, blocking": 0.0, "dpdk af_packet, spinning": 50.0}
 
 
-def transport_for(address: str, spin_us: float, interface: str) -> Transport:
-    if not (interface or address.startswith("memif:")):
+def transport_for(address: str, spin_us: float) -> Transport:
+    if not address.startswith("memif:"):
         return TcpTransport(spin_us=spin_us)
     from genie_backend_dpdk import DpdkTransport
-    from genie_backend_dpdk.device import Device
 
-    return DpdkTransport(Device(interface), spin_us=spin_us)
-
-
-def address_of(interface: str) -> str:
-    from genie_backend_dpdk.interface import read
-
-    return str(read(interface).address.ip)
+    return DpdkTransport(spin_us=spin_us)
 
 
 def header(*sizes: int) -> bytes:
@@ -72,9 +54,9 @@ def no_buffers(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
     raise AssertionError("a small message has no buffers")
 
 
-def serve(address: str, spin_us: float, size: int, interface: str) -> None:
+def serve(address: str, spin_us: float, size: int) -> None:
     memory = memoryview(bytearray(os.urandom(1 << 20) * (size >> 20)))
-    listener = transport_for(address, spin_us, interface).listen(address)
+    listener = transport_for(address, spin_us).listen(address)
     print(listener.address, flush=True)
     connection = listener.accept(SECONDS)
     try:
@@ -103,9 +85,7 @@ def round_trip(connection: Connection, count: int) -> float:
     return statistics.median(taken) * 1e6
 
 
-def measure(
-    rows: Sequence[str], ends: tuple[str, str], megabytes: int, rounds: int, count: int
-) -> dict[str, dict[str, float]]:
+def measure(rows: Sequence[str], megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
     data = bytearray(os.urandom(1 << 20) * megabytes)
     found: dict[str, dict[str, list[float]]] = {row: {"one way GB/s": [], "64 B round trip µs": []} for row in rows}
     peers: list[subprocess.Popen[str]] = []
@@ -113,17 +93,14 @@ def measure(
     with tempfile.TemporaryDirectory() as directory:
         try:
             for row in rows:
-                node_end, client_end = ends if row in VETH_ROWS else ("", "")
-                listen, spin_us = ("0.0.0.0:0", VETH_ROWS[row]) if node_end else ROWS[row]
+                listen, spin_us = ROWS[row]
                 command = [sys.executable, __file__, "--serve", listen.format(directory=directory)]
-                command += ["--spin", str(spin_us), "--megabytes", str(megabytes), "--interface", node_end]
+                command += ["--spin", str(spin_us), "--megabytes", str(megabytes)]
                 peers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
                 stdout = peers[-1].stdout
                 assert stdout is not None
                 address = stdout.readline().strip()
-                if node_end:
-                    address = address.replace("0.0.0.0", address_of(node_end))
-                links[row] = transport_for(address, spin_us, client_end).connect(address, SECONDS)
+                links[row] = transport_for(address, spin_us).connect(address, SECONDS)
             for _ in range(rounds):
                 for row, connection in links.items():
                     found[row]["one way GB/s"].append(one_way(connection, data))
@@ -156,20 +133,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="small round trips per round")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--veth", default="", help="the node's and the client's end of a veth pair")
-    parser.add_argument("--interface", default="", help=argparse.SUPPRESS)
     parser.add_argument("--spin", type=float, help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.spin, options.megabytes << 20, options.interface)
+        return serve(options.serve, options.spin, options.megabytes << 20)
     rows = list(ROWS)
     if find_spec("genie_backend_dpdk") is None:
         print("genie-backend-dpdk is not installed: its rows are left out", file=sys.stderr)
         rows = [row for row in rows if not row.startswith("dpdk")]
-    node_end, _, client_end = options.veth.partition(",")
-    if options.veth and "dpdk memif, spinning" in rows:
-        rows += VETH_ROWS
-    found = measure(rows, (node_end, client_end), options.megabytes, options.rounds, options.count)
+    found = measure(rows, options.megabytes, options.rounds, options.count)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -1,4 +1,4 @@
-"""A process at the other end of a transport: ``peer.py listen|connect ADDRESS receive|send|send_some [INTERFACE]``."""
+"""A process at the other end of a transport: ``peer.py listen|connect ADDRESS receive|send``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Sequence
 
 from genie.wire import Kind, frames
 from genie_backend_dpdk import DpdkTransport
-from genie_backend_dpdk.device import Device
 
 SIZE = 4 << 20
-SOME = 8  # messages
 
 
 def header(seq: int) -> bytes:
     return frames.message(seq, 1, frames.record(Kind.UPLOAD), (SIZE,))
 
 
-def main(role: str, address: str, work: str, interface: str = "") -> None:
-    transport = DpdkTransport(Device(interface), stall_timeout=10.0)
+def main(role: str, address: str, work: str) -> None:
+    transport = DpdkTransport(stall_timeout=10.0)
     if role == "listen":
         listener = transport.listen(address)
         print(listener.address, flush=True)
@@ -32,10 +30,7 @@ def main(role: str, address: str, work: str, interface: str = "") -> None:
 
     seq = 0
     while True:
-        if work == "send_some" and seq == SOME:
-            print("sent")
-            return connection.close()
-        if work.startswith("send"):
+        if work == "send":
             connection.send(header(seq), (memory,))
             seq += 1
         else:

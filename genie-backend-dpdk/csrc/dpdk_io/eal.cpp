@@ -19,8 +19,7 @@ namespace genie::dpdk {
 namespace {
 
 constexpr unsigned room = 8448;  // a frame of 8,192 bytes of the stream, in whole cache lines
-constexpr unsigned frames = 8191;
-constexpr unsigned cached = 32;  // by each thread that polls: with one for each port, they must not have them all
+constexpr unsigned frames = 4095;
 
 // What DPDK logs while it starts: its reason, when it fails.
 class Log {
@@ -99,8 +98,7 @@ void initialise(Eal& eal, std::vector<std::string> arguments) {
         rte_log_set_global_level(RTE_LOG_CRIT);  // what goes wrong later is told by errors
     }
     if (!eal.pool) {
-        eal.pool =
-            rte_pktmbuf_pool_create("genie_frames", frames, cached, 0, room + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY);
+        eal.pool = rte_pktmbuf_pool_create("genie_frames", frames, 256, 0, room + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY);
         if (!eal.pool) throw std::runtime_error(std::string("no memory for packets: ") + rte_strerror(rte_errno));
     }
 }

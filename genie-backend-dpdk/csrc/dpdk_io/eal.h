@@ -9,6 +9,8 @@ struct rte_mempool;
 
 namespace genie::dpdk {
 
+constexpr unsigned frame_headers = 42;  // Ethernet, IPv4, UDP
+
 // Throws std::runtime_error with DPDK's own words. After a failure it can be tried again with other arguments; once it
 // has succeeded, further calls do nothing.
 void start_eal(const std::vector<std::string>& arguments);

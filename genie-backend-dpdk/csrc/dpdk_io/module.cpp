@@ -82,19 +82,13 @@ const char* name_of(End end) {
     return "open";
 }
 
-using Own = std::tuple<std::uint32_t, std::uint8_t, std::uint32_t>;
-
-std::shared_ptr<Port> make_port(std::string device, std::string arguments, int control,
-                                std::optional<Own> own, std::uint16_t mss, std::size_t window, std::size_t memory,
-                                double spin_us, bool busy, double deadline, double queue_allowance) {
+std::shared_ptr<Port> make_port(std::string device, std::string arguments, int control, std::uint16_t mss,
+                                std::size_t window, std::size_t memory, double spin_us, bool busy, double deadline,
+                                double queue_allowance) {
     PortOptions options;
     options.device = std::move(device);
     options.arguments = std::move(arguments);
     options.control = control;
-    if (own) {
-        const auto [ip, prefix, gateway] = *own;
-        options.own = Addressing{ip, prefix, gateway};
-    }
     options.protocol.mss = mss;
     options.protocol.window = window;
     options.protocol.peer_deadline = static_cast<Time>(deadline * second);
@@ -107,12 +101,12 @@ std::shared_ptr<Port> make_port(std::string device, std::string arguments, int c
     return std::make_shared<Port>(std::move(options));
 }
 
-std::shared_ptr<Stream> connect(const std::shared_ptr<Port>& port, Path path, double patience) {
+std::shared_ptr<Stream> connect(const std::shared_ptr<Port>& port, double patience) {
     py::gil_scoped_release released;
     std::shared_ptr<Connection> made;
     {
         std::lock_guard lock(port->mutex());
-        if (!port->peer_gone()) made = port->endpoint().connect(path, port->now());
+        if (!port->peer_gone()) made = port->endpoint().connect(0, port->now());
     }
     if (!made) return nullptr;
     auto stream = std::make_shared<Stream>(port, std::move(made));
@@ -158,17 +152,15 @@ PYBIND11_MODULE(_native, module) {
 
     py::class_<Port, std::shared_ptr<Port>>(module, "Port")
         .def(py::init(&make_port), py::kw_only(), py::arg("device"), py::arg("arguments"), py::arg("control"),
-             py::arg("own") = std::nullopt, py::arg("mss"), py::arg("window"), py::arg("memory"), py::arg("spin_us"), py::arg("busy"),
+             py::arg("mss"), py::arg("window"), py::arg("memory"), py::arg("spin_us"), py::arg("busy"),
              py::arg("deadline"), py::arg("queue_allowance"))
-        .def("connect", &connect, py::arg("path"), py::arg("patience"))
+        .def("connect", &connect, py::arg("patience"))
         .def("accept", &accept)
         .def("listen", [](Port& port, const Event* ready) {
             std::lock_guard lock(port.mutex());
             port.listen(ready);
         }, py::arg("ready").none(true), py::keep_alive<1, 2>(), unlocked)
         .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
-        .def("hold", &Port::hold, py::arg("port"), py::arg("call"), unlocked)
-        .def("release", &Port::release, py::arg("port"), unlocked)
         .def_property_readonly("up", &Port::up)
         .def_property_readonly("gone", &Port::peer_gone)
         .def_property_readonly("connections", [](Port& port) {

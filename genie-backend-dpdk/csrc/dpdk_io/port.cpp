@@ -55,7 +55,7 @@ void Event::clear() const {
 }
 
 Port::Port(PortOptions options)
-    : options_(std::move(options)), device_(options_.device, options_.arguments, options_.own),
+    : options_(std::move(options)), device_(options_.device, options_.arguments),
       endpoint_(options_.protocol, options_.memory), thread_([this] { serve(); }) {}
 
 Port::~Port() {
@@ -64,7 +64,6 @@ Port::~Port() {
     doorbell_.set();
     thread_.join();
     if (options_.control >= 0) close(options_.control);
-    for (const auto& [port, call] : calls_) close(call);
 }
 
 Time Port::now() const { return clock_now(); }
@@ -77,8 +76,8 @@ void Port::listen(const Event* ready) {
 // --- polling --------------------------------------------------------------------------------------
 
 bool Port::poll_once() {
-    const unsigned count = device_.receive(
-        [&](protocol::Path path, protocol::Bytes packet) { endpoint_.heard(path, packet, clock_now()); }, clock_now());
+    const unsigned count =
+        device_.receive([&](protocol::Bytes packet) { endpoint_.heard(0, packet, clock_now()); });
     const Time now = clock_now();
     const bool late = now >= due_;
     if (late) endpoint_.tick(now);
@@ -91,9 +90,9 @@ bool Port::poll_once() {
 void Port::transmit(Time now) {
     if (device_.flush()) {
         bool any = false;
-        endpoint_.send(now, [&](protocol::Path path, const protocol::Outgoing& out) {
+        endpoint_.send(now, [&](protocol::Path, const protocol::Outgoing& out) {
             any = true;
-            return device_.send(path, out, now);
+            return device_.send(out);
         });
         device_.flush();
         if (any) wake_peer(now);
@@ -143,36 +142,12 @@ void Port::read_control(Time now) {
     tell();
 }
 
-void Port::hold(std::uint16_t port, int call) {
-    std::lock_guard lock(mutex_);
-    calls_[port] = call;
-    device_.link().hold(port);
-    doorbell_.set();
-}
-
-void Port::release(std::uint16_t port) {
-    std::lock_guard lock(mutex_);
-    device_.link().release(port);
-    if (auto held = calls_.extract(port)) close(held.mapped());
-}
-
-void Port::empty_calls() const {
-    char said;
-    for (const auto& [port, call] : calls_)
-        while (recv(call, &said, sizeof said, MSG_DONTWAIT) >= 0 || errno == EINTR) {}
-}
-
 void Port::sleep() {
     const Time now = clock_now();
-    const bool others = others_poll(now);
     const Time until_due = std::min(due_.load() - now, backlog_ ? retry : longest_sleep);
-    const timespec most = span(others ? grace : until_due);
-    std::vector<pollfd> watched = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
-    if (!others) {
-        std::lock_guard lock(mutex_);
-        for (const auto& [port, call] : calls_) watched.push_back({call, POLLIN, 0});
-    }
-    ppoll(watched.data(), watched.size(), &most, nullptr);
+    const timespec most = span(others_poll(now) ? grace : until_due);
+    pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
+    ppoll(watched, 2, &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
     if (watched[1].revents) read_control(clock_now());
 }
@@ -200,7 +175,6 @@ void Port::serve() {
             }
             sleeping_ = true;
             std::unique_lock lock(mutex_);
-            empty_calls();
             any = poll_once();  // from now on the peer wakes us, and so do those who send
             lock.unlock();
             if (any) {

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <functional>
 #include <list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,7 +37,6 @@ struct Waiting {  // by the port's mutex
 struct PortOptions {
     std::string device, arguments;  // DPDK's virtual device
     int control = -1;  // a stream socket to the peer process, which the port then owns: its end is the peer's
-    std::optional<Addressing> own;  // on a network; none where the device leads to one peer
     protocol::Options protocol;
     std::size_t memory = std::size_t{1} << 30;  // for the windows of all connections
     protocol::Time spin = 50 * protocol::microsecond;  // how long it polls after the last packet, before it sleeps
@@ -73,10 +71,6 @@ class Port {
     // Waits, `patience` at most, until closed connections have delivered what was written.
     void drain(protocol::Time patience);
     bool up() const { return device_.up(); }
-    // On a network: what comes to this UDP port is ours. `call`, which the port then owns, is readable when something has
-    // come; nothing in it is looked at.
-    void hold(std::uint16_t port, int call);
-    void release(std::uint16_t port);
 
   private:
     void serve();
@@ -86,7 +80,6 @@ class Port {
     void transmit(protocol::Time now);
     void sleep();
     void read_control(protocol::Time now);
-    void empty_calls() const;
     void wake_peer(protocol::Time now);
 
     PortOptions options_;
@@ -94,7 +87,6 @@ class Port {
     protocol::Endpoint endpoint_;
     std::mutex mutex_;
     std::list<Waiting*> waiting_;
-    std::map<std::uint16_t, int> calls_;  // by UDP port
     const Event* ready_ = nullptr;
     Event doorbell_;
     std::atomic<bool> stop_ = false, sleeping_ = false, gone_ = false;

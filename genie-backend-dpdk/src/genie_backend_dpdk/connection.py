@@ -7,20 +7,14 @@ from collections.abc import Sequence
 from genie.errors import BackendError, ConnectionLost, DeadlineExceeded, LocalProtocolError, Stage
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_dpdk import _native
-from genie_backend_dpdk.interface import Wire
 
 
 class DpdkConnection:
-    """See :class:`genie.interfaces.Connection`; also ``Resumable``, ``Watched``, ``Keyed`` and ``Labelled``.
-    ``peer`` is the other side's address. Timeouts are times of no progress: a long transfer that moves is not late."""
+    """See :class:`genie.interfaces.Connection`; also ``Resumable``, ``Watched`` and ``Keyed``. ``peer`` is the other
+    side's address. Timeouts are times of no progress: a long transfer that moves is not late."""
 
-    transport = "dpdk"
-
-    def __init__(
-        self, stream: _native.Stream, peer: str, limits: Limits, stall_timeout: float, wire: Wire | None
-    ) -> None:
+    def __init__(self, stream: _native.Stream, peer: str, limits: Limits, stall_timeout: float) -> None:
         self.peer = peer
-        self._wire = wire  # whoever asks for the interface while this lives is to get the same device
         self._stream = stream
         self._limits = limits
         self._stall = stall_timeout

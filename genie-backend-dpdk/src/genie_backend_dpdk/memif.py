@@ -11,12 +11,12 @@ import os
 import socket
 import tempfile
 import time
+from dataclasses import dataclass
 
 import msgspec
 
 from genie.errors import BackendUnavailable, DeadlineExceeded, ProtocolError, Stage
 from genie_backend_dpdk import _native, environment
-from genie_backend_dpdk.polling import Polling
 
 _HELLO = b"genie memif 1\n"
 _LONGEST_ANSWER = 1 << 12
@@ -31,6 +31,14 @@ _QUEUE_SECONDS = 0.1
 class Answer(msgspec.Struct, frozen=True):
     socket: str
     segment: int
+
+
+@dataclass(frozen=True)
+class Polling:
+    """How a port's thread waits: ``spin_us`` (µs) after the last packet it sleeps, unless it is ``busy``."""
+
+    spin_us: float
+    busy: bool
 
 
 def _port(role: str, path: str, segment: int, control: int, polling: Polling, deadline: float) -> _native.Port:

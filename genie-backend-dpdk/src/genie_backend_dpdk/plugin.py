@@ -13,8 +13,8 @@ def _transport(settings: Settings) -> Any:
     from genie_backend_dpdk import device
     from genie_backend_dpdk.transport import DpdkTransport
 
-    carrier = device.parse(settings.dpdk_device)
-    return DpdkTransport(carrier, stall_timeout=settings.timeout, spin_us=settings.spin_us)
+    device.check(settings.dpdk_device)
+    return DpdkTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us)
 
 
 def _backend(settings: Settings) -> Any:

@@ -29,7 +29,6 @@ class SocketConnection:
 
     def __init__(self, sock: socket.socket, peer: str, limits: Limits, stall_timeout: float, spin_us: float) -> None:
         self.peer = peer
-        self.transport = "unix" if sock.family == socket.AF_UNIX else "tcp"
         self._sock = sock
         self._stall = stall_timeout
         self._spin = spin_us * 1e-6

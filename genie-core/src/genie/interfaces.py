@@ -456,13 +456,6 @@ class Certified(Protocol):
 
 
 @runtime_checkable
-class Labelled(Protocol):
-    """What a connection may be besides: one that knows what carries it (``tcp``, ``unix``, ``dpdk``)."""
-
-    transport: str
-
-
-@runtime_checkable
 class Encrypting(Protocol):
     """What a transport may be besides: one that speaks TLS by the settings ``ca``, ``cert``, ``key``, ``client_ca``."""
 

@@ -29,7 +29,7 @@ from genie.errors import (
     SessionClosed,
     VersionMismatch,
 )
-from genie.interfaces import Backend, Certified, Connection, Keyed, Labelled, Listener, Transport
+from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
 from genie.remote.abilities import Accounting, Swapping
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
@@ -78,7 +78,6 @@ class SessionInfo(msgspec.Struct, frozen=True):
     user: str = ""  # the name of the token, where the node asks for one
     tenant: str = ""
     away: bool = False  # its connection broke, and it may come back
-    transport: str = ""  # what it began over, where the connection knows
 
 
 class NodeServer:
@@ -482,15 +481,7 @@ class NodeServer:
         name = f"{self._nonce}-{next(self._numbers)}"
         device = self._devices[hello.device]
         tenant = pace.account.tenant
-        info = SessionInfo(
-            name,
-            hello.client[:128],
-            self._named[hello.device].id,
-            time.time(),
-            owner.name,
-            tenant,
-            transport=connection.transport if isinstance(connection, Labelled) else "",
-        )
+        info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, tenant)
         local = self.reception.connect(device, name, info.client, pace)
         if isinstance(local, Swapping):
             local.name(name, tenant)
