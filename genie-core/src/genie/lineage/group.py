@@ -232,11 +232,12 @@ class Group:
         next checkpoint begins it anew."""
         if self._over is not None:
             raise self._over_again()
-        # While a recovery is interrupted nothing is under way anywhere.
-        if self._lost is not None or not isinstance(member.session, Recalling):
+        # While a recovery is interrupted, or a session has ended, nothing is under way.
+        session = member.session
+        if self._lost is not None or getattr(session, "closed", False) or not isinstance(session, Recalling):
             return
         try:
-            member.session.cancel_work()
+            session.cancel_work()
         except GenieError as error:
             if not self._is_loss(error):
                 raise
