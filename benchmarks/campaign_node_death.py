@@ -99,7 +99,7 @@ class Scattered:
         self._draw = random.Random(5)
 
     def place(self, graph: Any, devices: Sequence[Any]) -> Mapping[int, str]:
-        raise NotImplementedError
+        return {step.id: self._draw.choice(devices).id for step in graph.steps}
 
     def place_knowing(self, graph: Any, devices: Sequence[Any], outlook: Any) -> tuple[Mapping[int, str], str]:
         masks = outlook.groups.allowed

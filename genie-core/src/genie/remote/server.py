@@ -29,7 +29,7 @@ from genie.errors import (
     SessionClosed,
     VersionMismatch,
 )
-from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Transport
+from genie.interfaces import Backend, Certified, Connection, Keyed, Listener, Session, Transport
 from genie.remote.abilities import Accounting, Swapping
 from genie.remote.channels import Channels
 from genie.remote.content import ContentStore
@@ -483,6 +483,24 @@ class NodeServer:
         tenant = pace.account.tenant
         info = SessionInfo(name, hello.client[:128], self._named[hello.device].id, time.time(), owner.name, tenant)
         local = self.reception.connect(device, name, info.client, pace)
+        with contextlib.ExitStack() as undo:
+            undo.callback(local.close)
+            session = self._registered(connection, dialogue, hello, owner, pace, local, info)
+            undo.pop_all()
+        self.guard.audit.write("opened", session=name, device=info.device, client=info.client, **owner.facts)
+        return session
+
+    def _registered(
+        self,
+        connection: Connection,
+        dialogue: Dialogue,
+        hello: Hello,
+        owner: Identity,
+        pace: Pace,
+        local: Session,
+        info: SessionInfo,
+    ) -> NodeSession:
+        name, device, tenant = info.id, self._devices[hello.device], info.tenant
         if isinstance(local, Swapping):
             local.name(name, tenant)
         channels = Channels(self._inlets, self._transport, device, self.address)
@@ -500,9 +518,7 @@ class NodeServer:
                 self._sessions[name] = (session, info)
                 self.meters.opened(session.meter, tenant or named(info.client), info.device)
         if draining:
-            local.close()
             raise self._shutting_down()
-        self.guard.audit.write("opened", session=name, device=info.device, client=info.client, **owner.facts)
         return session
 
     def _shutting_down(self) -> BackendUnavailable:
