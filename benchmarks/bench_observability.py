@@ -12,7 +12,6 @@ the bare node; the exit status says whether all were equal.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import json
@@ -22,14 +21,13 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import workloads
-from measure import Result, in_turns, milliseconds, ratio, table
+from measure import Result, compared, in_turns, milliseconds, ratio, table
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 TARGET_COST = 0.03  # of tokens per second, metrics and sampled traces together
@@ -242,19 +240,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=31, help="timed runs of each")
-    parser.add_argument("--only", default="gpt2", help="gpt2 or smollm2")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    start = time.perf_counter()
-    result = run(rounds=options.rounds, only=options.only)
-    if options.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        show(result)
-        print(f"({time.perf_counter() - start:.0f} s)")
-    return 0 if result["equal"] else 1
+    return compared(__doc__ or "", run, show)
 
 
 if __name__ == "__main__":

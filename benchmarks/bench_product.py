@@ -13,15 +13,12 @@ token. Every run's tokens are compared; the exit status says whether all were eq
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import multiprocessing
 import statistics
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
@@ -31,7 +28,7 @@ from typing import Any
 import torch
 import workloads
 from bench_observability import node, sdk
-from measure import Result, in_turns, milliseconds, ratio, table
+from measure import Result, compared, in_turns, milliseconds, ratio, table
 
 TARGET_COST = 0.03  # of tokens per second, all but TLS
 _ROLES = ("plain", "product", "product, TLS")
@@ -229,19 +226,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=31, help="timed runs of each")
-    parser.add_argument("--only", default="gpt2", help="gpt2 or smollm2")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    start = time.perf_counter()
-    result = run(rounds=options.rounds, only=options.only)
-    if options.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        show(result)
-        print(f"({time.perf_counter() - start:.0f} s)")
-    return 0 if result["equal"] else 1
+    return compared(__doc__ or "", run, show)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ wrote in between. Every run's tokens are compared; the exit status says whether 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import workloads
-from measure import Result, in_turns, milliseconds, ratio, table
+from measure import Result, compared, in_turns, milliseconds, ratio, table
 from nodes import node
 
 ROLES = ("plain", "recovery")
@@ -198,19 +195,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=31, help="timed runs of each")
-    parser.add_argument("--only", default="gpt2", help="gpt2 or smollm2")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    start = time.perf_counter()
-    result = run(rounds=options.rounds, only=options.only)
-    if options.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        show(result)
-        print(f"({time.perf_counter() - start:.0f} s)")
-    return 0 if result["equal"] else 1
+    return compared(__doc__ or "", run, show)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,3 +77,20 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def compared(doc: str, run: Callable[..., Result], show: Callable[[Result], None]) -> int:
+    """The command of a benchmark of generation: its options, its report, and whether all tokens were equal."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=31, help="timed runs of each")
+    parser.add_argument("--only", default="gpt2", help="gpt2 or smollm2")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    result = run(rounds=options.rounds, only=options.only)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        show(result)
+        print(f"({time.perf_counter() - start:.0f} s)")
+    return 0 if result["equal"] else 1
