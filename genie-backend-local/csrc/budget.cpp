@@ -105,18 +105,24 @@ struct Budget::Pass {
   }
 };
 
-int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_seconds) {
+Gone Budget::pass(int64_t bytes, Session* own, bool alone, double idle_seconds) {
+  Gone gone;
   Pass all;
   const std::lock_guard<std::mutex> lock(mutex_);
   std::unordered_map<SharedBytes*, size_t> known;
   std::vector<Leaving> leaving;
   for (auto* session : sessions_) {
     if (session != own) {
-      if (alone || session->working()) {
+      if (alone) {
+        continue;
+      }
+      if (session->working()) {
+        gone.passed_over = true;
         continue;
       }
       std::unique_lock<std::mutex> its(session->lock_, std::try_to_lock);
       if (!its.owns_lock()) {
+        gone.passed_over = true;
         continue;
       }
       all.locks.push_back(std::move(its));
@@ -150,9 +156,8 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
   std::sort(all.candidates.begin(), all.candidates.end(), [now](const auto& one, const auto& other) {
     return one.priority != other.priority ? one.priority < other.priority : now - one.use.when > now - other.use.when;
   });
-  int64_t gone = 0;
   for (auto& each : all.candidates) {
-    if (gone >= bytes) {
+    if (gone.bytes >= bytes) {
       break;
     }
     if (idle_seconds > 0 && (each.has_source || seconds_since(each.use.when, now) < idle_seconds)) {
@@ -174,7 +179,7 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
           its.session->memory_.went(*its.storage);
         }
       }
-      gone += static_cast<int64_t>(each.size);
+      gone.bytes += static_cast<int64_t>(each.size);
       if (each.priority > inflation) {
         inflation = each.priority;
       }
@@ -184,12 +189,12 @@ int64_t Budget::pass(int64_t bytes, Session* own, bool alone, double idle_second
   return gone;
 }
 
-int64_t Budget::reclaim(int64_t bytes, Session* own, bool alone) {
-  return bytes > 0 ? pass(bytes, own, alone, 0) : 0;
+Gone Budget::reclaim(int64_t bytes, Session* own, bool alone) {
+  return bytes > 0 ? pass(bytes, own, alone, 0) : Gone();
 }
 
 int64_t Budget::put_idle_out(double seconds) {
-  return seconds > 0 ? pass(std::numeric_limits<int64_t>::max(), nullptr, false, seconds) : 0;
+  return seconds > 0 ? pass(std::numeric_limits<int64_t>::max(), nullptr, false, seconds).bytes : 0;
 }
 
 std::string Budget::holders(const Session* own) {

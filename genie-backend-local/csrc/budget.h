@@ -40,6 +40,18 @@ struct Traffic {
   double rate(double unseen) const;
 };
 
+// Bytes that left, and whether a session was passed over because it was at work: a moment later it may not be.
+struct Gone {
+  int64_t bytes = 0;
+  bool passed_over = false;
+
+  Gone& operator+=(const Gone& more) {
+    bytes += more.bytes;
+    passed_over |= more.passed_over;
+    return *this;
+  }
+};
+
 // What several sessions may use together: each asks before, and counts here what it holds. Between asking and holding
 // another may be quicker; the step that then holds too much fails. Thread-safe.
 class Budget {
@@ -67,9 +79,9 @@ class Budget {
   void name(Session& session, std::string label, std::string tenant);
   void keep(const std::shared_ptr<SharedBytes>& bytes);
 
-  // Lets values leave, the cheapest to bring back first, until `bytes` are free; gives the bytes that left. Of sessions
-  // at work nothing leaves, except what `own`, whose thread asks, does not use at present. With `alone` only `own`'s.
-  int64_t reclaim(int64_t bytes, Session* own, bool alone = false);
+  // Lets values leave, the cheapest to bring back first, until `bytes` are free. Of sessions at work nothing leaves,
+  // except what `own`, whose thread asks, does not use at present. With `alone` only `own`'s.
+  Gone reclaim(int64_t bytes, Session* own, bool alone = false);
   // The same for what nobody used for so long and is nowhere else.
   int64_t put_idle_out(double seconds);
 
@@ -78,7 +90,7 @@ class Budget {
 
  private:
   struct Pass;
-  int64_t pass(int64_t bytes, Session* own, bool alone, double idle_seconds);
+  Gone pass(int64_t bytes, Session* own, bool alone, double idle_seconds);
 
   std::mutex mutex_;
   std::vector<Session*> sessions_;

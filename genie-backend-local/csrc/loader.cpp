@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "liveness.h"
 #include "names.h"
 #include "refused.h"
 #include "timing.h"
@@ -25,12 +26,14 @@ struct GraphClasses {
     many = module.attr("Many").ptr();
     constant = module.attr("Const").ptr();
     scalar_tensor = module.attr("ScalarTensor").ptr();
+    region = module.attr("Region").ptr();
   }
   // Borrowed: the module keeps them.
   PyObject* ref;
   PyObject* many;
   PyObject* constant;
   PyObject* scalar_tensor;
+  PyObject* region;
 };
 
 const GraphClasses& classes() {
@@ -82,10 +85,19 @@ bool is_real(TypeKind kind) {
 
 class Loader {
  public:
-  Loader(const py::handle& graph, c10::Device device)
-      : graph_(graph), device_(device), plan_(std::make_shared<Plan>()) {}
+  Loader(const py::handle& graph, c10::Device device, Plan& plan) : Loader(graph, device, plan, plan, -1) {}
 
-  std::shared_ptr<Plan> load() {
+  void load() {
+    load_graph();
+    plan_->prediction = std::make_unique<Prediction>(plan_->inputs.size(), plan_->parameters);
+  }
+
+ private:
+  // Of a region: `root` is the plan of the graph it belongs to, `region` its number there.
+  Loader(const py::handle& graph, c10::Device device, Plan& plan, Plan& root, int32_t region)
+      : graph_(graph), device_(device), plan_(&plan), root_(root), region_(region) {}
+
+  void load_graph() {
     plan_->values = py::len(graph_.attr("values"));
     if (plan_->values > static_cast<size_t>(INT32_MAX)) {
       wrong("too many values");
@@ -107,12 +119,9 @@ class Loader {
       plan_->sources.push_back(source.cast<std::string>());
     }
     check_sources();
-    find_releases();
-    plan_->prediction = std::make_unique<Prediction>(plan_->inputs.size(), plan_->parameters);
-    return plan_;
+    find_releases(*plan_, region_ >= 0);
   }
 
- private:
   int32_t define(int64_t value) {
     if (value < 0 || static_cast<size_t>(value) >= defined_.size() || defined_[value]) {
       wrong("value %" + std::to_string(value) + " is not one of the graph's, or defined twice");
@@ -134,7 +143,12 @@ class Loader {
     const auto number = std::to_string(plan_->steps.size());
     try {
       plan_->steps.push_back({find_operator(operation, overload, device_.type()), {}, {}, {}, {}, source(node), device_, phase(node)});
-      load_arguments(node.attr("args"));
+      if (plan_->steps.back().op->way == Operator::Way::regional) {
+        load_regions(node);
+        load_arguments(without_regions(node.attr("args")));
+      } else {
+        load_arguments(node.attr("args"));
+      }
       load_results(node);
     } catch (const Refused& refused) {
       throw Refused(
@@ -199,6 +213,55 @@ class Loader {
     }
   }
 
+  void load_regions(const py::handle& node) {
+    const auto operation = node.attr("operation").cast<std::string>();
+    const py::tuple graphs = node.attr("regions");
+    auto regional = std::make_unique<Regional>();
+    regional->kind = operation == "genie::cond" ? RegionKind::cond
+        : operation == "genie::scan"            ? RegionKind::scan
+                                                : RegionKind::while_loop;
+    const size_t fewest = regional->kind == RegionKind::scan ? 1 : 2;
+    if (graphs.size() < fewest || (regional->kind != RegionKind::cond && graphs.size() != fewest)) {
+      wrong(std::to_string(graphs.size()) + " regions");
+    }
+    for (const auto& graph : graphs) {
+      const auto number = root_.regions.size();
+      root_.regions.push_back(std::make_unique<Plan>());
+      auto& plan = *root_.regions.back();
+      regional->plans.push_back(&plan);
+      try {
+        Loader(graph, device_, plan, root_, static_cast<int32_t>(number)).load_graph();
+      } catch (const Refused& refused) {
+        throw Refused(
+            refused.kind, "region " + std::to_string(regional->plans.size() - 1) + ": " + refused.what());
+      }
+    }
+    if (regional->kind == RegionKind::scan) {
+      const py::tuple specs = graphs[0].attr("values");
+      for (const auto& output : graphs[0].attr("outputs")) {
+        const py::object spec = specs[output.cast<size_t>()];
+        const auto dtype = dtype_named(spec.attr("dtype").cast<std::string>());
+        if (!dtype) {
+          wrong("a region gives a value of an unknown dtype");
+        }
+        regional->given.push_back({spec.attr("shape").cast<std::vector<int64_t>>(), *dtype});
+      }
+    }
+    plan_->steps.back().regional = std::move(regional);
+  }
+
+  static py::tuple without_regions(const py::tuple& given) {
+    py::list kept;
+    for (const auto& argument : given) {
+      const bool branches = is_a(argument, classes().many) && py::len(argument.attr("items")) > 0 &&
+          is_a(py::object(argument.attr("items")[py::int_(0)]), classes().region);
+      if (!branches && !is_a(argument, classes().region)) {
+        kept.append(argument);
+      }
+    }
+    return py::tuple(kept);
+  }
+
   Argument& slot() {
     return plan_->steps.back().arguments[index_];
   }
@@ -210,10 +273,11 @@ class Loader {
     patch.argument = static_cast<uint32_t>(index_);
     patch.item = item;
     patch.repeat = repeat;
+    patch.region = region_;
     patch.target = target;
     patch.is_float = is_float(number);
-    plan_->patches.push_back(patch);
-    plan_->parameters.push_back(word_of(number));
+    root_.patches.push_back(patch);
+    root_.parameters.push_back(word_of(number));
   }
 
   void convert(const py::handle& given, const c10::Argument& formal) {
@@ -295,8 +359,8 @@ class Loader {
     }
     if (!is_bool) {
       parameter(number, target, item);
-      plan_->patches.back().dtype = *dtype;
-      plan_->patches.back().wrapped = wrapped;
+      root_.patches.back().dtype = *dtype;
+      root_.patches.back().wrapped = wrapped;
     }
     try {
       const auto scalar = is_bool ? c10::Scalar(number.ptr() == Py_True) : number_of(number).toScalar();
@@ -495,46 +559,11 @@ class Loader {
     }
   }
 
-  // After a value's last use it is released: what steps make, and donated inputs.
-  void find_releases() {
-    constexpr int64_t kept = -2;
-    std::vector<int64_t> last(plan_->values, kept);
-    for (const auto& input : plan_->inputs) {
-      if (input.donated) {
-        last[input.value] = -1;
-      }
-    }
-    for (size_t i = 0; i < plan_->steps.size(); ++i) {
-      const auto use = [&](int32_t value) {
-        if (value >= 0 && last[value] != kept) {
-          last[value] = static_cast<int64_t>(i);
-        }
-      };
-      for (const auto& argument : plan_->steps[i].arguments) {
-        if (argument.kind == Argument::Kind::value) {
-          use(static_cast<int32_t>(argument.value));
-        }
-        std::for_each(argument.values.begin(), argument.values.end(), use);
-      }
-      for (const auto output : plan_->steps[i].outputs) {
-        if (output >= 0) {
-          last[output] = static_cast<int64_t>(i);
-        }
-      }
-    }
-    for (const auto output : plan_->outputs) {
-      last[output] = kept;
-    }
-    for (size_t value = 0; value < last.size(); ++value) {
-      if (last[value] >= 0) {
-        plan_->steps[last[value]].released.push_back(static_cast<int32_t>(value));
-      }
-    }
-  }
-
   const py::handle& graph_;
   const c10::Device device_;
-  const std::shared_ptr<Plan> plan_;
+  Plan* const plan_;
+  Plan& root_;
+  const int32_t region_;  // -1: it is no region
   std::vector<bool> defined_;
   size_t index_ = 0;  // of the argument being converted
 };
@@ -542,7 +571,9 @@ class Loader {
 }  // namespace
 
 std::shared_ptr<Plan> load_plan(const py::handle& graph, c10::Device device) {
-  return Loader(graph, device).load();
+  auto plan = std::make_shared<Plan>();
+  Loader(graph, device, *plan).load();
+  return plan;
 }
 
 }  // namespace genie_local

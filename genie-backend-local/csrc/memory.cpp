@@ -4,10 +4,12 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <thread>
 
 namespace genie_local {
 namespace {
@@ -18,6 +20,10 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) {
   }
   return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
 }
+
+// How long who lacks memory waits for sessions at work, and between two looks at them.
+constexpr auto patience = std::chrono::milliseconds(100);
+constexpr auto pause = std::chrono::milliseconds(1);
 
 thread_local Memory* limiting = nullptr;
 thread_local bool clearing = false;
@@ -387,21 +393,38 @@ void Memory::admit_shared(int64_t bytes, const SharedBytesPtr& shared, bool coun
   }
 }
 
+// Between leaving and being held again another session may take what has left. Then more is asked for, as long as
+// something leaves; what was passed over because its session was at work may leave a moment later.
 bool Memory::lacks_after_all(int64_t bytes) {
   if (!budget_) {
     return lacks(bytes);
   }
   flush();
-  if (account_ && account_->lacks(bytes)) {
-    budget_->reclaim(account_->missing(bytes), &session_, /*alone=*/true);
-  }
-  if (lacks_own(bytes)) {
-    budget_->reclaim(bytes - (limit_ - live_), &session_, /*alone=*/true);
-  }
-  if (!lacks_own(bytes) && lacks(bytes)) {
-    budget_->reclaim(bytes - (budget_->limit - budget_->live), &session_);
+  const auto until = std::chrono::steady_clock::now() + patience;
+  while (lacks(bytes)) {
+    const auto [gone, passed_over] = make_room(bytes);
+    if (gone == 0) {
+      if (!passed_over || std::chrono::steady_clock::now() >= until) {
+        break;
+      }
+      std::this_thread::sleep_for(pause);
+    }
   }
   return lacks(bytes);
+}
+
+Gone Memory::make_room(int64_t bytes) {
+  Gone all;
+  if (account_ && account_->lacks(bytes)) {
+    all += budget_->reclaim(account_->missing(bytes), &session_, /*alone=*/true);
+  }
+  if (lacks_own(bytes)) {
+    all += budget_->reclaim(bytes - (limit_ - live_), &session_, /*alone=*/true);
+  }
+  if (!lacks_own(bytes) && lacks(bytes)) {
+    all += budget_->reclaim(bytes - (budget_->limit - budget_->live), &session_);
+  }
+  return all;
 }
 
 std::string Memory::shortage(int64_t need, int64_t held) const {

@@ -121,6 +121,7 @@ class Memory {
     bool away = false;
     std::weak_ptr<SharedBytes> shared;  // as which the account has it; none: it is the session's own
   };
+  Gone make_room(int64_t bytes);
   bool lacks_own(int64_t bytes) const {
     return limit_ > 0 && bytes > limit_ - live_;
   }

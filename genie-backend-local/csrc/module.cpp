@@ -7,6 +7,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include "batch.h"
+#include "compiled_module.h"
 #include "loader.h"
 #include "names.h"
 #include "session.h"
@@ -299,7 +300,7 @@ void bind_memory(py::module_& module) {
       .def(py::init<int64_t, SwapPtr>(), py::arg("bytes"), py::arg("swap") = SwapPtr())
       .def(
           "reclaim",
-          [](Budget& budget, int64_t bytes) { return budget.reclaim(bytes, nullptr); },
+          [](Budget& budget, int64_t bytes) { return budget.reclaim(bytes, nullptr).bytes; },
           py::call_guard<NoGil>())
       .def("put_idle_out", &Budget::put_idle_out, py::call_guard<NoGil>())
       .def("stats", &budget_stats);
@@ -388,6 +389,10 @@ void bind_session(py::module_& module) {
             const NoGil no_gil;
             session.load(id, std::move(plan));
           })
+      .def(
+          "load_compiled", &load_compiled, py::arg("plan"), py::kw_only(), py::arg("name"), py::arg("program"),
+          py::arg("bytes"), py::arg("donated"), py::arg("takes"), py::arg("operands"), py::arg("results"),
+          py::arg("parameters"))
       .def(
           "execute",
           [](Session& session, int64_t plan, const py::object& bindings) {

@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "refused.h"
+#include "regions.h"
 
 namespace genie_local {
 namespace {
@@ -99,7 +100,7 @@ bool is_written_silently(const std::string& argument) {
 
 OperatorPtr look_up(const std::string& operation, const std::string& overload, c10::DeviceType device) {
   const auto full = overload.empty() ? operation : operation + "." + overload;
-  if (!in_namespace(operation, "aten::") && !in_namespace(operation, "prims::")) {
+  if (!in_namespace(operation, "aten::") && !in_namespace(operation, "prims::") && !is_regional(operation)) {
     throw Refused(Refusal::plan, "operator " + full + " is not allowed: only aten:: and prims:: are");
   }
   if (is_denied(operation)) {
@@ -132,7 +133,11 @@ OperatorPtr look_up(const std::string& operation, const std::string& overload, c
     }
   }
   found.draws_default = found.generator < 0 && handle->hasTag(at::Tag::nondeterministic_seeded);
-  found.uncleared = leaves_memory(operation);
+  if (is_regional(operation)) {
+    found.way = Operator::Way::regional;
+  } else if (leaves_memory(operation)) {
+    found.way = Operator::Way::uncleared;
+  }
   found.shim = find_shim(full, device);
   return std::make_shared<const Operator>(std::move(found));
 }

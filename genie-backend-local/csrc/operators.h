@@ -18,7 +18,13 @@ struct Operator {
   std::vector<bool> aliased;  // per argument: may be written, or share memory with a result
   int generator = -1;  // the index of the generator argument
   bool draws_default = false;  // draws random numbers and takes no generator
-  bool uncleared = false;  // gives out memory as it finds it
+  enum class Way : uint8_t {
+    plain,
+    uncleared,  // it gives out memory as it finds it
+    regional,  // it has no kernel: its plan says what it runs
+    compiled,  // nor has this: a program that was compiled for the plan
+  };
+  Way way = Way::plain;
   Shim shim = nullptr;
 };
 

@@ -54,7 +54,8 @@ void Plan::patch(size_t parameter, uint64_t word) {
     return;
   }
   const auto number = number_of(patch, word);
-  auto& argument = steps[patch.step].arguments[patch.argument];
+  auto& step = (patch.region < 0 ? steps : regions[static_cast<size_t>(patch.region)]->steps)[patch.step];
+  auto& argument = step.arguments[patch.argument];
   auto& constant = argument.constant;
   switch (patch.target) {
     case Patch::Target::nothing:
@@ -100,7 +101,7 @@ void Plan::patch(size_t parameter, uint64_t word) {
       } catch (const std::exception& error) {
         throw Refused(
             Refusal::protocol,
-            "parameter " + std::to_string(parameter) + " of " + steps[patch.step].op->name + ": " +
+            "parameter " + std::to_string(parameter) + " of " + step.op->name + ": " +
                 first_line(error.what()));
       }
       break;

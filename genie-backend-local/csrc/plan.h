@@ -10,8 +10,11 @@
 
 #include "bindings.h"
 #include "operators.h"
+#include "regions.h"
 
 namespace genie_local {
+
+class Compiled;  // compiled.h
 
 struct Argument {
   enum class Kind : uint8_t {
@@ -39,6 +42,8 @@ struct Step {
   int32_t source;  // in the plan's sources, or -1
   c10::Device device;  // of a random draw, where no operand says
   const std::string* phase;  // its name, "" where unknown; equal names have one address
+  std::unique_ptr<Regional> regional = nullptr;
+  std::shared_ptr<Compiled> compiled = nullptr;
 };
 
 // Where a parameter goes. Several patches may belong to one word (an int that stands for a whole list).
@@ -47,6 +52,7 @@ struct Patch {
   uint32_t step = 0;
   uint32_t argument = 0;
   uint32_t item = 0;
+  int32_t region = -1;  // of the plan's, where the step is in one
   uint32_t repeat = 1;  // items, for a list that is written as one number
   Target target = Target::nothing;
   bool is_float = false;  // the word holds a double's bits
@@ -77,6 +83,8 @@ struct Plan {
   std::vector<uint64_t> parameters;
   std::vector<std::string> sources;
   bool donates = false;
+  bool fixed = false;  // its parameters are part of what it runs
+  std::vector<std::unique_ptr<Plan>> regions;  // those of its steps, and those of their steps
   // For timing: executions so far, and what the steps of a timed one took, in seconds.
   uint64_t executions = 0;
   double usual = 0;

@@ -153,6 +153,8 @@ FailurePtr Session::Run::attempt(const Step& step, size_t index, Work&& work) {
       C10_THROW_ERROR(OutOfMemoryError, memory.shortage(made, made));
     }
     return nullptr;
+  } catch (const RegionFailed& inner) {
+    return failed_within(inner, step, index);
   } catch (...) {
     return describe(current_failure(), step, index);
   }
@@ -165,7 +167,9 @@ FailurePtr Session::Run::describe(Failure failure, const Step& step, size_t inde
 
 FailurePtr Session::Run::named(Failure failure, const Step& step, size_t index) const {
   failure.op = step.op->name;
-  failure.source = step.source < 0 ? "" : plan_.sources[step.source];
+  if (failure.source.empty() && step.source >= 0) {
+    failure.source = plan_.sources[step.source];
+  }
   failure.device = session_.name_;
   failure.plan = plan_.id;
   failure.step = static_cast<int64_t>(index);
@@ -177,18 +181,22 @@ FailurePtr Session::Run::stopped(size_t index) {
   if (stopped_) {
     return stopped_;
   }
-  ++session_.counters_.stopped_executions;
-  Failure failure;
-  if (session_.stop_.asked()) {
-    failure = {"Cancelled", "the work was cancelled: " + session_.stop_.reason()};
-  } else {
+  auto failure = why_stopped();
+  if (!session_.stop_.asked()) {
     // The time was up while the step before ran.
     index = index > 0 ? index - 1 : 0;
-    char seconds[32];
-    std::snprintf(seconds, sizeof seconds, "%g", session_.stop_.limit());
-    failure = {"ExecutionTimedOut", std::string("an execution took longer than the ") + seconds + " s this node allows"};
   }
   return stopped_ = named(std::move(failure), plan_.steps[index], index);
+}
+
+Failure Session::Run::why_stopped() {
+  ++session_.counters_.stopped_executions;
+  if (session_.stop_.asked()) {
+    return {"Cancelled", "the work was cancelled: " + session_.stop_.reason()};
+  }
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%g", session_.stop_.limit());
+  return {"ExecutionTimedOut", std::string("an execution took longer than the ") + seconds + " s this node allows"};
 }
 
 void Session::Run::advance(size_t end, CleanState& clean) {
@@ -339,10 +347,14 @@ void Session::Run::call(const Step& step) {
   }
   if (step.op->shim != nullptr) {
     step.op->shim(stack);
-  } else if (step.op->uncleared) {
-    call_cleared(step);
-  } else {
+  } else if (step.op->way == Operator::Way::plain) {
     step.op->handle.callBoxed(stack);
+  } else if (step.op->way == Operator::Way::uncleared) {
+    call_cleared(step);
+  } else if (step.op->way == Operator::Way::regional) {
+    call_regions(step);
+  } else {
+    call_compiled(step);
   }
 }
 
@@ -412,6 +424,9 @@ FailurePtr Session::Run::failed_operand(const Step& step) const {
 
 void Session::Run::poison(const Step& step, const FailurePtr& failure) {
   poisoned_ = true;
+  if (!first_failure_) {
+    first_failure_ = failure;
+  }
   session_.stack_.clear();
   for (const auto value : step.outputs) {
     if (value >= 0) {

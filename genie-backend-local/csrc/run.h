@@ -6,9 +6,16 @@
 
 namespace genie_local {
 
+// Thrown within a step that runs regions: why, in which of them, and whether that is no fault of theirs.
+struct RegionFailed {
+  FailurePtr failure;
+  std::string where;
+  bool stopped;
+};
+
 class Session::Run {
  public:
-  Run(Session& session, Plan& plan) : session_(session), plan_(plan), until_(session.stop_.until()) {}
+  Run(Session& session, Plan& plan) : Run(session, plan, session.stop_.until()) {}
 
   // `words` as in genie.bindings. Refused when a handle is unknown or taken; nothing has happened then.
   void bind(const std::vector<uint64_t>& words);
@@ -53,6 +60,11 @@ class Session::Run {
   void batched(size_t members, size_t products);
 
  private:
+  struct Frame;
+  class Regions;
+
+  Run(Session& session, Plan& plan, int64_t until) : session_(session), plan_(plan), until_(until) {}
+
   void steps(size_t end);
   void timed();  // in timing.cpp
   void step(Step& step, size_t index);
@@ -66,10 +78,14 @@ class Session::Run {
   void push_list(const Argument& argument);
   void call(const Step& step);
   void call_cleared(const Step& step);  // an operator that gives out memory as it finds it
+  void call_regions(const Step& step);  // regions.cpp
+  void call_compiled(const Step& step);  // compiled.cpp
+  FailurePtr failed_within(const RegionFailed& inner, const Step& step, size_t index);
   at::Generator& generator(int64_t number, const Step& step);
   void keep_results(const Step& step);
   void keep(int32_t value, at::Tensor tensor);
   FailurePtr stopped(size_t index);
+  Failure why_stopped();
   FailurePtr failed_operand(const Step& step) const;
   void poison(const Step& step, const FailurePtr& failure);
   void poison_storage(Holder& holder, const FailurePtr& failure);
@@ -80,6 +96,7 @@ class Session::Run {
   int64_t first_output_ = 0;
   std::vector<int64_t> donated_;
   bool poisoned_ = false;  // some value may carry a failure
+  FailurePtr first_failure_;  // of the steps done
   const int64_t until_;  // as Stop has it
   FailurePtr stopped_;  // why no further step is done
 };

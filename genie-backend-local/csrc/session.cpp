@@ -176,6 +176,10 @@ void Session::execute(int64_t id, const uint8_t* bindings, size_t size) {
 }
 
 void Session::run(Plan& plan, const std::vector<uint64_t>& words) {
+  if (plan.fixed && !std::equal(plan.parameters.begin(), plan.parameters.end(), words.end() - plan.parameters.size())) {
+    throw Refused(
+        Refusal::node, "plan " + std::to_string(plan.id) + " is compiled with its numbers, and executed with others");
+  }
   ++counters_.executions;
   Run run(*this, plan);
   working_ = true;

@@ -31,7 +31,10 @@ at::Tensor bytes_at(void* data, size_t size, c10::Device device) {
 void write_at(int file, const char* data, size_t size, size_t offset) {
   while (size > 0) {
     const auto done = pwrite(file, data, size, static_cast<off_t>(offset));
-    if (done < 0 && errno != EINTR) {
+    if (done == 0) {
+      errno = ENOSPC;
+    }
+    if (done <= 0 && errno != EINTR) {
       lost("written");
     }
     const auto moved = static_cast<size_t>(std::max<ssize_t>(done, 0));

@@ -99,7 +99,7 @@ void Timer::before(const Step& step, const std::vector<Holder*>& slots) {
   key_.phase = step.phase;
   key_.operands = 0;
   key_.words.clear();
-  known_ = true;
+  known_ = !step.regional && !step.compiled;  // what these take, their operands do not tell
   const auto operand = [&](int64_t value) {
     note(slots[value]->tensor);
     ++key_.operands;

@@ -133,6 +133,10 @@ PYBIND11_MODULE(GENIE_MODULE, m) {
     flush_all(static_cast<int16_t>(device));
   });
   m.def("stats", &stats);
+  m.def("captured", [] {
+    Lock lock;
+    return counters.captured;
+  });
   m.def("reset", &reset, "Forget plans and pending work: the sessions behind them end.");
   m.def("set_host_like", [](int device, bool like) { set_host_like(static_cast<int16_t>(device), like); });
   m.def(

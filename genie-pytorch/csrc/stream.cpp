@@ -275,6 +275,7 @@ void order(Stream& stream, const at::Tensor& tensor) {
 }
 
 void begin_history(Stream& stream) {
+  ++counters.captured;
   if (!stream.looked) {
     return;
   }

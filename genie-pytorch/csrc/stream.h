@@ -100,6 +100,7 @@ struct Stream {
 
 struct Counters {
   uint64_t operators = 0;
+  uint64_t captured = 0; // operators, and programs that were run whole
   uint64_t segments = 0;
   uint64_t plan_hits = 0;
   uint64_t plan_misses = 0;

@@ -11,6 +11,7 @@ from genie.device import Device
 from genie.errors import BackendUnavailable, ConfigError
 from genie.tenancy.seats import Seat, Usage
 from genie_backend_local import hardware, native
+from genie_backend_local.engines import Engines
 from genie_backend_local.native import NativeAccount, NativeBudget, NativeFlow
 from genie_backend_local.session import LocalSession
 from genie_backend_local.tenants import Tenants
@@ -30,6 +31,8 @@ class LocalBackend:
     Idle values leave a device when its memory is short, and after ``swap_idle_seconds`` (0: never), and come back when
     they are used: to ``swap_bytes`` of host memory (0: they stay; ``None``: a quarter of the host's), or of files in
     ``swap_directory``. The CPU's own values leave only where there is a directory.
+
+    ``engines`` compile plans that come with an artifact.
     """
 
     name = "local"
@@ -45,6 +48,7 @@ class LocalBackend:
         swap_bytes: int | None = None,
         swap_directory: str = "",
         swap_idle_seconds: float = 300.0,
+        engines: Engines | None = None,
     ) -> None:
         self._native = native.load()
         self._limit = int(memory_limit_gb * (1 << 30))
@@ -55,7 +59,8 @@ class LocalBackend:
             self._native.Batcher(exact=exact, lanes=0, fewest=1, patience=_PATIENCE_SECONDS) if batching else None
         )
         self._tenants = Tenants(self._native)
-        self._devices = hardware.devices()
+        self._engines = engines
+        self._devices = hardware.devices() if engines is None else engines.offered(hardware.devices())
         if swap_directory:
             _check_directory(swap_directory)
         most = _quarter_of_memory() if swap_bytes is None else swap_bytes
@@ -94,7 +99,7 @@ class LocalBackend:
             label,
         )
         native.limit_executions(self._execution_seconds)
-        return self._kept(LocalSession(known, native))
+        return self._kept(LocalSession(known, native, self._engines))
 
     def adjust(self, tenant: str, *, memory_bytes: int, weight: float) -> None:
         self._tenants.adjust(tenant, memory_bytes=memory_bytes, weight=weight)
@@ -155,6 +160,8 @@ class LocalBackend:
             sessions = list(self._sessions)
         for session in sessions:
             session.close()
+        if self._engines is not None:
+            self._engines.close()
 
 
 class StandIn:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from genie import native
+from genie.compilers import Program
 from genie.graph import Graph
 from genie.interfaces import Buffer
 
@@ -37,6 +38,19 @@ class NativeLoop(Protocol):
 
 class NativeSession(Protocol):
     def load(self, plan: int, graph: Graph) -> None: ...
+    def load_compiled(
+        self,
+        plan: int,
+        *,
+        name: str,
+        program: Program,
+        bytes: int,
+        donated: Sequence[bool],
+        takes: Sequence[int],
+        operands: Sequence[tuple[tuple[int, ...], str, str]],
+        results: Sequence[tuple[tuple[int, ...], str, str]],
+        parameters: Sequence[int],
+    ) -> None: ...
     def execute(self, plan: int, bindings: Buffer) -> None: ...
     def upload(
         self, handle: int, shape: Sequence[int], dtype: str, data: Buffer, stride: Sequence[int] = ()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def genie_backends() -> Offers:
     def local(settings: Settings) -> Backend:
         from genie_backend_local.backend import LocalBackend
+        from genie_backend_local.engines import Engines
 
         return LocalBackend(
             threads=settings.threads,
@@ -25,6 +26,7 @@ def genie_backends() -> Offers:
             swap_bytes=settings.swap_bytes,
             swap_directory=settings.swap_directory,
             swap_idle_seconds=settings.swap_idle_seconds,
+            engines=Engines.installed(settings),
         )
 
     return {"local": local}

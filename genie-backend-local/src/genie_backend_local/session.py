@@ -22,6 +22,7 @@ from genie.plan import ExecutionPlan
 from genie.snapshots import MemoryState, Snapshot
 from genie.timing import Operand, Timing
 from genie_backend_local import snapshots
+from genie_backend_local.engines import Engines
 from genie_backend_local.native import NativeLoop, NativeSession, NativeShared
 
 _log = structlog.get_logger("genie.local")
@@ -43,7 +44,7 @@ class SharedValue:
         return self._native.held
 
     @property
-    def away(self) -> bool:
+    def off_device(self) -> bool:
         """Whether its bytes have left the device."""
         return self._native.away
 
@@ -78,18 +79,21 @@ class LocalSession:
     :meth:`adopt` let sessions use one memory, copied by the first that writes into it.
     """
 
-    def __init__(self, device: Device, session: NativeSession) -> None:
+    def __init__(self, device: Device, session: NativeSession, engines: Engines | None = None) -> None:
         self.device = device
         self._native = session
+        self._engines = engines or Engines({})
         self._plans: dict[bytes, int] = {}  # by content: in Python 1 == 1.0 == True, in a graph they differ
 
     def load(self, plan: ExecutionPlan) -> int:
         plans.verify(plan)
-        content = hashlib.blake2b(_encode(bare(plan.graph)), digest_size=16).digest()
+        engine = plan.engine.name if plan.engine is not None else ""
+        content = hashlib.blake2b(_encode((bare(plan.graph), engine)), digest_size=16).digest()
         known = self._plans.get(content)
         if known is None:
             known = len(self._plans)
-            self._native.load(known, plan.graph)
+            if not (engine and self._engines.load(self._native, known, plan, self.device)):
+                self._native.load(known, plan.graph)
             self._plans[content] = known
         return known
 
@@ -157,7 +161,7 @@ class LocalSession:
         self._native.adopt(handle, value._native)
 
     @property
-    def away_bytes(self) -> int:
+    def off_device_bytes(self) -> int:
         """Of its values: what has left the device, and comes back when it is used."""
         return self._native.away()
 

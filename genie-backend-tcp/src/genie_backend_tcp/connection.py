@@ -29,6 +29,7 @@ class SocketConnection:
 
     def __init__(self, sock: socket.socket, peer: str, limits: Limits, stall_timeout: float, spin_us: float) -> None:
         self.peer = peer
+        self.transport = "unix" if sock.family == socket.AF_UNIX else "tcp"
         self._sock = sock
         self._stall = stall_timeout
         self._spin = spin_us * 1e-6
@@ -218,13 +219,12 @@ class TcpConnection(SocketConnection):
 
     def _send_left(self) -> None:
         progress = Progress(Stage.SEND, self.peer)
-        progress.waits(self._stall)
         while left := behind(self._left, self._taken):
             self._left = left
             self._taken = 0
+            progress.waits(self._stall)
             (self._taken,) = map(self._sock.sendmsg, (left,))
             progress.moved(self._taken)
-            progress.waits(self._stall)
         self._left = ()
 
 

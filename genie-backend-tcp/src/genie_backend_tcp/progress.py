@@ -15,26 +15,19 @@ class Progress:
     take at the least rate. Only what is between :meth:`waits` and :meth:`moved` counts: a receiver may take its time
     between reads."""
 
-    __slots__ = ("_began", "_moved", "_patience", "_stage", "_waited", "_where")
+    __slots__ = ("_began", "_moved", "_stage", "_waited", "_where")
 
     def __init__(self, stage: Stage, where: str) -> None:
         self._stage = stage
         self._where = where
-        self._patience = 0.0
         self._moved = 0
         self._waited = 0.0
         self._began = 0.0
 
     def waits(self, patience: float) -> None:
-        """From now on; for so many seconds, with what it waited before."""
-        self._patience = patience
-        self._began = time.monotonic()
-
-    def moved(self, count: int) -> None:
-        """… until now, and so many bytes moved. Raises :class:`DeadlineExceeded`."""
-        self._waited += time.monotonic() - self._began
-        self._moved += count
-        if self._waited > self._patience + self._moved / LEAST_RATE:
+        """From now on; for so many seconds, with what it waited before. Raises :class:`DeadlineExceeded` if it has
+        waited longer already."""
+        if self._waited > patience + self._moved / LEAST_RATE:
             verb = "took" if self._stage is Stage.SEND else "sent"
             raise DeadlineExceeded(
                 f"the peer {verb} {self._moved} bytes of a message in {self._waited:.3g} s",
@@ -44,3 +37,9 @@ class Progress:
                 where=self._where,
                 hint=f"{LEAST_RATE >> 10} KiB/s is the least: the link is too slow, or the peer hangs",
             )
+        self._began = time.monotonic()
+
+    def moved(self, count: int) -> None:
+        """… until now, and so many bytes moved. It does not raise: they are to be kept first."""
+        self._waited += time.monotonic() - self._began
+        self._moved += count

@@ -126,7 +126,8 @@ class Arrived:
         at = self._start
         while self._end > at:
             first = self._memory[at]
-            if sealed and first == MARK:
+            # Behind the last record of the handshake a piece may be next, though nobody has said so yet.
+            if first == MARK and (sealed or at > self._start):
                 break
             if not _FIRST <= first <= _LAST:
                 return self._memory[self._start : self._end]

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from genie import config, runtime, tracing
+import msgspec
+
+from genie import config, latest, runtime, tracing
 from genie.device import Cluster, Device
 from genie.errors import CaptureError, ConfigError
 from genie.graph import Graph, TensorSpec
@@ -29,7 +31,6 @@ from genie.interfaces import (
 from genie.plan import ExecutionPlan
 from genie.plan import verify as verify_plan
 from genie.plugins import registry
-from genie.telemetry import Number
 
 _T = TypeVar("_T")
 
@@ -100,9 +101,13 @@ def settings() -> config.Settings:
     return runtime.current().settings
 
 
-def get_stats() -> dict[str, Number]:
-    """Counters of this process: operators, graph nodes, syncs, bytes, plan hits, ns per operator."""
-    return {**dict.fromkeys(_COUNTED_FROM_ZERO, 0), **runtime.current().stats()}
+def get_stats() -> dict[str, Any]:
+    """Counters of this process: operators, graph nodes, syncs, bytes, plan hits, ns per operator. ``transports`` says
+    of each session with a node what carries it: ``node``, ``device``, ``transport``, ``protection``, what keeps others
+    from its data, and ``passed_over``, which better ones do not, and why."""
+    now = runtime.current()
+    carried = [msgspec.to_builtins(each) for each in now.carried()]
+    return {**dict.fromkeys(_COUNTED_FROM_ZERO, 0), **now.stats(), "transports": carried}
 
 
 def device_count() -> int:
@@ -114,10 +119,10 @@ def devices() -> tuple[Device, ...]:
     return runtime.current().devices()
 
 
-def engine(index: int | None = None) -> Engine:
+def engine(index: int | None = None, *, backend: str | None = None) -> Engine:
     """For frontends: the stages composed for device ``index``; connects on first use. ``None``, and the number of
-    devices, is all of them: the scheduler chooses."""
-    return runtime.current().engine(index)
+    devices, is all of them: the scheduler chooses. ``backend``, by default the setting, as for :func:`run`."""
+    return runtime.current().engine(index, _named("backend", backend))
 
 
 def use_frontend(name: str) -> None:
@@ -133,7 +138,7 @@ _thread = threading.local()
 @contextlib.contextmanager
 def capture() -> Iterator[Any]:
     """Capture this thread's operators, on no device in particular. Nests; ends on exceptions too."""
-    with runtime.frontend().capture() as captured:
+    with runtime.capturing().capture() as captured:
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
             yield captured
@@ -148,9 +153,8 @@ def is_capturing() -> bool:
 
 def get_graph() -> Graph:
     """The latest graph this thread captured, whichever way. Raises :class:`CaptureError` if there is none."""
-    for frontend in runtime.loaded_frontends():
-        if (graph := frontend.latest_graph()) is not None:
-            return graph
+    if (graph := latest.graph()) is not None:
+        return graph
     raise CaptureError("this thread has captured no graph", hint="run something inside `with genie.capture():`")
 
 

@@ -25,7 +25,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from genie.errors import LocalProtocolError, ProtocolError
-from genie.graph import Arg, Graph, Many, ScalarTensor
+from genie.graph import Arg, Graph, Many, Region, ScalarTensor
 
 _MASK = (1 << 64) - 1
 
@@ -38,25 +38,30 @@ def bits_float(word: int) -> float:
     return float(struct.unpack("<d", struct.pack("<Q", word & _MASK))[0])
 
 
-def _scalars(arg: Arg) -> Iterator[int | float]:
+def numbers(arg: Arg) -> Iterator[int | float]:
+    """The parameters an argument holds, in their order."""
     if isinstance(arg, bool):
         return
     if isinstance(arg, int | float):
         yield arg
     elif isinstance(arg, Many):
         for item in arg.items:
-            yield from _scalars(item)
+            yield from numbers(item)
     elif isinstance(arg, ScalarTensor) and not isinstance(arg.number, bool):
         yield arg.number
+    elif isinstance(arg, Region):
+        for node in arg.graph.steps:
+            for inner in node.args:
+                yield from numbers(inner)
 
 
 def parameters(graph: Graph) -> tuple[int, ...]:
-    """The graph's parameters as words, in the order of nodes, arguments and list items."""
+    """The graph's parameters as words, in the order of nodes, arguments, list items and the nodes of regions."""
     return tuple(
         float_bits(number) if isinstance(number, float) else number & _MASK
         for node in graph.steps
         for arg in node.args
-        for number in _scalars(arg)
+        for number in numbers(arg)
     )
 
 
@@ -66,6 +71,8 @@ class Prediction:
     def __init__(self, inputs: int, parameters: Sequence[int]) -> None:
         self._last = [0] * (1 + inputs) + [word & _MASK for word in parameters]
         self._step = [0] * len(self._last)
+        self._expected = list(self._last)
+        self._moving: list[tuple[int, int]] = []  # words that have a step, and the step
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prediction) and (self._last, self._step) == (other._last, other._step)
@@ -79,20 +86,25 @@ class Prediction:
         if anew:
             whole = bytearray()
             _put_varint(whole, len(words) + 1)
-            for index, word in enumerate(words):
+            for word in words:
                 _put_varint(whole, word & _MASK)
-                self._last[index], self._step[index] = word & _MASK, 0
+            self._last = [word & _MASK for word in words]
+            self._remember([0] * len(words))
             return bytes(whole)
+        told = list(words)
+        if told == self._expected:
+            self._go_on()
+            return _AS_EXPECTED
+        told = [word & _MASK for word in told]
         surprises = bytearray()
         count, previous = 0, -1
-        for index, word in enumerate(words):
-            word &= _MASK
-            surprise = (word - self._last[index] - self._step[index]) & _MASK
-            if surprise:
+        for index, (word, expected) in enumerate(zip(told, self._expected, strict=True)):
+            if word != expected:
+                surprise = (word - expected) & _MASK
                 _put_varint(surprises, index - previous - 1)
                 _put_varint(surprises, ((surprise << 1) ^ (_MASK if surprise >> 63 else 0)) & _MASK)
                 count, previous = count + 1, index
-            self._advance(index, word)
+        self._advance(told)
         head = bytearray()
         _put_varint(head, count)
         return bytes(head + surprises)
@@ -115,8 +127,13 @@ class Prediction:
             surprise[index] = (zigzag >> 1) ^ (_MASK if zigzag & 1 else 0)
         if offset != len(data):
             raise ProtocolError(f"{len(data) - offset} bytes after the bindings")
-        for i in range(len(self._last)):
-            self._advance(i, (self._last[i] + self._step[i] + surprise.get(i, 0)) & _MASK)
+        if not surprise:
+            self._go_on()
+            return tuple(self._last)
+        words = list(self._expected)
+        for index, by in surprise.items():
+            words[index] = (words[index] + by) & _MASK
+        self._advance(words)
         return tuple(self._last)
 
     def _decode_anew(self, data: bytes, offset: int) -> tuple[int, ...]:
@@ -126,12 +143,30 @@ class Prediction:
             words.append(word)
         if offset != len(data):
             raise ProtocolError(f"{len(data) - offset} bytes after the bindings")
-        self._last, self._step = words, [0] * len(words)
+        self._last = words
+        self._remember([0] * len(words))
         return tuple(words)
 
-    def _advance(self, index: int, word: int) -> None:
-        self._step[index] = (word - self._last[index]) & _MASK
-        self._last[index] = word
+    def _go_on(self) -> None:
+        """Every word was as expected."""
+        self._last = list(self._expected)
+        for index, step in self._moving:
+            self._expected[index] = (self._expected[index] + step) & _MASK
+
+    def _advance(self, words: list[int]) -> None:
+        steps = [(word - last) & _MASK for word, last in zip(words, self._last, strict=True)]
+        self._last = words
+        self._remember(steps)
+
+    def _remember(self, steps: list[int]) -> None:
+        self._step = steps
+        self._moving = [(index, step) for index, step in enumerate(steps) if step]
+        self._expected = list(self._last)
+        for index, step in self._moving:
+            self._expected[index] = (self._expected[index] + step) & _MASK
+
+
+_AS_EXPECTED = b"\0"
 
 
 def _put_varint(out: bytearray, number: int) -> None:

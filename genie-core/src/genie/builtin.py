@@ -15,7 +15,19 @@ def genie_backends() -> Offers:
 
         return EmulatedBackend.from_settings(settings)
 
-    return {"emulated": emulated}
+    def auto(settings: Settings) -> Any:
+        from genie.plugins import registry
+        from genie.remote import RemoteBackend
+        from genie.remote.client.negotiating import TCP, Negotiator
+
+        plain = registry.make("transport", TCP, settings)
+
+        def guided(access: Any) -> Negotiator:
+            return Negotiator.from_settings(settings, plain, access)
+
+        return RemoteBackend.from_settings("auto", plain, settings, guided)
+
+    return {"auto": auto, "emulated": emulated}
 
 
 @hookimpl

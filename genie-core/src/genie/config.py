@@ -29,7 +29,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set. Each field is ``GENIE_<FIELD>`` in the environment and ``field`` in ``genie.toml``.
 
     ``nodes`` are ``host:port`` addresses; with nodes and no ``backend`` the backend is ``tcp``, with neither it is
-    ``local``: this process. ``backend`` may list several by preference (``"dpdk,tcp"``).
+    ``local``: this process. ``backend`` may list several by preference (``"dpdk,tcp"``); ``auto`` agrees with
+    each node on the best of ``transports``.
     """
 
     backend: str = "local"
@@ -41,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     placement: str = "portfolio"
     # What takes less is made again on a second device where that is cheaper than to send it; 0: never.
     recomputation_threshold_ms: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 5.0
+    # What runs programs that come with an artifact (docs/jax.md): auto (by cost), aten (their steps), or a compiler.
+    engine: str = "auto"
+    compile_seconds: _Seconds = 30.0  # of one compilation on a node
     timeout: _Seconds = 60.0  # of any wait for a node
     connect_timeout: _Seconds = 10.0
     # A node keeps a session that long for a client whose connection broke, which comes back meanwhile; 0: it ends.
@@ -69,7 +73,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admission_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
     priority: Literal["", "realtime", "interactive", "batch"] = ""  # a lower one than the tenant's
     tenants: str = ""  # path of the file that says what a node's tenants may have: docs/tenancy.md
+    transports: str = "dpdk,unix,tcp"  # that the backend auto may use, by preference
     dpdk_device: str = "vdev:memif"  # what carries the packets of the transport dpdk
+    # Data may go unencrypted over a transport that does not speak TLS, if a ticket that came over TLS protects it.
+    plain_data: bool = False
     unix_sockets: bool = True  # used instead of TCP when the node is on this host
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # intra-op threads of the local backend; 0: its default
     memory_limit_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # per session of the local backend; 0: the device's
@@ -98,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def backends(self) -> tuple[str, ...]:
         """The backends by preference."""
         return tuple(name.strip() for name in self.backend.split(","))
+
+    @property
+    def transport_names(self) -> tuple[str, ...]:
+        """Those that the backend ``auto`` may use, by preference."""
+        return tuple(name.strip() for name in self.transports.split(","))
 
 
 _TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
@@ -179,9 +191,9 @@ def _of_cluster(cluster: Cluster | None, place: str) -> _Layer:
     if "emulated" in cluster.backends:
         addresses = ()  # of the nodes that are emulated
     security = {
-        key: (path, f"{place}: cluster.security.{key}")
+        key: (said, f"{place}: cluster.security.{key}")
         for key in cluster.security.__struct_fields__
-        if (path := getattr(cluster.security, key)) is not None
+        if (said := getattr(cluster.security, key)) is not None
     }
     return {
         **security,
@@ -288,6 +300,14 @@ def _check_backend(names: str) -> str:
     return "" if all(name.strip() for name in names.split(",")) else f"{names!r} names no backend"
 
 
+def _check_transports(names: str) -> str:
+    listed = [name.strip() for name in names.split(",")]
+    if not all(listed):
+        return f"{names!r} names no transport"
+    repeated = {name for name in listed if listed.count(name) > 1}
+    return f"{sorted(repeated)[0]!r} is named twice" if repeated else ""
+
+
 def _check_nodes(nodes: tuple[str, ...]) -> str:
     for node in nodes:
         if node.startswith("unix:"):
@@ -306,6 +326,7 @@ def _check_finite(number: float) -> str:
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "log_level": _check_level,
     "backend": _check_backend,
+    "transports": _check_transports,
     "nodes": _check_nodes,
     "timeout": _check_finite,
     "connect_timeout": _check_finite,
@@ -320,6 +341,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "memory_limit_gb": _check_finite,
     "swap_idle_seconds": _check_finite,
     "trace_ratio": _check_finite,
+    "compile_seconds": _check_finite,
     "admission_seconds": _check_finite,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from genie.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20
 _LARGEST = 1e9  # GB, TFLOPS, Gbit/s: in bytes, operations and bits per second it still fits 64 bits
+_MOST_ENGINES = 16
+_ENGINE = re.compile(r"[a-z][a-z0-9_]{0,31}:[a-z][a-z0-9_]{0,31}/[0-9]{1,4}")
 CLIENT = "client"  # what a link's end is called that is this side
 
 
@@ -22,7 +25,8 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``network_gbps`` is the link to it in Gbit/s; ``memory_bandwidth_gb_s`` its own memory's, in GB/s, where known.
     ``address`` is where its node listens (``None``: this process), ``index`` its number there. ``hardware`` names model
-    and host, as its node tells them: measurements are kept under it.
+    and host, as its node tells them: measurements are kept under it. ``engines`` are those that compile for it, with
+    the kind of artifact they take: ``xla:stablehlo/1``.
 
     >>> Device(id="gpu0", type="GPU", memory_gb=16, compute_tflops=10, network_gbps=100).memory_bytes
     17179869184
@@ -37,6 +41,7 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int = 0
     memory_bandwidth_gb_s: float | None = None
     hardware: str = ""
+    engines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("id", "type"):
@@ -57,6 +62,13 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ConfigError(f"hardware must be printable text, not {self.hardware!r}", where=f"device {self.id!r}")
         if self.address is not None:
             _address(self.address, self.id)
+        if self.engines and not (len(self.engines) <= _MOST_ENGINES and all(map(_ENGINE.fullmatch, self.engines))):
+            raise ConfigError(f"engines must be names with kinds of artifacts, not {self.engines!r}", where=self.id)
+
+    def engine_for(self, artifact: str) -> str:
+        """The name of the engine that takes artifacts of that kind; "" if there is none."""
+        found = (name for name, _, kind in (each.partition(":") for each in self.engines) if kind == artifact)
+        return next(found, "")
 
     @property
     def kind(self) -> str:
@@ -151,12 +163,14 @@ class FaultTolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths of files; ``Cluster.load`` makes them relative to the file that names them."""
+    """Paths of files, which ``Cluster.load`` makes relative to the file that names them; ``plain_data`` as in the
+    settings."""
 
     token_file: str | None = None
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    plain_data: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -233,8 +247,10 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"the cluster file is not YAML: {told}", where=str(path)) from error
         cluster = cls.parse(data, where=str(path))
         given = {key: getattr(cluster.security, key) for key in Security.__struct_fields__}
-        files = {key: str(path.parent / Path(name).expanduser()) for key, name in given.items() if name is not None}
-        return msgspec.structs.replace(cluster, security=Security(**files))
+        files = {
+            key: str(path.parent / Path(name).expanduser()) for key, name in given.items() if isinstance(name, str)
+        }
+        return msgspec.structs.replace(cluster, security=msgspec.structs.replace(cluster.security, **files))
 
     @classmethod
     def parse(cls, data: object, where: str = "") -> Cluster:

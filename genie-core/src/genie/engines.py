@@ -143,4 +143,5 @@ def everything(devices: Sequence[Device]) -> Device:
         memory_gb=sum(device.memory_gb for device in devices),
         compute_tflops=sum(device.compute_tflops for device in devices),
         network_gbps=max(device.network_gbps for device in devices),
+        engines=tuple(sorted({each for device in devices for each in device.engines})),
     )

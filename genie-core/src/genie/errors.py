@@ -58,7 +58,8 @@ class Stage(StrEnum):
     GREETING = "greeting"
     SEND = "send"  # the peer takes nothing
     ANSWER = "answer"  # the node computes
-    EXECUTE = "execute"  # longer than the node allows
+    COMPILE = "compile"  # longer than the node allows
+    EXECUTE = "execute"  # the same
     RECEIVE = "receive"  # the peer says nothing, or not the rest
     TRANSFER = "transfer"  # from node to node
 

@@ -2,7 +2,8 @@
 
 FLOPs follow the rules of ``torch.utils.flop_counter``: a multiply–add counts two, only products of matrices,
 convolutions and attention count, an operator without a rule counts none. Bytes are those a kernel must move at
-least once: a view moves none, a gather only what it picks.
+least once: a view moves none, a gather only what it picks. A scan's work is its body's, so many times; a cond's that of
+its dearest branch; that of a while loop, whose iterations nobody can count before, one iteration's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
-from genie.graph import Arg, Many, Node, Ref, TensorSpec, refs
+from genie.graph import Arg, Graph, Many, Node, Ref, TensorSpec, refs
+from genie.graph.once import once
+from genie.graph.regions import OPERATORS, Cond, Scan, form
 from genie.graph.sizes import nbytes as nbytes
 from genie.graph.sizes import sizes as sizes
 
@@ -164,6 +167,8 @@ _WRITES_SOME = {
 def work(node: Node, values: Sequence[TensorSpec], size: Sequence[int] | Mapping[int, int]) -> Work:
     """The work of a node of a verified graph; ``values`` and ``size`` (see :func:`sizes`) are the graph's."""
     operation, aliases, mutates = node.operation, node.aliases, node.mutates
+    if operation in OPERATORS:
+        return _regions_work(node)
     shared = {output for output, _ in aliases} if aliases else ()
     fresh = [value for value in node.outputs if value >= 0 and value not in shared]
     if (aliases and not fresh and not mutates) or operation in _ALLOCATES:
@@ -193,3 +198,38 @@ def work(node: Node, values: Sequence[TensorSpec], size: Sequence[int] | Mapping
         if flops is not None and flops >> 63:
             flops = None
     return Work(flops, min(max(read, 0), (1 << 63) - 1), min(written, (1 << 63) - 1))
+
+
+def trips(node: Node) -> int | None:
+    """How often a region node runs its regions; ``None`` where that is not known before it runs."""
+    call = form(node)
+    if isinstance(call, Cond):
+        return 1
+    return call.length if isinstance(call, Scan) else None
+
+
+def _regions_work(node: Node) -> Work:
+    call, each = form(node), [_whole(region) for region in node.regions]
+    if isinstance(call, Cond):
+        known = [work.flops for work in each if work.flops is not None]
+        flops = max(known) if len(known) == len(each) else None
+        return Work(flops, max(work.read for work in each), max(work.written for work in each))
+    return _times(each, call.length if isinstance(call, Scan) else 1)
+
+
+@once
+def _whole(graph: Graph) -> Work:
+    """The work of all of a graph's nodes."""
+    size = sizes(graph)
+    return _times([work(node, graph.values, size) for node in graph.steps], 1)
+
+
+def _times(works: Sequence[Work], count: int) -> Work:
+    most = (1 << 63) - 1
+    flops = [work.flops for work in works]
+    total = sum(known for known in flops if known is not None) * count
+    return Work(
+        None if None in flops or total > most else total,
+        min(sum(work.read for work in works) * count, most),
+        min(sum(work.written for work in works) * count, most),
+    )

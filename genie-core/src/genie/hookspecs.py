@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pluggy
 
+from genie.compilers import Compiler
 from genie.config import Settings
 from genie.interfaces import Backend, CostModel, Frontend, PatternMatcher, PlacementStrategy, Policy, Transport
 
@@ -52,6 +53,11 @@ def genie_backends() -> Mapping[str, Factory[Backend]]:  # type: ignore[empty-bo
 @hookspec
 def genie_transports() -> Mapping[str, Factory[Transport]]:  # type: ignore[empty-body]
     """Transports: they carry messages between a client and a node."""
+
+
+@hookspec
+def genie_compilers() -> Mapping[str, Factory[Compiler]]:  # type: ignore[empty-body]
+    """Compilers: they make programs of artifacts, for the backends that run them."""
 
 
 @hookspec

@@ -52,7 +52,7 @@ def flat(data: Buffer) -> memoryview:
     """The bytes of a C-contiguous buffer."""
     view = memoryview(data)
     if view.nbytes == 0:
-        return memoryview(b"")
+        return memoryview(bytearray())  # written to, perhaps
     return view if view.ndim == 1 and view.format == "B" and view.c_contiguous else view.cast("B")
 
 

@@ -270,14 +270,9 @@ class Frontend(Protocol):
 
     name: str
 
-    def capture(self) -> Any:
-        """A context manager: operators inside it are captured by this thread."""
-
-    def latest_graph(self) -> Graph | None:
-        """The last graph this thread captured, whichever way."""
-
     def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
-        """The program captured whole, run on ``engine``, fed and answering with the framework's own tensors."""
+        """The program captured whole, run on ``engine``, fed and answering with the framework's own tensors. What runs
+        it says which graph it ran (:func:`genie.latest.captured`), unless :class:`Captures` tells."""
 
     def accepts(self, program: object) -> bool:
         """Whether ``program`` is this frontend's kind of object, a program or a tensor (``genie.run`` and
@@ -288,6 +283,20 @@ class Frontend(Protocol):
 
     def from_host(self, spec: TensorSpec, data: Buffer) -> Any:
         """The framework's own tensor with these elements."""
+
+
+@runtime_checkable
+class Captures(Protocol):
+    """What a frontend may be besides: one that captures operators as they run, not only whole programs."""
+
+    def capture(self) -> Any:
+        """A context manager: operators inside it are captured by this thread."""
+
+    def latest_graph(self) -> Graph | None:
+        """The last graph this thread captured, whichever way."""
+
+    def captured(self) -> int:
+        """How much was captured so far, of whichever thread: a number that grows with it."""
 
 
 @runtime_checkable
@@ -456,6 +465,13 @@ class Certified(Protocol):
 
 
 @runtime_checkable
+class Labelled(Protocol):
+    """What a connection may be besides: one that knows what carries it (``tcp``, ``unix``, ``dpdk``)."""
+
+    transport: str
+
+
+@runtime_checkable
 class Encrypting(Protocol):
     """What a transport may be besides: one that speaks TLS by the settings ``ca``, ``cert``, ``key``, ``client_ca``."""
 
@@ -464,6 +480,13 @@ class Encrypting(Protocol):
 
 def encrypts(transport: object) -> bool:
     return isinstance(transport, Encrypting) and transport.encrypts
+
+
+@runtime_checkable
+class Diagnosed(Protocol):
+    """What a transport may be besides: one that says what more it can do here, by name, and why not ("" if it can)."""
+
+    def abilities(self) -> Mapping[str, str]: ...
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import msgspec
 
+from genie.bindings import numbers
 from genie.errors import PlanError
-from genie.graph import Arg, Graph, Many, ScalarTensor
+from genie.graph import Graph
 
 MOST_ITERATIONS = 1 << 31
 MOST_EMITTED = 16
@@ -62,11 +63,4 @@ def verify(loop: Loop, graph: Graph, times: int) -> None:
 
 def parameters_are_float(graph: Graph) -> tuple[bool, ...]:
     """Of each parameter of the graph, in the order of :func:`genie.bindings.parameters`."""
-    return tuple(kind for node in graph.steps for arg in node.args for kind in _kinds(arg))
-
-
-def _kinds(arg: Arg) -> tuple[bool, ...]:
-    if isinstance(arg, Many):
-        return tuple(kind for item in arg.items for kind in _kinds(item))
-    number = arg.number if isinstance(arg, ScalarTensor) else arg
-    return () if isinstance(number, bool) or not isinstance(number, int | float) else (isinstance(number, float),)
+    return tuple(isinstance(number, float) for node in graph.steps for arg in node.args for number in numbers(arg))

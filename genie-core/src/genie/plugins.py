@@ -21,13 +21,16 @@ from genie.errors import ConfigError, GenieError, PluginConflict, PluginFailed, 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Kind: TypeAlias = Literal["frontend", "pattern", "backend", "transport", "cost_model", "placement_strategy", "policy"]
+Kind: TypeAlias = Literal[
+    "frontend", "pattern", "backend", "transport", "compiler", "cost_model", "placement_strategy", "policy"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS: dict[Kind, str] = {
     "frontend": "genie_frontends",
     "pattern": "genie_patterns",
     "backend": "genie_backends",
     "transport": "genie_transports",
+    "compiler": "genie_compilers",
     "cost_model": "genie_cost_models",
     "placement_strategy": "genie_placement_strategies",
     "policy": "genie_policies",

@@ -23,10 +23,11 @@ from genie.errors import (
 )
 from genie.execute import Executor
 from genie.graph import Graph
-from genie.interfaces import Backend, CostModel, Frontend, Learning, PatternMatcher, Recalling, Session
+from genie.interfaces import Backend, Captures, CostModel, Frontend, Learning, PatternMatcher, Recalling, Session
 from genie.plugins import Registry, registry
 from genie.schedule import Scheduler
 from genie.spread import SpreadSession
+from genie.ways import Carried, Carrying
 
 log = telemetry.get_logger("genie.runtime")
 
@@ -245,6 +246,12 @@ class Runtime:
                 total[name] = total.get(name, 0) + number
         return total
 
+    def carried(self) -> list[Carried]:
+        """What carries each session with a node."""
+        with self._lock:
+            backends = list(self._backends.values())
+        return [each for backend in backends if isinstance(backend, Carrying) for each in backend.carried()]
+
     def cancel(self) -> None:
         """Every session takes back what it asked, as far as it can; what one that ended had asked is lost anyway."""
         for session in self.sessions():
@@ -309,6 +316,7 @@ _lock = threading.RLock()
 _current: Runtime | None = None
 _frontends: dict[str, Frontend] = {}
 _used_frontends: dict[str, None] = {}
+_WHICH = "set `frontend` (GENIE_FRONTEND)"
 _at_shutdown: list[Callable[[], None]] = []
 
 
@@ -401,9 +409,35 @@ def frontend(name: str = "", program: object = None) -> Frontend:
         if len(names) != 1:
             raise ConfigError(
                 f"which frontend? installed: {', '.join(names) or 'none'}",
-                hint="set `frontend` (GENIE_FRONTEND)" if names else "pip install genie-pytorch",
+                hint=_WHICH if names else "pip install genie-pytorch",
             )
         return _frontend(names[0], settings)
+
+
+def capturing() -> Captures:
+    """The frontend whose operators are captured as they run: that of the settings; else the only one, of those that the
+    program has imported or else of all."""
+    with _lock:
+        settings = current().settings
+        names = registry.names("frontend")
+        if settings.frontend:
+            made = _frontend(settings.frontend, settings)
+            if isinstance(made, Captures):
+                return made
+            raise ConfigError(
+                f"the frontend {settings.frontend!r} captures programs whole, not operator by operator",
+                hint="run the program by genie.run(program, …), or set another `frontend`",
+            )
+        for some in ([name for name in names if name in _used_frontends], names):
+            found = {name: made for name in some if isinstance(made := _frontend(name, settings), Captures)}
+            if len(found) == 1:
+                return next(iter(found.values()))
+            if found:
+                raise ConfigError(f"which frontend? installed: {', '.join(found)}", hint=_WHICH)
+        raise ConfigError(
+            f"no frontend captures operator by operator; installed: {', '.join(names) or 'none'}",
+            hint="pip install genie-pytorch",
+        )
 
 
 def use_frontend(name: str) -> None:
@@ -416,7 +450,7 @@ def loaded_frontends() -> tuple[Frontend, ...]:
     """Those made so far, and those the program is known to use."""
     with _lock:
         for name in _used_frontends:
-            if name in registry.names("frontend"):
+            if name not in _frontends and name in registry.names("frontend"):
                 _frontend(name, current().settings)
         return tuple(_frontends.values())
 

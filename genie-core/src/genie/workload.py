@@ -58,9 +58,15 @@ class _Seen:
         self.modalities: Counter[str] = Counter()
         self.roles: Counter[str] = Counter()
         self.encodes: dict[str, Counter[str]] = {}
-        self.states = sum(1 for each in graph.meanings if each is not None and each.residency == "recurrent_state")
+        self.states = 0
+        self._see(graph)
+
+    def _see(self, graph: Graph) -> None:
+        self.states += sum(1 for each in graph.meanings if each is not None and each.residency == "recurrent_state")
         for node in graph.steps:
             its = node.semantics
+            for region in node.regions:
+                self._see(region)
             if its is None:
                 continue
             if its.phase:

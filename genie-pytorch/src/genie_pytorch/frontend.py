@@ -14,6 +14,7 @@ from genie_pytorch import generation, lift, modules, regions, scopes, whole
 from genie_pytorch.capture import Capture
 from genie_pytorch.dtypes import dtype_named, name_of
 from genie_pytorch.lift import can_lift, on_device
+from genie_pytorch.native import _C
 from genie_pytorch.port import port
 
 _T = TypeVar("_T")
@@ -32,6 +33,9 @@ class PyTorchFrontend:
 
     def latest_graph(self) -> Graph | None:
         return regions.latest_graph()
+
+    def captured(self) -> int:
+        return int(_C.captured())
 
     def compile(self, program: Callable[..., Any], engine: Engine) -> Callable[..., Any]:
         return whole.compile(program, port.index_of(engine))

@@ -20,6 +20,7 @@ from genie.annotate.residency import cache_groups, residencies
 from genie.annotate.standing import Standing, standings
 from genie.annotate.supervise import TooSlow, supervised
 from genie.annotate.values import meanings
+from genie.annotate.within import labelled_within
 from genie.errors import GraphError
 from genie.flops import Work, sizes, work
 from genie.graph import Evidence, Graph, Node, Semantics, ValueSemantics, relabelled, verify
@@ -58,7 +59,7 @@ def annotate(
             _defaults(graph, found)
             _apply(patterns, graph, found)
             _marks(graph, marks or {}, found)
-            return _with_facts(graph, found)
+            return labelled_within(_with_facts(graph, found), partial(annotate, patterns=patterns))
         except IndexError as error:
             # The graph's rules know no schemas: an operator of a known name may lack an operand or a result.
             raise GraphError(

@@ -12,7 +12,7 @@ from genie import config
 from genie.cli.printing import Json, escape, out, print_json
 
 if TYPE_CHECKING:
-    from genie.remote.doctor import Finding
+    from genie.remote.client.doctor import Finding
 
 _SIGNS = {"ok": "[green]ok[/green]     ", "warning": "[yellow]warning[/yellow]", "failure": "[red]failure[/red]"}
 
@@ -41,7 +41,7 @@ def doctor(
 
 def _findings(nodes: list[str] | None, megabytes: int) -> Iterator[Finding]:
     from genie.plugins import registry
-    from genie.remote import doctor as checks
+    from genie.remote.client import doctor as checks
 
     call = {"nodes": tuple(dict.fromkeys(nodes))} if nodes else {}
     settings = config.resolve(call).settings

@@ -28,7 +28,7 @@ def memory(address: str, as_json: Json = False) -> None:
 
 def _ask(address: str) -> Any:
     from genie.plugins import registry
-    from genie.remote.access import Access
+    from genie.remote.client.access import Access
 
     settings = config.resolve().settings
     transport = registry.make("transport", "tcp", settings)
@@ -59,10 +59,10 @@ def _devices(told: Any) -> Table:
 
 
 def _sessions(told: Any) -> Table:
-    from genie.remote.holdings import KINDS
+    from genie.remote.seen.holdings import KINDS
 
     table = _table(
-        "session", "client", "tenant", "device", *(f"{kind}>" for kind in KINDS), "in use>", "peak>", "away>"
+        "session", "client", "tenant", "device", *(f"{kind}>" for kind in KINDS), "in use>", "peak>", "off device>"
     )
     for session in told.sessions:
         table.add_row(
@@ -73,7 +73,7 @@ def _sessions(told: Any) -> Table:
             *(size_text(session.kinds.get(kind, 0)) for kind in KINDS),
             size_text(session.live),
             size_text(session.peak),
-            size_text(session.away),
+            size_text(session.off_device),
         )
     for device in told.devices:
         if device.others:

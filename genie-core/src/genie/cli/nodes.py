@@ -44,6 +44,10 @@ def serve(
     tokens: Annotated[str, typer.Option(help="The tokens that are taken: a file by `genie tokens add`.")] = "",
     tenants: Annotated[str | None, typer.Option(help="What tenants may have: quotas, weights, priorities.")] = None,
     audit_log: Annotated[str, typer.Option(help="Append who did what to this file, a JSON object per line.")] = "",
+    plain_data: Annotated[
+        bool | None,
+        typer.Option(help="With --cert: a transport without TLS may carry data that tickets protect, unencrypted."),
+    ] = None,
     revoked: Annotated[
         str, typer.Option(help="Certificates not to take any more: a file by `genie certs revoke`.")
     ] = "",
@@ -67,7 +71,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve this machine's devices until interrupted."""
-    from genie.remote.node import serve as serve_node
+    from genie.remote.node.serve import serve as serve_node
 
     if metrics_host is not None and metrics_port is None:
         raise ConfigError("--metrics-host is given, and nothing is served there", hint="give --metrics-port")
@@ -81,6 +85,7 @@ def serve(
         "key": key,
         "ca": ca,
         "client_ca": client_ca,
+        "plain_data": plain_data,
         "tenants": tenants,
     }
     call: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -108,7 +113,7 @@ def serve(
 @app.command("status")
 def node_status(address: str, as_json: Json = False) -> None:
     """What a node is and does: version, devices, sessions, memory."""
-    from genie.remote.inspection import status
+    from genie.remote.client.inspection import status
 
     answer = msgspec.to_builtins(status(address))
     if as_json:
@@ -130,7 +135,7 @@ def node_cancel(
     as_json: Json = False,
 ) -> None:
     """End a session of a node: what it runs stops before its next operator, and its memory is free."""
-    from genie.remote.orders import cancel
+    from genie.remote.client.orders import cancel
 
     cancel(address, session, work_only=work)
     if as_json:
@@ -146,7 +151,7 @@ def node_drain(
     as_json: Json = False,
 ) -> None:
     """Have a node take no more sessions, and end once it has none or the time is up."""
-    from genie.remote.orders import drain
+    from genie.remote.client.orders import drain
 
     left = drain(address, seconds)
     if as_json:

@@ -53,7 +53,7 @@ class _Watched:
 
     def told(self) -> dict[str, Any]:
         """For machines."""
-        from genie.remote.rates import rates
+        from genie.remote.seen.rates import rates
 
         if self.now is None:
             return {"address": self.address, "problem": self.problem}
@@ -76,7 +76,7 @@ def top(
 ) -> None:
     """What nodes do now: devices, sessions, memory, rates and latencies. Ctrl-C ends it."""
     from genie.plugins import registry
-    from genie.remote.access import Access
+    from genie.remote.client.access import Access
 
     settings = config.resolve().settings
     addresses = tuple(dict.fromkeys(nodes or settings.nodes))
@@ -122,7 +122,7 @@ def picture(watched: Sequence[_Watched]) -> RenderableType:
 
 
 def _node(each: _Watched) -> RenderableType:
-    from genie.remote.rates import rates
+    from genie.remote.seen.rates import rates
 
     if each.now is None:
         return Panel(Text(each.problem or "not asked yet", style="red"), title=each.address, title_align="left")
@@ -136,7 +136,7 @@ def _node(each: _Watched) -> RenderableType:
     )
     swapped: Counter[str] = Counter()
     for session in view.memory.sessions:
-        swapped[session.device] += session.away
+        swapped[session.device] += session.off_device
     devices = _table("device", "memory>", "used>", "swapped>", "kept>", "largest>", "sessions>", "busy>", "away>")
     for device in view.devices:
         devices.add_row(

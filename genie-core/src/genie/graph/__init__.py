@@ -1,32 +1,34 @@
 """The Semantically Rich Graph: what a program asked for, in order, with what it means."""
 
+from genie.graph.artifacts import Abstract, Artifact
 from genie.graph.model import (
     DTYPES,
     Arg,
     BoundNode,
     BoundValue,
     Const,
-    Evidence,
     Graph,
     Input,
     Many,
     Module,
     Node,
     Ref,
+    Region,
     ScalarTensor,
-    Semantics,
     TensorSpec,
-    ValueSemantics,
     node_text,
     printable,
     refs,
     spec_text,
 )
-from genie.graph.rules import bare, relabelled, verify
+from genie.graph.rules import bare, relabelled, verify, with_artifacts
+from genie.graph.semantics import Evidence, Semantics, ValueSemantics
 
 __all__ = [
     "DTYPES",
+    "Abstract",
     "Arg",
+    "Artifact",
     "BoundNode",
     "BoundValue",
     "Const",
@@ -37,6 +39,7 @@ __all__ = [
     "Module",
     "Node",
     "Ref",
+    "Region",
     "ScalarTensor",
     "Semantics",
     "TensorSpec",
@@ -48,4 +51,5 @@ __all__ = [
     "relabelled",
     "spec_text",
     "verify",
+    "with_artifacts",
 ]

@@ -39,6 +39,7 @@ class Attention(NamedTuple):
     heads: int
     kv_heads: int
     causal: bool
+    softmax: tuple[int, ...] = ()  # those of the nodes that are the softmax, where it is not all one operator
 
 
 @once
@@ -65,25 +66,70 @@ def _fused(view: Structure) -> Iterator[Attention]:
             yield _attention(view, (at,), query, key, value, node.outputs[0], causal)
 
 
-def _composed(view: Structure) -> Iterator[Attention]:
+class Softmax(NamedTuple):
+    """``nodes`` are positions of what it is made of, the last of which makes its result."""
+
+    nodes: tuple[int, ...]
+    given: int  # values
+    made: int
+
+
+def softmaxes(view: Structure) -> Iterator[Softmax]:
+    """One operator, or exponentials divided by their sum, mostly less their largest."""
     for name in ("_softmax", "softmax", "_safe_softmax"):
         for at in view.by_name.get(name, ()):
-            if view.steps[at].mutates:
-                continue
-            found = _around(view, at)
-            if found is not None:
-                yield found
+            if not view.steps[at].mutates and view.steps[at].outputs[0] >= 0:
+                yield Softmax((at,), view.operands[at][0], view.steps[at].outputs[0])
+    for at in view.by_name.get("div", ()):
+        operands = view.operands[at]
+        if len(operands) != 2 or view.made_by(view.source[operands[1]]) != "sum":
+            continue
+        total = view.maker[view.source[operands[1]]]
+        raised = view.maker[view.source[operands[0]]]
+        if raised < 0 or view.names[raised] != "exp":
+            continue
+        if view.source[view.operands[total][0]] != view.source[view.steps[raised].outputs[0]]:
+            continue
+        nodes, given = [raised, total, at], view.operands[raised][0]
+        less = view.maker[given]
+        if less >= 0 and view.names[less] == "sub" and len(view.operands[less]) == 2:
+            given, largest = view.operands[less]
+            nodes = [*_up_to(view, largest, ("amax", "max")), less, *nodes]
+        yield Softmax(tuple(nodes), given, view.steps[at].outputs[0])
 
 
-def _around(view: Structure, at: int) -> Attention | None:
-    """The attention whose softmax is at ``at``."""
-    scores = view.steps[at].outputs[0]
-    if scores < 0 or len(view.shape(scores)) < 2:
+def _up_to(view: Structure, value: int, names: tuple[str, ...]) -> list[int]:
+    """Positions of what makes a value, up to an operator of these names."""
+    found: list[int] = []
+    for _ in range(4):
+        at = view.maker[view.source[value]]
+        if at < 0:
+            return []
+        found.insert(0, at)
+        if view.names[at] in names:
+            return found
+        if not view.operands[at]:
+            return []
+        value = view.operands[at][0]
+    return []
+
+
+def _composed(view: Structure) -> Iterator[Attention]:
+    for softmax in softmaxes(view):
+        found = _around(view, softmax)
+        if found is not None:
+            yield found
+
+
+def _around(view: Structure, softmax: Softmax) -> Attention | None:
+    """The attention of a softmax."""
+    scores = softmax.made
+    if len(view.shape(scores)) < 2:
         return None
     apply, carrier = _product_after(view, scores)
     if apply < 0:
         return None
-    found = _product_before(view, view.operands[at][0], _FARTHEST)
+    found = _product_before(view, softmax.given, _FARTHEST)
     if found is None:
         return None
     product, between, causal = found
@@ -94,8 +140,9 @@ def _around(view: Structure, at: int) -> Attention | None:
     value = next((each for each in view.operands[apply] if each != carrier), -1)
     if value < 0:
         return None
-    nodes = (product, apply, at, *between)
-    return _attention(view, nodes, query, key, value, view.steps[apply].outputs[0], causal, scores)
+    nodes = (product, apply, *reversed(softmax.nodes), *between)
+    made = view.steps[apply].outputs[0]
+    return _attention(view, nodes, query, key, value, made, causal, scores)._replace(softmax=softmax.nodes)
 
 
 def _product_before(view: Structure, value: int, steps: int) -> tuple[int, list[int], bool] | None:
@@ -143,6 +190,9 @@ def _product_after(view: Structure, scores: int) -> tuple[int, int]:
         following: list[int] = []
         for value in front:
             for user in view.users[value]:
+                said = view.steps[user].semantics
+                if said is not None and said.phase in ("backward", "optimizer"):
+                    continue
                 name, operands = view.names[user], view.operands[user]
                 if name in PRODUCTS and len(operands) >= 2:
                     return user, value
@@ -199,6 +249,8 @@ def _kv_heads(view: Structure, value: int, heads: int) -> int:
         maker = view.maker[value]
         if maker < 0 or not view.operands[maker] or view.source[value] == value:
             break
+        if view.names[maker] in ("permute", "transpose"):
+            break  # before, heads may be another dimension
         if view.names[maker] == "expand":
             before, after = view.shape(view.operands[maker][0]), shape
             if len(before) == len(after) == 5 and before[2] == 1 and before[1]:

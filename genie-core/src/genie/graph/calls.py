@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genie.graph.model import Graph, Ref
+from genie.graph.model import Graph, Node, Ref
 from genie.graph.once import once
+from genie.graph.regions import OPERATORS, carried_by, taken_by
 from genie.graph.structure import Structure, structure
 
 # Arguments that hold weights, by operator.
@@ -45,8 +46,11 @@ DRAWS = frozenset(
 )
 _CONSTANTS = frozenset("full ones zeros full_like ones_like zeros_like new_full new_ones new_zeros".split())
 _FEW_ROWS = 16
-_SCALES = frozenset(("add", "mul"))
-_VIEWS = frozenset("t transpose detach _to_copy permute view unsqueeze squeeze select slice unbind split".split())
+_SCALES = frozenset(("add", "mul", "sub", "div"))
+_ALONE = _SCALES | frozenset(("rsqrt", "sqrt", "maximum", "reciprocal"))  # of weights alone, they make another
+_VIEWS = frozenset(
+    "t transpose detach _to_copy permute view unsqueeze squeeze select slice unbind split clone _unsafe_view".split()
+)
 _FILLS = frozenset(("index_copy", "index_put", "_index_put_impl", "scatter", "masked_scatter", "index_fill"))
 
 
@@ -77,6 +81,7 @@ def weights(graph: Graph) -> Weights:
     view = structure(graph)
     known = frozenset(entry.value for entry in graph.inputs if entry.origin in ("parameter", "buffer"))
     told: set[int] = set()
+    gradient = gradients(graph)
     for entry in graph.inputs:
         value = entry.value
         spec = graph.values[value]
@@ -84,7 +89,7 @@ def weights(graph: Graph) -> Weights:
             continue
         if not spec.dtype.startswith(("float", "bfloat")) or not 1 <= len(spec.shape) <= 5 or _filled(view, value):
             continue
-        if _used_as_weight(view, value):
+        if _used_as_weight(view, value, gradient):
             told.add(value)
     return Weights(known, frozenset(told), _derived(view, known | told))
 
@@ -109,8 +114,9 @@ def _filled(view: Structure, value: int) -> bool:
     )
 
 
-def _used_as_weight(view: Structure, value: int) -> bool:
-    """Whether a value, and every view of it, is used in the place of weights only."""
+def _used_as_weight(view: Structure, value: int, gradients: bytearray) -> bool:
+    """Whether a value, and every view of it, is used in the place of weights only: while it is, not where it is
+    updated."""
     front, seen = [value], False
     while front:
         each = front.pop()
@@ -119,7 +125,15 @@ def _used_as_weight(view: Structure, value: int) -> bool:
             node, name = view.steps[at], view.names[at]
             if node.mutates and view.operands[at][0] == each:
                 continue  # an update
-            if name in _VIEWS:
+            if _backward(node) or any(gradients[other] for other in view.operands[at]):
+                continue
+            if node.operation in OPERATORS:
+                if not _weighs_within(node, each):
+                    return False
+                seen = True
+            elif name in _VIEWS or (
+                name in _ALONE and all(other == each or _entered(view, other) for other in view.operands[at])
+            ):
                 front += [made for made in node.outputs if made >= 0]
             elif not (_in_slot(view, at, each, rank) or (name in _SCALES and _spread(view, at, each, rank))):
                 return False
@@ -128,19 +142,96 @@ def _used_as_weight(view: Structure, value: int) -> bool:
     return seen
 
 
+def _weighs_within(node: Node, value: int) -> bool:
+    """Whether each region of a node that uses a value uses it as a weight; what a loop carries on is none."""
+    used = False
+    for region in node.regions:
+        for entry, taken in zip(region.inputs, taken_by(node), strict=True):
+            if taken == value and structure(region).users[entry.value]:
+                if entry.value not in weights(region):
+                    return False
+                used = True
+    return used and value not in carried_by(node)
+
+
+def _backward(node: Node) -> bool:
+    return node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+
+
+@once
+def gradients(graph: Graph) -> bytearray:
+    """By value: whether the backward pass made it, or it is computed from what did."""
+    found = bytearray(len(graph.values))
+    for node in graph.steps:
+        if _backward(node) or any(found[value] for value in node.operands()):
+            for value in (*node.outputs, *node.mutates):
+                if value >= 0:
+                    found[value] = 1
+    return found
+
+
+def _entered(view: Structure, value: int) -> bool:
+    """Whether a vector is an input, or another by a few operators on numbers or on other vectors that are."""
+    front = [value]
+    for _ in range(8):
+        if not front:
+            return True
+        each = front.pop()
+        at = view.maker[each]
+        if _extent(view.shape(each)) > 1:
+            return False
+        if at >= 0:
+            if view.names[at] not in _ALONE and view.names[at] not in _VIEWS:
+                return False
+            front += view.operands[at]
+    return False
+
+
 def _in_slot(view: Structure, at: int, value: int, rank: int) -> bool:
-    slots = _SLOTS.get(view.names[at], ())
+    slots = (weight_side(view, at),) if view.names[at] == "mm" else _SLOTS.get(view.names[at], ())
     held = [i for i, arg in enumerate(view.steps[at].args) if isinstance(arg, Ref) and arg.value == value]
     flat = rank == 2 or view.names[at] not in ("mm", "matmul", "index", "index_select")
     return bool(held) and flat and all(slot in slots for slot in held)
 
 
+def weight_side(view: Structure, at: int) -> int:
+    """Which operand of a product of matrices is in the place of a weight: the second, but for products written the
+    other way round: of an input with what is no input, or one whose bias is along its first dimension."""
+    if len(view.operands[at]) != 2:
+        return 1
+    one, other = (view.maker[view.source[value]] < 0 for value in view.operands[at])
+    if one != other:
+        return 0 if one else 1
+    front = list(view.steps[at].outputs)
+    for _ in range(3 if one else 0):
+        following: list[int] = []
+        for value in front:
+            shape = view.shape(value)
+            for user in view.users[value]:
+                if view.names[user] in _VIEWS:
+                    following += view.steps[user].outputs
+                elif view.names[user] == "add":
+                    for bias in view.operands[user]:
+                        wide = (1,) * (len(shape) - len(view.shape(bias))) + view.shape(bias)
+                        if bias != value and wide[:1] == shape[:1] and _extent(wide) == 1 and _extent(shape) > 1:
+                            return 0
+        front = following
+    return 1
+
+
+def _extent(shape: tuple[int, ...]) -> int:
+    """How many dimensions have more than one element."""
+    return len(shape) - shape.count(1)
+
+
 def _spread(view: Structure, at: int, value: int, rank: int) -> bool:
     """Whether a vector scales or shifts something larger, or rows of positions are added to a batch."""
     others = [each for each in view.operands[at] if each != value]
-    if not others or rank > 2 or (rank == 2 and view.names[at] != "add"):
+    extent = _extent(view.shape(value)) or 1
+    if not others or extent > 2 or (extent == 2 and view.names[at] != "add"):
         return False
-    return len(view.shape(others[0])) > rank
+    other = view.shape(others[0])
+    return len(other) > rank or (len(other) == rank and _extent(other) > extent)
 
 
 @once
@@ -168,7 +259,7 @@ def calls(graph: Graph) -> list[int]:
             if weight[storage[value]] and key is None:
                 key = (storage[value], names[at])
         computes = key is not None and not (node.aliases and not node.mutates)
-        backward = node.semantics is not None and node.semantics.phase in ("backward", "optimizer")
+        backward = _backward(node)
         if computes and not backward:
             assert key is not None
             lookup = names[at] in LOOKUPS

@@ -107,6 +107,7 @@ class _Tracer:
                     self._write(at, value)
             elif name in _COPIES_WITH and node.outputs and node.outputs[0] >= 0:
                 self._copied(at)
+        self._kept_by_optimizers()
         self._replaced()
         self._kept()
         self._seen_before()
@@ -168,6 +169,14 @@ class _Tracer:
             ours = made is not None and made.phase == "optimizer"
             if (ours and self._leaves(root)) or (maker < 0 and root in self.state):
                 self._link(root, root, "replaced", -1)
+
+    def _kept_by_optimizers(self) -> None:
+        """What enters, and is used by an optimizer alone."""
+        for value in self.state:
+            uses = [self.view.steps[at].semantics for at in self.view.users[value]]
+            theirs = bool(uses) and all(each is not None and each.phase == "optimizer" for each in uses)
+            if theirs and value not in self.chain and self.view.shape(value):
+                self._link(value, value, "replaced", -1)
 
     def _write(self, at: int, value: int) -> None:
         view = self.view

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from genie.errors import GraphError
+from genie.graph.artifacts import MAX_ARTIFACTS, Artifact
+from genie.graph.semantics import Evidence, Semantics, ValueSemantics, known_labels, node_labels
 
 # The dtypes a value may have, with the bytes of one element. Types smaller than a byte are stored one to a byte.
 DTYPES: Mapping[str, int] = MappingProxyType(
@@ -72,9 +74,15 @@ class ScalarTensor(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="
     wrapped: bool
 
 
-# Every ``int`` and ``float`` below, in the order of nodes, arguments and list items, is a *parameter* of
-# the graph: two graphs that differ in parameters alone share one plan (see ``bindings``).
-Arg: TypeAlias = bool | int | float | str | Ref | Many | Const | ScalarTensor | None
+class Region(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="g"):
+    """A graph that the node may run, any number of times: see :mod:`genie.graph.regions`."""
+
+    graph: Graph
+
+
+# Every ``int`` and ``float`` below, in the order of nodes, arguments, list items and the nodes of regions, is a
+# *parameter* of the graph: two graphs that differ in parameters alone share one plan (see ``bindings``).
+Arg: TypeAlias = bool | int | float | str | Ref | Many | Const | ScalarTensor | Region | None
 
 # --- values and nodes --------------------------------------------------------------------------
 
@@ -90,46 +98,6 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def nbytes(self) -> int:
         """Bytes of the elements."""
         return prod(self.shape) * DTYPES[self.dtype]
-
-
-class Evidence(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Why a label holds. ``source`` is ordered: user > framework > lineage > structure. ``label`` names the field."""
-
-    label: str
-    source: Literal["user", "framework", "lineage", "structure"]
-    reason: str
-    confidence: float = 1.0
-
-
-class Semantics(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a node means. ``None`` is *unknown*: later stages must not read it as anything else."""
-
-    role: str | None = None
-    phase: str | None = None
-    modality: str | None = None
-    residency: str | None = None
-    memory_pattern: str | None = None
-    flops: int | None = None
-    bytes_read: int | None = None
-    bytes_written: int | None = None
-    parallelizable: bool | None = None
-    critical_path: bool | None = None
-    priority: int | None = None
-    colocation_group: str | None = None
-    kv_cache_related: bool | None = None
-    call: int | None = None  # which call of the program's model, counted from 0
-    device: str | None = None  # where the user wants it to run
-    evidence: tuple[Evidence, ...] = ()
-
-
-class ValueSemantics(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a value means; ``None`` is unknown."""
-
-    residency: str | None = None
-    modality: str | None = None
-    memory_pattern: str | None = None
-    colocation_group: str | None = None
-    evidence: tuple[Evidence, ...] = ()
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -162,7 +130,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What is known about the node, by public key; what is unknown is absent."""
-        return MappingProxyType(_labels(self.semantics))
+        return MappingProxyType(node_labels(self.semantics))
 
     def labelled(self, semantics: Semantics | None, mark: int) -> Node:
         """The node with other labels. Spelled out: graphs have many thousands of nodes."""
@@ -183,6 +151,11 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def operands(self) -> Iterator[int]:
         """The values the node takes, in the order of its arguments, repeats included."""
         return refs(self.args)
+
+    @property
+    def regions(self) -> tuple[Graph, ...]:
+        """The graphs it may run, in the order of its arguments."""
+        return tuple(region.graph for region in _regions(self.args))
 
 
 class Input(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -222,10 +195,22 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
     marks: Annotated[tuple[Semantics, ...], _NODES] = ()  # the user's word; nodes name theirs
     value_marks: Annotated[tuple[tuple[int, int], ...], _VALUES] = ()  # (value, mark)
     meanings: Annotated[tuple[ValueSemantics | None, ...], _VALUES] = ()  # by value, or none at all
+    # Its artifacts. Not encoded where there are none: such a graph's bytes are those of releases that knew none.
+    forms: Annotated[tuple[Artifact, ...], msgspec.Meta(max_length=MAX_ARTIFACTS)] | msgspec.UnsetType = msgspec.UNSET
 
     def nodes(self) -> tuple[BoundNode, ...]:
         """The steps, in order, each knowing its graph."""
         return self._bound
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Other forms of the whole of it: see :mod:`genie.graph.artifacts`."""
+        return self.forms or ()
+
+    @property
+    def regions(self) -> tuple[Graph, ...]:
+        """The graphs its nodes may run, in their order; those have regions of their own."""
+        return tuple(region for node in self.steps for region in node.regions)
 
     def get_node(self, id: int) -> BoundNode:
         """The node numbered ``id``. Raises :class:`GraphError` when there is none."""
@@ -242,9 +227,10 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the structure: graphs that differ in parameters, shapes, labels and origins alone share it."""
+        """Names the structure: graphs that differ in parameters, shapes, labels and origins alone share it, where
+        what regions give has the same shapes."""
         values = self.values
-        shape = (
+        shape: tuple[object, ...] = (
             [(values[i.value].dtype, i.donated) for i in self.inputs],
             [
                 (n.operation, n.overload, [_skeleton(a) for a in n.args], n.outputs, n.mutates, n.aliases)
@@ -252,6 +238,8 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
             ],
             self.outputs,
         )
+        if self.artifacts:
+            shape += ([each.digest for each in self.artifacts],)
         return hashlib.blake2b(msgspec.msgpack.encode(shape), digest_size=16).hexdigest()
 
     def text(self) -> str:
@@ -327,7 +315,7 @@ class BoundNode(Node, frozen=True, array_like=True, eq=False, kw_only=True, gc=T
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        known = _labels(self.semantics)
+        known = node_labels(self.semantics)
         if self.module >= 0:
             module = self.graph.modules[self.module]
             known["module_path"], known["module_type"] = module.path, module.type
@@ -358,30 +346,7 @@ class BoundValue(msgspec.Struct, frozen=True, eq=False):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What is known about the value, by public key; what is unknown is absent."""
-        return MappingProxyType(_known(self.semantics) | {"shape": self.spec.shape, "dtype": self.spec.dtype})
-
-
-_PUBLIC_KEYS = {"role": "semantic_role", "flops": "compute_flops", "parallelizable": "can_parallelize"}
-
-
-def _known(semantics: Semantics | ValueSemantics | None) -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    if semantics is not None:
-        for field in semantics.__struct_fields__:
-            label = getattr(semantics, field)
-            if label is not None and label != ():
-                known[_PUBLIC_KEYS.get(field, field)] = label
-    return known
-
-
-def _labels(semantics: Semantics | None) -> dict[str, Any]:
-    known = _known(semantics)
-    if semantics is None:
-        return known
-    if semantics.flops is not None and semantics.bytes_read is not None and semantics.bytes_written is not None:
-        moved = semantics.bytes_read + semantics.bytes_written
-        known["arithmetic_intensity"] = semantics.flops / moved if moved else 0.0
-    return known
+        return MappingProxyType(known_labels(self.semantics) | {"shape": self.spec.shape, "dtype": self.spec.dtype})
 
 
 def refs(args: tuple[Arg, ...]) -> Iterator[int]:
@@ -390,6 +355,14 @@ def refs(args: tuple[Arg, ...]) -> Iterator[int]:
             yield arg.value
         elif type(arg) is Many:
             yield from refs(arg.items)
+
+
+def _regions(args: tuple[Arg, ...]) -> Iterator[Region]:
+    for arg in args:
+        if type(arg) is Region:
+            yield arg
+        elif type(arg) is Many:
+            yield from _regions(arg.items)
 
 
 def _skeleton(arg: Arg) -> object:
@@ -403,6 +376,10 @@ def _skeleton(arg: Arg) -> object:
         return [_skeleton(item) for item in arg.items]  # type: ignore[union-attr]
     if kind is ScalarTensor:
         return ("s", arg.dtype, arg.wrapped, _skeleton(arg.number))  # type: ignore[union-attr]
+    if kind is Region:
+        made = [arg.graph.values[value] for value in arg.graph.outputs]  # type: ignore[union-attr]
+        # Where nothing is made of what a loop takes, its empty results have the shapes the region says.
+        return ("g", arg.graph.fingerprint, [(spec.shape, spec.dtype) for spec in made])  # type: ignore[union-attr]
     return ("t", arg) if kind is str else arg
 
 
@@ -432,6 +409,8 @@ def _arg_text(arg: Arg) -> str:
         return f"[{', '.join(map(_arg_text, arg.items))}]"
     if isinstance(arg, Const):
         return f"{arg.kind}:{arg.text}"
+    if isinstance(arg, Region):
+        return f"region {_quoted(arg.graph.name)}"
     if isinstance(arg, ScalarTensor):
         return f"scalar({arg.number!r}, {arg.dtype}{', wrapped' if arg.wrapped else ''})"
     return _quoted(arg) if isinstance(arg, str) else repr(arg)
@@ -453,8 +432,8 @@ def node_text(node: Node, graph: Graph) -> str:
     return printable(line)
 
 
-def _lines(graph: Graph) -> Iterator[str]:
-    yield f"graph {_quoted(graph.name)} {graph.backend_type}"
+def _lines(graph: Graph, kind: str = "graph") -> Iterator[str]:
+    yield f"{kind} {_quoted(graph.name)} {graph.backend_type}"
     for entry in graph.inputs:
         line = f"  input %{entry.value} {spec_text(graph.values[entry.value])}"
         if entry.origin:
@@ -467,14 +446,20 @@ def _lines(graph: Graph) -> Iterator[str]:
         yield from _label_lines(_value_labels(graph, entry.value))
     for node in graph.steps:
         yield f"  {node_text(node, graph)}"
-        labels = _labels(node.semantics)
+        labels = node_labels(node.semantics)
         labels.pop("arithmetic_intensity", None)
         yield from _label_lines(labels)
         for value in node.outputs:
             if value >= 0 and not _as_its_node(graph, value, node.semantics):
                 yield from _label_lines(_value_labels(graph, value), f"%{value} ")
+        for region in node.regions:
+            yield from (f"    {line}" for line in _lines(region, "region"))
     for value in graph.outputs:
         yield f"  output %{value}"
+    for each in graph.artifacts:
+        yield f"  artifact {each.kind} {each.digest[:8]} {len(each.data)} bytes" + (
+            " required" if each.required else ""
+        )
 
 
 def _as_its_node(graph: Graph, value: int, made: Semantics | None) -> bool:
@@ -489,7 +474,7 @@ def _as_its_node(graph: Graph, value: int, made: Semantics | None) -> bool:
 
 
 def _value_labels(graph: Graph, value: int) -> dict[str, Any]:
-    return _known(graph.meanings[value]) if graph.meanings else {}
+    return known_labels(graph.meanings[value]) if graph.meanings else {}
 
 
 def _label_lines(labels: dict[str, Any], of: str = "") -> Iterator[str]:

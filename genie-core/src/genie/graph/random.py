@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from genie.graph.model import Arg, Const, Graph, Many, Node
 from genie.graph.once import once
+from genie.graph.regions import OPERATORS
 
 
 class _Spare(NamedTuple):
@@ -82,6 +83,9 @@ DRAWING = frozenset({f"aten::{name}" for name in _DRAWS} | {f"prims::{name}" for
 
 def _spared(node: Node) -> int:
     """``-2`` when the node draws, ``-1`` when it does not, else the argument that spares it by being zero."""
+    if node.operation in OPERATORS:
+        # A probability in a region is no argument of the node, so none spares it.
+        return -2 if any(_spared(inner) != -1 for region in node.regions for inner in region.steps) else -1
     if node.operation not in DRAWING:
         return -2 if any(map(_names_generator, node.args)) else -1
     name = node.operation.partition("::")[2]
@@ -112,6 +116,9 @@ def generators(graph: Graph) -> tuple[int, ...]:
     for node in graph.steps:
         for arg in node.args:
             look(arg)
+        if node.operation in OPERATORS:
+            for region in node.regions:
+                found.update(generators(region))
     return tuple(sorted(found))
 
 
@@ -133,7 +140,8 @@ def drawing(graph: Graph) -> tuple[int, ...]:
     return tuple(
         step
         for step, node in enumerate(graph.steps)
-        if (node.operation in DRAWING or any(type(arg) is Const for arg in node.args)) and draws(node)
+        if (node.operation in DRAWING or node.operation in OPERATORS or any(type(arg) is Const for arg in node.args))
+        and draws(node)
     )
 
 

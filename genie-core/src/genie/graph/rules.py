@@ -9,25 +9,26 @@ from typing import NoReturn
 import msgspec
 
 from genie.errors import GraphError
+from genie.graph import artifacts
 from genie.graph.model import (
     DTYPES,
     MAX_NODES,
     MAX_VALUES,
     Arg,
     Const,
-    Evidence,
     Graph,
     Many,
     Node,
     Ref,
+    Region,
     ScalarTensor,
-    Semantics,
     TensorSpec,
-    ValueSemantics,
     printable,
     refs,
     spec_text,
 )
+from genie.graph.regions import MAX_NESTING, MAX_REGIONS, OPERATORS, census, mismatch, with_regions, writes_to_input
+from genie.graph.semantics import Evidence, Semantics, ValueSemantics
 
 MAX_RANK = 64
 MAX_ARGS = 1 << 10
@@ -58,7 +59,15 @@ def verify(graph: Graph) -> None:
     * ``mutates`` names operands; ``aliases`` names pairs of one output and one operand of the node.
     * ``module``, ``source`` and ``mark`` are indexes into the graph's tables, or -1.
     * ``meanings`` says something of every value, or is empty.
+    * Artifacts have the inputs and outputs of their graph, by shape and size of element, and it writes to no input;
+      regions have none.
+    * Regions are arguments of the operators that run them (:mod:`genie.graph.regions`), keep these rules themselves,
+      write to no input, and agree with their node on shapes and dtypes; their nesting and number are bounded.
     """
+    _verify(graph, 0)
+
+
+def _verify(graph: Graph, level: int) -> None:
     if not isinstance(graph, Graph):
         raise GraphError(f"this is no graph: {graph!r}", hint="genie.get_graph() is the one captured last")
     # A frozen value that passed once passes always: stages verify their input without paying again.
@@ -68,12 +77,14 @@ def verify(graph: Graph) -> None:
         _verify_tables(graph)
         _verify_values(graph)
         defined = _verify_inputs(graph)
-        _verify_nodes(graph, defined)
+        _verify_nodes(graph, defined, level)
         for value in graph.outputs:
             if not (0 <= value < len(defined) and defined[value]):
                 raise GraphError(f"output %{value} is not defined by the graph")
         if graph.meanings and len(graph.meanings) != len(graph.values):
             raise GraphError(f"meanings of {len(graph.meanings)} values, where there are {len(graph.values)}")
+        if graph.artifacts:
+            _verify_artifacts(graph, level)
         if not all(defined):
             raise GraphError(f"value %{defined.index(0)} is defined by no input and no node")
     except (TypeError, AttributeError, KeyError) as error:
@@ -81,10 +92,29 @@ def verify(graph: Graph) -> None:
     graph.__dict__["_verified"] = True
 
 
+def _verify_artifacts(graph: Graph, level: int) -> None:
+    if level:
+        raise GraphError("a region has artifacts")
+    if written := writes_to_input(graph):
+        raise GraphError(f"{written}, which its artifacts do not do")
+    faces = [(spec.shape, spec.dtype) for spec in graph.values]
+    inputs, outputs = [faces[entry.value] for entry in graph.inputs], [faces[value] for value in graph.outputs]
+    artifacts.check(graph.artifacts, inputs, outputs, DTYPES)
+
+
 def relabelled(graph: Graph, steps: tuple[Node, ...], meanings: tuple[ValueSemantics | None, ...]) -> Graph:
     """A verified graph with other labels on its nodes and values, which were checked when they were given."""
     new = msgspec.structs.replace(graph, steps=steps, meanings=meanings)
     new.__dict__["_verified"] = True
+    return new
+
+
+def with_artifacts(graph: Graph, kept: tuple[artifacts.Artifact, ...]) -> Graph:
+    """The graph with these artifacts. Of a verified one they are checked alone."""
+    new = msgspec.structs.replace(graph, forms=kept or msgspec.UNSET)
+    if "_verified" in graph.__dict__:
+        _verify_artifacts(new, 0)
+        new.__dict__["_verified"] = True
     return new
 
 
@@ -97,7 +127,11 @@ def bare(graph: Graph) -> Graph:
         key = (known.phase, known.priority) if known is not None else (None, None)
         if key not in said:
             said[key] = Semantics(phase=key[0], priority=key[1])
-        steps.append(node.labelled(said[key], -1))
+        plain = node.labelled(said[key], -1)
+        if node.operation in OPERATORS:
+            args = with_regions(node, [bare(region) for region in node.regions])
+            plain = msgspec.structs.replace(plain, args=args)
+        steps.append(plain)
     new = msgspec.structs.replace(graph, steps=tuple(steps), meanings=(), marks=(), value_marks=())
     new.__dict__["_verified"] = True
     return new
@@ -179,11 +213,12 @@ def _verify_inputs(graph: Graph) -> bytearray:
     return defined
 
 
-def _verify_nodes(graph: Graph, defined: bytearray) -> None:
+def _verify_nodes(graph: Graph, defined: bytearray, level: int) -> None:
     count, previous = len(defined), -1
     modules, sources, marks = len(graph.modules), len(graph.sources), len(graph.marks)
     sound: dict[int, Evidence] = {}  # many nodes share the same pieces
     names: set[tuple[str, str]] = set()
+    regional = False
     for node in graph.steps:
         if type(node) is not Node:
             raise GraphError(f"steps hold Node values, not {type(node).__name__}")
@@ -195,6 +230,7 @@ def _verify_nodes(graph: Graph, defined: bytearray) -> None:
             if not (_OPERATION.fullmatch(node.operation) and _OVERLOAD.fullmatch(node.overload)):
                 _broken(graph, node, "an operator is 'namespace::name' with an overload of letters and digits")
             names.add(name)
+            regional = regional or node.operation in OPERATORS
         if len(node.args) > MAX_ARGS:
             _broken(graph, node, f"{len(node.args)} arguments are more than {MAX_ARGS}")
         for arg in node.args:
@@ -219,6 +255,10 @@ def _verify_nodes(graph: Graph, defined: bytearray) -> None:
             _broken(graph, node, "its module, source or mark is not in the graph's tables")
         if node.semantics is not None and (fault := _fault(node.semantics, sound)):
             _broken(graph, node, fault)
+        if regional and node.operation in OPERATORS:
+            _verify_regions(graph, node, level)
+    if regional:
+        _verify_census(graph)
 
 
 def _verify_argument(graph: Graph, node: Node, arg: Arg, defined: bytearray, depth: int) -> None:
@@ -240,6 +280,11 @@ def _verify_argument(graph: Graph, node: Node, arg: Arg, defined: bytearray, dep
         rule = _CONST.get(arg.kind)
         if rule is None or not rule.fullmatch(arg.text):
             _broken(graph, node, f"{arg.text[:64]!r} is no {arg.kind}")
+    elif isinstance(arg, Region):
+        if node.operation not in OPERATORS:
+            _broken(graph, node, "a region is no argument of this operator")
+        if type(arg.graph) is not Graph:
+            _broken(graph, node, f"a {type(arg.graph).__name__} is no region")
     elif isinstance(arg, ScalarTensor):
         if arg.dtype not in DTYPES:
             _broken(graph, node, f"no dtype is called {arg.dtype[:64]!r}")
@@ -250,6 +295,32 @@ def _verify_argument(graph: Graph, node: Node, arg: Arg, defined: bytearray, dep
             _broken(graph, node, f"a text of {len(arg)} characters is longer than {MAX_TEXT}")
     elif not (arg is None or kind is bool or kind is float):
         _broken(graph, node, f"a {kind.__name__} is no argument")
+
+
+def _verify_regions(graph: Graph, node: Node, level: int) -> None:
+    if level >= MAX_NESTING:
+        _broken(graph, node, f"regions are nested deeper than {MAX_NESTING}")
+    for number, region in enumerate(node.regions):
+        try:
+            _verify(region, level + 1)
+        except GraphError as error:
+            _broken(graph, node, f"region {number}: {error.message}")
+    if fault := mismatch(graph, node):
+        _broken(graph, node, fault)
+
+
+def _verify_census(graph: Graph) -> None:
+    """Of regions as often as they are run: a graph may hold one many times."""
+    found = census(graph)
+    if found.height > MAX_NESTING:
+        raise GraphError(f"regions are nested deeper than {MAX_NESTING}")
+    for what, size, bound in (
+        ("regions", found.regions, MAX_REGIONS),
+        ("nodes", found.nodes, MAX_NODES),
+        ("values", found.values, MAX_VALUES),
+    ):
+        if size > bound:
+            raise GraphError(f"{size} {what}, those in regions counted, are more than the {bound} allowed")
 
 
 def _verify_effects(graph: Graph, node: Node) -> None:

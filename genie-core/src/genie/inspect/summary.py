@@ -10,7 +10,7 @@ import msgspec
 from genie.graph import Graph, printable
 from genie.plan import ExecutionPlan
 from genie.plan.pinning import capacities, described
-from genie.plan.text import bytes_text, time_text
+from genie.plan.text import bytes_text, engine_text, time_text
 
 _MOST_GROUPS = 48  # modules among which the critical path is divided
 _MOST_SHOWN = 12
@@ -65,6 +65,7 @@ class Summary(msgspec.Struct, frozen=True):
     sources: dict[str, int]
     constraints: tuple[str, ...]
     rules: tuple[str, ...]
+    engine: str = ""  # of a program that comes with an artifact: what runs it, and why
 
     def __str__(self) -> str:
         return "".join(f"{printable(line)}\n" for line in self._lines())
@@ -72,6 +73,8 @@ class Summary(msgspec.Struct, frozen=True):
     def _lines(self) -> Iterator[str]:
         stages = "1 stage" if self.stages == 1 else f"{self.stages:,} stages"
         yield f"{self.policy}: {time_text(self.latency)} estimated, {self.nodes:,} nodes in {stages}"
+        if self.engine:
+            yield f"engine: {self.engine}"
         yield f"bottleneck: {self.bottleneck}"
         sources = ", ".join(f"{name} {count:,}" for name, count in self.sources.items())
         yield f"estimates: {sources or 'none'}"
@@ -141,6 +144,7 @@ def summary(plan: ExecutionPlan) -> Summary:
         sources=dict(Counter(made.source for made in plan.decisions).most_common()),
         constraints=tuple(f"{held.text}: {described(plan.graph, ids, held)}" for held in plan.constraints),
         rules=plan.rules,
+        engine=engine_text(plan.engine) if plan.engine is not None else "",
     )
 
 

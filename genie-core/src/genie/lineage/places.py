@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from genie.device import Device
-from genie.errors import BackendUnavailable, GenieError
-from genie.interfaces import Backend
+from genie.errors import BackendUnavailable, GenieError, LimitExceeded
+from genie.interfaces import Backend, Session
 from genie.lineage.budget import Budget
 from genie.lineage.member import Member, Recoverable
+
+_Connect: TypeAlias = Callable[[Device], Session]
+
+
+@runtime_checkable
+class Impatient(Backend, Protocol):
+    """A backend that otherwise waits where there is no room."""
+
+    def connect_now(self, device: Device) -> Session:
+        """As ``connect``. Raises :class:`LimitExceeded` at once where there is no room."""
 
 
 class Places:
@@ -17,20 +28,32 @@ class Places:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._failed: dict[str, tuple[Device, str]] = {}  # device → why it did not do, the latest time
+        self._failed: dict[str, tuple[Device, type[GenieError], str]] = {}  # why it did not do, the latest time
 
     def connect(self, device: Device, taken: Sequence[Device]) -> tuple[Recoverable, Device]:
         """A session in place of one on ``device``, preferably there and where none of ``taken`` is; and its device."""
-        for place in self._candidates(device, taken):
+        for place, connect in self._attempts(self._candidates(device, taken)):
             try:
-                session = self._backend.connect(place)
+                session = connect(place)
             except GenieError as error:
-                self._failed[place.id] = (place, error.message)
+                self._failed[place.id] = (place, type(error), error.message)
                 continue
             self._failed.pop(place.id, None)
             assert isinstance(session, Recoverable)
             return session, place
         raise BackendUnavailable(f"no node could take the place of {device.id}", where=device.address or "")
+
+    def _attempts(self, places: Sequence[Device]) -> Iterator[tuple[Device, _Connect]]:
+        """Each place, and how to ask there. Only when all have been asked the first that is full is waited for."""
+        if len(places) < 2 or not isinstance(self._backend, Impatient):
+            yield from ((place, self._backend.connect) for place in places)
+            return
+        full: list[Device] = []
+        for place in places:
+            yield place, self._backend.connect_now
+            if issubclass(self._failed[place.id][1], LimitExceeded):
+                full.append(place)
+        yield from ((place, self._backend.connect) for place in full[:1])
 
     def connect_all(self, devices: Sequence[Device], budget: Budget) -> list[tuple[Recoverable, Device]]:
         """In place of those on all of ``devices``; the time that takes is of the ``budget``."""
@@ -48,12 +71,13 @@ class Places:
         return made
 
     def apart(self, member: Member) -> tuple[Recoverable, Device]:
-        """A session on another node than the member's."""
+        """A session on another node than the member's, without waiting for one."""
         here = member.place
+        connect = self._backend.connect_now if isinstance(self._backend, Impatient) else self._backend.connect
         for place in self._backend.devices():
             if place.address != here.address and place.kind == here.kind:
                 try:
-                    session = self._backend.connect(place)
+                    session = connect(place)
                 except GenieError:
                     continue
                 assert isinstance(session, Recoverable)
@@ -67,7 +91,7 @@ class Places:
         return sorted((place for place in self._backend.devices() if alike(place, device)), key=order)
 
     def tried(self) -> str:
-        return "; ".join(f"{place.id}: {why}" for place, why in self._failed.values())
+        return "; ".join(f"{place.id}: {why}" for place, _, why in self._failed.values())
 
 
 def alike(place: Device, device: Device) -> bool:

@@ -1,7 +1,7 @@
 """What patterns are made of: a small declarative matcher, and what is worth knowing of a graph before matching."""
 
 from genie.graph.attention import Attention, attentions
-from genie.graph.calls import calls, weights
+from genie.graph.calls import calls, weight_side, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
@@ -31,5 +31,6 @@ __all__ = [
     "result_of",
     "structure",
     "trained_calls",
+    "weight_side",
     "weights",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from genie.graph import Graph
-from genie.graph.calls import DRAWS, LOOKUPS, calls, given_data, index_of, weights
+from genie.graph.calls import DRAWS, LOOKUPS, calls, given_data, index_of, weight_side, weights
 from genie.graph.lineage import lineage
 from genie.graph.once import once
 from genie.graph.structure import Structure, structure
@@ -165,11 +165,14 @@ def _entry(view: Structure, at: int, name: str, weight: bytearray, data: bytearr
             return None
         way: Way = "ids" if "bag" not in name and len(view.shape(given)) >= 2 else "rows"
         return way, given, operands[0]
-    if len(operands) < 2 or not weight[view.storage[operands[1]]]:
+    sides = operands[:2] if name == "mm" else operands[1:2]
+    if len(operands) < 2 or not any(weight[view.storage[each]] for each in sides):
         if name in ("addmm", "_addmm_activation") and len(operands) == 3 and weight[view.storage[operands[2]]]:
             return "features", operands[1], operands[2]
         return None
     value, table = operands[0], operands[1]
+    if name == "mm" and weight_side(view, at) == 0:
+        value, table = table, value
     if not data[value] or not view.dtype(value).startswith(("float", "bfloat")):
         return None
     if name in CONVOLUTIONS:

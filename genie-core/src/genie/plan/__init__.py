@@ -3,11 +3,11 @@
 from genie.plan.alternatives import Alternative
 from genie.plan.constraints import DRAWN, Groups, broken, conflict, exact, grouped
 from genie.plan.explanation import Explanation, Wait
-from genie.plan.lives import liveness, split_storage
+from genie.plan.lives import liveness, room, split_storage
 from genie.plan.model import ExecutionPlan
 from genie.plan.moves import Links, peaks, transfers
 from genie.plan.pinning import in_module, place, refuse
-from genie.plan.records import Again, Constraint, Decision, Link, Stage, Transfer, stages
+from genie.plan.records import Again, Constraint, Decision, EngineChoice, Link, Stage, Transfer, stages
 from genie.plan.rules import bare, verify
 from genie.plan.timeline import Span, Timeline, makespan, timeline
 
@@ -17,6 +17,7 @@ __all__ = [
     "Alternative",
     "Constraint",
     "Decision",
+    "EngineChoice",
     "ExecutionPlan",
     "Explanation",
     "Groups",
@@ -38,6 +39,7 @@ __all__ = [
     "peaks",
     "place",
     "refuse",
+    "room",
     "split_storage",
     "stages",
     "timeline",

@@ -12,7 +12,7 @@ from genie.plan.alternatives import Alternative, alternative
 from genie.plan.constraints import exact
 from genie.plan.pinning import described
 from genie.plan.records import Constraint
-from genie.plan.text import bytes_text, time_text
+from genie.plan.text import bytes_text, engine_text, time_text
 
 if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
@@ -66,9 +66,12 @@ class Explanation(msgspec.Struct, frozen=True):
     work: str = ""
     wait: Wait | None = None
     behind: str = ""  # of the transfer it waits for: what that waited for in turn
+    engine: str = ""  # of a program that comes with an artifact: what runs it as a whole, and why
 
     def __str__(self) -> str:
         lines = [self.line, f"  runs on {self.device}, by rule: {self.rule}"]
+        if self.engine:
+            lines.append(f"  with all of the program {self.engine}")
         sure = f"{self.source}, ±{self.error:.0%}" if self.error else self.source
         lines.append(f"  estimated {time_text(self.seconds)} ({sure}){self._bounds()}")
         critical = "on the critical path" if self.critical else "not on the critical path"
@@ -141,6 +144,7 @@ def explain(plan: ExecutionPlan, step: int) -> Explanation:
         work=made.bound,
         wait=wait,
         behind=_behind(plan, span.on) if span.waits == "transfer" else "",
+        engine=engine_text(plan.engine) if plan.engine is not None else "",
     )
 
 

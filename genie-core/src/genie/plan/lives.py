@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from genie.graph import Graph
+from genie.graph import Graph, Node
+from genie.graph.once import once
 from genie.graph.operands import operands
+from genie.graph.regions import OPERATORS, Cond, form
+from genie.graph.sizes import sizes
 
 
 def liveness(graph: Graph) -> tuple[tuple[int, ...], ...]:
@@ -28,6 +32,44 @@ def liveness(graph: Graph) -> tuple[tuple[int, ...], ...]:
         for value, step in last.items():
             releases[step].append(value)
     return tuple(map(tuple, map(sorted, releases)))
+
+
+@once
+def room(graph: Graph) -> Mapping[int, int]:
+    """Step → bytes that a region node needs while it runs, besides its operands and its results."""
+    return {step: _room(node) for step, node in enumerate(graph.steps) if node.operation in OPERATORS}
+
+
+def _room(node: Node) -> int:
+    most = max(map(_inside, node.regions))
+    # What a branch gives is what the node gives. A loop holds what is carried on besides what comes of it.
+    call = form(node)
+    if isinstance(call, Cond):
+        given = [sum(sizes(branch)[value] for value in set(branch.outputs)) for branch in call.branches]
+        most = max(_inside(branch) - gives for branch, gives in zip(call.branches, given, strict=True))
+    return max(most, 0)
+
+
+@once
+def _inside(graph: Graph) -> int:
+    """The most bytes that a region's nodes hold at once; values that share memory count once."""
+    size, needs = sizes(graph), room(graph)
+    root = list(range(len(size)))  # of each value, the first that shares its memory
+    for node in graph.steps:
+        for output, operand in node.aliases:
+            if root[output] == output:
+                root[output] = root[operand]
+    sharers = Counter(root)
+    theirs = {root[entry.value] for entry in graph.inputs}  # the node's operands: counted outside
+    held = most = 0
+    for step, (node, gone) in enumerate(zip(graph.steps, liveness(graph), strict=True)):
+        held += sum(size[value] for value in node.outputs if value >= 0 and root[value] == value)
+        most = max(most, held + needs.get(step, 0))
+        for value in gone:
+            sharers[root[value]] -= 1
+            if not sharers[root[value]] and root[value] not in theirs:
+                held -= size[root[value]]
+    return most
 
 
 def split_storage(graph: Graph, device: Sequence[int]) -> int | None:

@@ -14,7 +14,7 @@ from genie.errors import PlanError
 from genie.graph import Graph, Node, printable
 from genie.plan.explanation import Explanation, explain
 from genie.plan.pinning import pinned
-from genie.plan.records import Again, Constraint, Decision, Link, Stage, Transfer, stages
+from genie.plan.records import Again, Constraint, Decision, EngineChoice, Link, Stage, Transfer, stages
 from genie.plan.text import lines
 from genie.plan.timeline import Timeline, timeline
 
@@ -42,6 +42,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, dict=True):
     constraints: tuple[Constraint, ...] = ()
     again: tuple[Again, ...] = ()  # steps run on a second device, where that costs less than to send what they make
     capacities: tuple[int, ...] = ()  # bytes per device that were free for this plan; none: all of its memory
+    engine: EngineChoice | None = None  # of a graph with artifacts that a device of the plan can compile
 
     @property
     def latency_ms(self) -> float:

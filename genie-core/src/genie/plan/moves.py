@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from genie.graph import Graph
 from genie.graph.operands import operands
 from genie.graph.sizes import sizes
+from genie.plan.lives import room
 from genie.plan.records import Again, Link, Transfer, repeats
 
 
@@ -101,6 +102,7 @@ def peaks(
         for value in taken:
             first_use.setdefault(value, place)
     usual = places[0] if places else 0
+    needs = room(graph)
     repeated = repeats(again)
     taken_by = operands(graph)
     for entry in graph.inputs:
@@ -127,8 +129,9 @@ def peaks(
             run(each.step, each.device)
             passing.update(dict.fromkeys(value for value in graph.steps[each.step].outputs if value in forgotten))
         run(step, place)
-        if held[place] > most[place]:
-            most[place] = held[place]
+        now = held[place] + needs[step] if step in needs else held[place]
+        if now > most[place]:
+            most[place] = now
         if again:
             forgotten.update(gone)
         for value in (*gone, *passing):

@@ -72,6 +72,22 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True, gc=False):
     devices: tuple[int, ...] = ()
 
 
+class EngineChoice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What runs the graph. ``name`` is the engine that compiles the artifact ``kind`` of it; empty: its steps are run.
+
+    ``seconds`` is what the compiled program is estimated to take, ``steps`` what the steps do, ``making`` what
+    compiling takes, which is counted over ``calls``. A ``required`` artifact has nothing in its place.
+    """
+
+    name: str
+    kind: str
+    seconds: float = 0.0
+    steps: float = 0.0
+    making: float = 0.0
+    calls: int = 1
+    required: bool = False
+
+
 class Stage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Steps that one device runs in one go, in order: nothing arrives but before the first of them, and nothing is
     sent but after the last."""

@@ -13,7 +13,7 @@ from genie.graph.operands import operands
 from genie.plan.constraints import broken, exact
 from genie.plan.lives import split_storage
 from genie.plan.model import ExecutionPlan
-from genie.plan.records import Decision, Transfer, repeats
+from genie.plan.records import Decision, EngineChoice, Transfer, repeats
 
 MAX_DEVICES = 1 << 10
 MAX_TEXT = 1 << 12
@@ -50,9 +50,14 @@ def bare(plan: ExecutionPlan) -> ExecutionPlan:
     """The verified plan as those need it who run it: what runs where, and nothing of why. Plans that differ in
     estimates alone are one."""
     verify(plan)
+    made = plan.engine
+    graph = graphs.bare(plan.graph)
+    if graph.artifacts:
+        kept = [each for each in graph.artifacts if made is not None and made.name and each.kind == made.kind]
+        graph = graphs.with_artifacts(graph, tuple(kept))
     new = msgspec.structs.replace(
         plan,
-        graph=graphs.bare(plan.graph),
+        graph=graph,
         decisions=tuple([Decision(made.device, 0.0, "") for made in plan.decisions]),
         rules=(),
         policy="",
@@ -60,6 +65,7 @@ def bare(plan: ExecutionPlan) -> ExecutionPlan:
         peak_memory=(),
         constraints=(),
         capacities=(),
+        engine=EngineChoice(made.name, made.kind, required=made.required) if made is not None and made.name else None,
     )
     new.__dict__["_verified"] = True
     return new
@@ -100,6 +106,8 @@ def _verify_tables(plan: ExecutionPlan) -> None:
     for value, home in plan.homes:
         if value not in inputs or not 0 <= home < devices:
             raise PlanError(f"the home of %{value} is no device of the plan, or it is no input")
+    if plan.engine is not None:
+        _verify_engine(plan, plan.engine)
     for node, made in zip(plan.graph.steps, plan.decisions, strict=True):
         if not 0 <= made.device < devices:
             raise PlanError(f"node {node.id} ({node.target}): device {made.device} is not in the plan's table")
@@ -118,6 +126,15 @@ def _verify_tables(plan: ExecutionPlan) -> None:
             raise PlanError("a link names a device that is not in the plan's table")
         if _no_time(link.latency) or not link.bytes_per_second > 0:
             raise PlanError("a link has no latency or speed")
+
+
+def _verify_engine(plan: ExecutionPlan, made: EngineChoice) -> None:
+    if len(made.name) > MAX_TEXT or not any(each.kind == made.kind for each in plan.graph.artifacts):
+        raise PlanError(f"the plan's engine compiles {made.kind[:64]!r}, which its graph has no artifact of")
+    if made.name and len({each.device for each in plan.decisions}) > 1:
+        raise PlanError("a compiled plan runs on several devices")
+    if any(map(_no_time, (made.seconds, made.steps, made.making))) or made.calls < 1:
+        raise PlanError("an estimate of the plan's engine is no time")
 
 
 def _verify_releases(plan: ExecutionPlan) -> None:

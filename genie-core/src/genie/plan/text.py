@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from genie.graph import spec_text
-from genie.plan.records import Transfer
+from genie.plan.records import EngineChoice, Transfer
 
 if TYPE_CHECKING:
     from genie.plan.model import ExecutionPlan
@@ -26,12 +26,20 @@ def bytes_text(size: int) -> str:
     return f"{size} bytes"
 
 
+def engine_text(made: EngineChoice) -> str:
+    compiled = f"{time_text(made.seconds)} compiled from {made.kind}, {time_text(made.steps)} step by step"
+    why = "asked for" if made.required else f"compiling takes {time_text(made.making)}, counted over {made.calls} calls"
+    return f"{made.name or 'step by step'}: {compiled}; {why}"
+
+
 def lines(plan: ExecutionPlan) -> Iterator[str]:
     ids = [device.id for device in plan.devices]
     yield f"plan policy={plan.policy} latency={time_text(plan.latency)}"
     for number, device in enumerate(plan.devices):
         peak = f" peak={plan.peak_memory[number]}" if plan.peak_memory else ""
         yield f"  device {device.id} {device.type} {device.memory_gb:g} GiB {device.compute_tflops:g} TFLOPS{peak}"
+    if plan.engine is not None:
+        yield f"  engine {engine_text(plan.engine)}"
     for rule in plan.rules:
         yield f"  rule {rule}"
     for held in plan.constraints:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from genie.host import HostValue
-from genie.remote.backend import RemoteBackend
-from genie.remote.operations import RemoteClient
-from genie.remote.server import NodeServer, SessionInfo
-from genie.remote.session import RemoteSession
+from genie.remote.client.backend import RemoteBackend
+from genie.remote.client.operations import RemoteClient
+from genie.remote.client.session import RemoteSession
+from genie.remote.node.server import NodeServer
+from genie.remote.node.session.info import SessionInfo
 
 if TYPE_CHECKING:
-    from genie.remote.inspection import NodeStatus, status
-    from genie.remote.node import serve
+    from genie.remote.client.inspection import NodeStatus, status
+    from genie.remote.node.serve import serve
 
 __all__ = [
     "HostValue",
@@ -33,11 +34,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "serve":
-        from genie.remote.node import serve
+        from genie.remote.node.serve import serve
 
         return serve
     if name in ("status", "NodeStatus"):
-        from genie.remote import inspection
+        from genie.remote.client import inspection
 
         return getattr(inspection, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,7 +54,7 @@ class Weight(Protocol):
         """Whether a session has it."""
 
     @property
-    def away(self) -> bool: ...
+    def off_device(self) -> bool: ...
 
     def back(self, content: Buffer) -> None:
         """``content`` is what it can be made of."""
@@ -76,7 +76,7 @@ class Swapping(Protocol):
     :meth:`prefetch`, from any thread, brings back what the last execution used."""
 
     @property
-    def away_bytes(self) -> int: ...
+    def off_device_bytes(self) -> int: ...
 
     def prefetch(self) -> None: ...
 

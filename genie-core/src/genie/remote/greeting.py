@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -24,8 +24,9 @@ from genie.errors import (
 from genie.interfaces import Connection, Keyed, Transport
 from genie.remote.identity import client_name, host_identity
 from genie.security.tickets import Ticket, prove_hello, prove_welcome
+from genie.ways import Ticketed, is_socket
 from genie.wire import PROTOCOL, Dialogue, Kind, frames, messages
-from genie.wire.messages import Back, Hello, Waiting, Welcome
+from genie.wire.messages import MOST_PASSED_OVER, MOST_REASON, Back, Hello, Waiting, Welcome
 
 log = structlog.get_logger("genie.client")
 
@@ -39,20 +40,25 @@ class Met(NamedTuple):
     connection: Connection
     dialogue: Dialogue
     welcome: Welcome
+    ticket: Ticket | None = None
 
 
 class Wish(NamedTuple):
     """What a client would have, where a node is full: to wait for so many ``seconds``, with ``on_wait`` told its place
-    as it changes; and a priority that is lower than its tenant's, if not ""."""
+    as it changes; and a priority that is lower than its tenant's, if not "". ``passed_over``: by what it would rather
+    have come, and why not, for who runs the node."""
 
     seconds: float = 0.0
     priority: str = ""
     on_wait: Callable[[Waiting], None] | None = None
+    passed_over: Mapping[str, str] = {}
 
 
 def quicker(welcome: Welcome) -> str:
-    """The node's address for clients on its own host, if this process is one; else ""."""
-    return welcome.local_address if welcome.host and welcome.host == host_identity() else ""
+    """The node's Unix socket for clients on its own host, if this process is one; else "". What it says is not
+    believed where it names anything else."""
+    here = bool(welcome.host) and welcome.host == host_identity()
+    return welcome.local_address if here and is_socket(welcome.local_address) else ""
 
 
 def farewell(met: Met) -> None:
@@ -99,9 +105,13 @@ def meet(
         back=back,
         waits=wish.seconds,
         priority=wish.priority,
+        passed_over={name: why[:MOST_REASON] for name, why in [*wish.passed_over.items()][:MOST_PASSED_OVER]},
     )
     deadline = time.monotonic() + timeout
-    connection = transport.connect(address, timeout)
+    if ticket is not None and isinstance(transport, Ticketed):
+        connection = transport.connect_with(address, timeout, ticket.session, ticket.key)
+    else:
+        connection = transport.connect(address, timeout)
     dialogue = Dialogue(client=True)
     try:
         dialogue.say(Kind.HELLO)
@@ -164,7 +174,7 @@ def meet(
         log.warning("there is room on the node now", node=node)
     if ticket is not None and isinstance(connection, Keyed):
         connection.keyed(ticket.key)
-    return Met(connection, dialogue, welcome)
+    return Met(connection, dialogue, welcome, ticket)
 
 
 def greeting(seq: int, kind: Kind, said: bytes, proof: bytes | None) -> bytes:

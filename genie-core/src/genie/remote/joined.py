@@ -22,6 +22,7 @@ from genie.errors import (
     Stage,
 )
 from genie.interfaces import Connection, Listener, Transport, encrypts
+from genie.ways import Admitting, ways_of
 
 log = structlog.get_logger("genie.node")
 
@@ -30,11 +31,13 @@ _MOST_WAITING = 64  # connections that nobody has accepted yet
 
 
 class JoinedListener:
-    """At the address of the first of ``listeners``; who comes to any of them is accepted."""
+    """At the address of the first of ``listeners``, each of the transport of a name; who comes to any of them is
+    accepted."""
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self.address = listeners[0].address
-        self._listeners = tuple(listeners)
+    def __init__(self, listeners: Sequence[tuple[str, Listener]]) -> None:
+        self.address = listeners[0][1].address
+        self.ways = tuple(way for name, each in listeners for way in ways_of(name, each))
+        self._listeners = tuple(each for _, each in listeners)
         self._came: queue.Queue[Connection | GenieError] = queue.Queue(_MOST_WAITING)
         self._closed = threading.Event()
         for each in self._listeners:
@@ -51,6 +54,12 @@ class JoinedListener:
                 self._closed.wait(_RETRY_SECONDS)
             except ConnectionLost:
                 return
+
+    def expect(self, session: int, secret: bytes, seconds: float) -> None:
+        """See :class:`genie.ways.Admitting`."""
+        for each in self._listeners:
+            if isinstance(each, Admitting):
+                each.expect(session, secret, seconds)
 
     def accept(self, timeout: float | None = None) -> Connection:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -94,6 +103,10 @@ class JoinedTransport:
         self.name = _names(self._transports)
         self.encrypts = all(map(encrypts, self._transports))
 
+    @property
+    def parts(self) -> tuple[Transport, ...]:
+        return self._transports
+
     def connect(self, address: str, timeout: float) -> Connection:
         *preferred, last = self._transports
         for each in preferred:
@@ -105,11 +118,11 @@ class JoinedTransport:
 
     def listen(self, address: str) -> JoinedListener:
         *preferred, last = self._transports
-        listeners = [last.listen(address)]
+        listeners: list[tuple[str, Listener]] = [(last.name, last.listen(address))]
         for each in preferred:
             try:
                 # At the same address: a port that was picked is told to all.
-                listeners.append(each.listen(listeners[0].address))
+                listeners.append((each.name, each.listen(listeners[0][1].address)))
             except (BackendUnavailable, ConfigError) as error:
                 if address.startswith("unix:"):  # a shortcut, which is the last one's affair
                     continue
@@ -117,6 +130,11 @@ class JoinedTransport:
                 self._transports = tuple(other for other in self._transports if other is not each)
                 self.name = _names(self._transports)
         return JoinedListener(listeners)
+
+
+def parts(transport: Transport) -> tuple[Transport, ...]:
+    """Those that ``transport`` is several of, or it alone."""
+    return transport.parts if isinstance(transport, JoinedTransport) else (transport,)
 
 
 def _names(transports: Sequence[Transport]) -> str:

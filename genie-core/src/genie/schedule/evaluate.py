@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from genie.graph import Graph
 from genie.graph.sizes import sizes
-from genie.plan import liveness
+from genie.plan import liveness, room
 
 
 class Memory(NamedTuple):
@@ -27,7 +27,8 @@ def memory(graph: Graph, releases: Sequence[Sequence[int]] | None = None) -> Mem
     held = sum([size[entry.value] for entry in graph.inputs])
     inputs = peak = held
     at = -1
-    for node, gone in zip(graph.steps, releases, strict=True):
+    needs = room(graph)
+    for step, (node, gone) in enumerate(zip(graph.steps, releases, strict=True)):
         for output, operand in node.aliases:
             if root[output] == output:
                 root[output] = root[operand]
@@ -35,8 +36,9 @@ def memory(graph: Graph, releases: Sequence[Sequence[int]] | None = None) -> Mem
         for value in node.outputs:
             if value >= 0 and root[value] == value:
                 held += size[value]
-        if held > peak:
-            peak, at = held, node.id
+        now = held + needs[step] if step in needs else held
+        if now > peak:
+            peak, at = now, node.id
         for value in gone:
             first = root[value]
             sharers[first] -= 1

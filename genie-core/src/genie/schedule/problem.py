@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from genie.errors import SchedulingError
 from genie.graph import Graph
 from genie.graph.operands import operands
-from genie.plan import Groups, Link
+from genie.plan import Groups, Link, room
 
 if TYPE_CHECKING:
     from genie.schedule._search import Problem
@@ -46,17 +46,23 @@ def build(
             f"the placement search was not built: {_missing}",
             hint="pip install --no-build-isolation --force-reinstall --no-deps genie-core",
         )
-    steps, devices, values = len(graph.steps), len(capacities), len(graph.values)
+    needs = room(graph)  # of each such step it is one more value, made there and forgotten at once
+    steps, devices, values = len(graph.steps), len(capacities), len(graph.values) + len(needs)
+    size = [*size, *needs.values()]
+    scratch = dict(zip(needs, range(len(graph.values), values), strict=True))
     operand_start, taken, output_start, outputs = array("i", [0]), array("i"), array("i", [0]), array("i")
     parent = array("i", [-1]) * values
     home = array("i", [_MADE]) * values
     last = array("i", [steps]) * values
-    for node, its in zip(graph.steps, operands(graph), strict=True):
+    for step, (node, its) in enumerate(zip(graph.steps, operands(graph), strict=True)):
         taken.extend(its)
         operand_start.append(len(taken))
         for value in node.outputs:
             if value >= 0:
                 outputs.append(value)
+        if step in scratch:
+            outputs.append(scratch[step])
+            last[scratch[step]] = step
         output_start.append(len(outputs))
         for output, operand in node.aliases:
             if parent[output] < 0:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
+import msgspec
+
 from genie.device import Device
 from genie.errors import ConfigError, SchedulingError
 from genie.graph import Graph, Node, verify
@@ -35,8 +37,10 @@ from genie.plan import (
     transfers,
 )
 from genie.plan import verify as verify_plan
+from genie.schedule.compiled import choice, split_up
 from genie.schedule.constraints import Where, asked, homes_of
 from genie.schedule.cost import RooflineCostModel, Transfers
+from genie.schedule.cost.regional import regional
 from genie.schedule.evaluate import gib, memory
 from genie.schedule.given import amount, bytes_of, devices_of, mapping, policy_of
 from genie.schedule.placement import InformedStrategy, Outlook
@@ -212,6 +216,8 @@ class Scheduler:
             constraints=tuple(wanted),
             capacities=tuple(capacities) if any(taken) else (),
         )
+        if graph.artifacts:
+            plan = _engined(plan)
         verify_plan(plan)
         return plan
 
@@ -223,8 +229,9 @@ class Scheduler:
     def _appraise(self, nodes: Sequence[Node], device: Device) -> _Appraisal:
         details: Sequence[Estimate] | None = None
         try:
-            if isinstance(self._cost, Appraising):
-                details = self._cost.appraise(nodes, device)
+            cost = self._cost
+            if isinstance(cost, Appraising):
+                details = regional(nodes, cost.appraise(nodes, device), lambda inner: cost.appraise(inner, device))
                 seconds = [float(each.seconds) for each in details]
             else:
                 compute = self._compute
@@ -327,6 +334,17 @@ class Scheduler:
                 hint="raise the cap, add devices, or leave out strict=True",
             )
         return found
+
+
+def _engined(plan: ExecutionPlan) -> ExecutionPlan:
+    """With what runs it, where there is a choice."""
+    places = {made.device for made in plan.decisions}
+    if len(places) > 1:
+        split_up(plan.graph)
+        return plan
+    device = plan.devices[places.pop() if places else 0]
+    made = choice(plan.graph, device, plan.decisions, plan.latency)
+    return msgspec.structs.replace(plan, engine=made)
 
 
 def _annotated(graph: Graph) -> bool:

@@ -96,21 +96,33 @@ class Guard:
             )
         return identity
 
-    def ticket(self, identity: Identity, device: int) -> Ticket:
-        return self._tickets.give(device, identity.name, identity)
+    def ticket(self, identity: Identity, device: int, *, bound: bool = False) -> Ticket:
+        return self._tickets.give(device, identity.name or identity.certificate, identity, bound=bound)
 
     def admit(
-        self, hello: bytes | memoryview, proof: memoryview | None, device: int, stranger: Identity
+        self,
+        hello: bytes | memoryview,
+        proof: memoryview | None,
+        device: int,
+        stranger: Identity,
+        *,
+        session: int = 0,
+        wanted: bool = False,
     ) -> tuple[Identity, Ticket | None]:
-        """Who greets on the data plane, before anything is made for them. ``proof`` is the ticket's id and the HMAC.
-        Raises :class:`AccessDenied`, for the caller to write down."""
-        if self._tokens is None:
-            return stranger, None
-        if proof is None:
+        """Who greets on the data plane, before anything is made for them. ``proof`` is the ticket's id and the HMAC,
+        ``session`` the ticket that protects the connection, if one does; one may be ``wanted`` without tokens, too: of
+        who showed a certificate. Raises :class:`AccessDenied`, for the caller to write down."""
+        if proof is None and self._tokens is not None:
             raise AccessDenied(NEEDED, hint=NEEDED_HINT)
+        if proof is None and wanted:
+            raise AccessDenied("the greeting comes without a ticket", hint="the control plane gives them")
+        if proof is None:
+            return stranger, None
         if len(proof) != ID_BYTES + PROOF_BYTES:
             raise AccessDenied("a proof of impossible length")
-        ticket, owner = self._tickets.redeem(bytes(proof[:ID_BYTES]), device, hello, bytes(proof[ID_BYTES:]))
+        ticket, owner = self._tickets.redeem(
+            bytes(proof[:ID_BYTES]), device, hello, bytes(proof[ID_BYTES:]), session=session
+        )
         identity = attrs.evolve(owner, peer=stranger.peer, certificate=stranger.certificate or owner.certificate)
         identity = attrs.evolve(identity, fingerprint=stranger.fingerprint or owner.fingerprint)
         if reason := self.unwelcome(identity):  # since the ticket was given

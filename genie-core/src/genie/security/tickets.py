@@ -32,10 +32,17 @@ _T = TypeVar("_T")
 
 @attrs.frozen
 class Ticket:
-    """What the client has. ``key`` is the session's secret."""
+    """What the client has. ``key`` is the session's secret. One that is ``bound`` is good for nothing but a connection
+    that it protects from its first packet on: who heard it in the greeting can't use it elsewhere."""
 
     id: bytes
     key: bytes = attrs.field(repr=False)
+    bound: bool = False
+
+    @property
+    def session(self) -> int:
+        """Of 64 bits: how a transport's packets name it."""
+        return int.from_bytes(self.id[:8], "little") or 1
 
 
 def prove_hello(ticket: Ticket, hello: bytes | memoryview) -> bytes:
@@ -73,9 +80,9 @@ class Tickets(Generic[_T]):
         self._lock = threading.Lock()
         self._given: dict[bytes, _Given[_T]] = {}
 
-    def give(self, device: int, holder: str, owner: _T) -> Ticket:
+    def give(self, device: int, holder: str, owner: _T, *, bound: bool = False) -> Ticket:
         """For device number ``device``. Raises :class:`LimitExceeded` for a holder who lets too many lie."""
-        ticket = Ticket(secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES))
+        ticket = Ticket(secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES), bound)
         now = time.monotonic()
         with self._lock:
             for each in [key for key, given in self._given.items() if given.expires <= now]:
@@ -87,10 +94,17 @@ class Tickets(Generic[_T]):
             self._given[ticket.id] = _Given(ticket, device, holder, owner, now + self.seconds)
         return ticket
 
-    def redeem(self, ticket: bytes, device: int, hello: bytes | memoryview, proof: bytes) -> tuple[Ticket, _T]:
-        """Whose it was. Raises :class:`AccessDenied`, with no word on which part was wrong but to who has the key."""
+    def redeem(
+        self, ticket: bytes, device: int, hello: bytes | memoryview, proof: bytes, *, session: int = 0
+    ) -> tuple[Ticket, _T]:
+        """Whose it was. ``session`` is that of the ticket which protects the connection, 0 for none. Raises
+        :class:`AccessDenied`, with no word on which part was wrong but to who has the key."""
         with self._lock:
-            given = self._given.pop(ticket, None)
+            given = self._given.get(ticket)
+            if given is not None and (given.ticket.bound or session) and given.ticket.session != session:
+                # Heard on its way: it stays its owner's, who has a connection under it.
+                raise AccessDenied("the ticket is not the one that protects this connection")
+            self._given.pop(ticket, None)
         if given is None:
             raise AccessDenied("the ticket is unknown, used or expired", hint="ask the control plane for a new one")
         if not hmac.compare_digest(prove_hello(given.ticket, hello), proof):

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from genie.bindings import parameters
-from genie.graph import Arg, Graph, Input, Many, Node, Ref
+from genie.bindings import numbers, parameters
+from genie.errors import PlanError
+from genie.graph import Arg, Artifact, Graph, Input, Many, Node, Ref, with_artifacts
 from genie.graph.random import spared
 from genie.graph.sizes import sizes
 from genie.plan import ExecutionPlan, liveness, peaks, verify
@@ -209,12 +210,7 @@ def sparing(graph: Graph) -> tuple[int, ...]:
 
 
 def _numbers(arg: Arg) -> int:
-    if isinstance(arg, Many):
-        return sum(map(_numbers, arg.items))
-    if isinstance(arg, bool):
-        return 0
-    number = getattr(arg, "number", arg)
-    return int(isinstance(number, int | float) and not isinstance(number, bool))
+    return sum(1 for _ in numbers(arg))
 
 
 def _alone(
@@ -268,16 +264,35 @@ def _alone(
         backend_type=graph.backend_type,
         name=graph.name,
     )
+    whole = len(steps) == len(graph.steps) and tuple(outputs) == graph.outputs
+    engine = plan.engine if plan.engine is not None and plan.engine.name else None
+    forms = _forms(graph, number) if whole and engine is not None else ()
+    if engine is not None and engine.required and not forms:
+        raise PlanError(
+            "the program has to run compiled, and its steps and its artifact do not take and give the same values",
+            hint="name the device it is to run on, or let the engine be auto",
+        )
     made = ExecutionPlan(
-        graph=alone,
+        graph=with_artifacts(alone, forms) if forms else alone,
         devices=(plan.devices[device],),
         decisions=tuple(msgspec.structs.replace(plan.decisions[step], device=0, elsewhere=()) for step in steps),
         releases=liveness(alone),
         rules=plan.rules,
         policy=plan.policy,
+        engine=engine if forms else None,
     )
     verify(made)
     return made
+
+
+def _forms(graph: Graph, number: Mapping[int, int]) -> tuple[Artifact, ...]:
+    """The artifacts, by the inputs of a part that is all of the graph; without those that take more than its steps."""
+    taken = [[graph.inputs[at].value for at in each.takes] for each in graph.artifacts]
+    return tuple(
+        msgspec.structs.replace(each, takes=tuple(number[value] for value in values))
+        for each, values in zip(graph.artifacts, taken, strict=True)
+        if all(value in number for value in values)
+    )
 
 
 def _renumbered(arg: Arg, number: dict[int, int]) -> Arg:

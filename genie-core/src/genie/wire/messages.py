@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -59,6 +59,15 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     busy: bool = False
 
 
+MOST_PASSED_OVER = 8
+MOST_REASON = 240  # characters
+
+PassedOver = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=32)], Annotated[str, msgspec.Meta(max_length=MOST_REASON)]],
+    msgspec.Meta(max_length=MOST_PASSED_OVER),
+]
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """``device`` is the device's number on the node; -1 asks for the welcome alone. A node that brings another one
     values names the ``channel`` instead, by the token that the other gave out for it.
@@ -66,7 +75,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     ``resumes``: this client comes back when its connection breaks. One that does says which ``back`` it is.
 
     A node that is full keeps a client that ``waits`` so many seconds in its queue. ``priority`` may be lower than the
-    tenant's."""
+    tenant's. ``passed_over``: the transports the client would rather have come by, and why it did not."""
 
     major: int
     minor: int
@@ -79,6 +88,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     back: Back | None = None
     waits: float = 0.0
     priority: str = ""
+    passed_over: PassedOver = {}
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""Values that go from node to node."""
