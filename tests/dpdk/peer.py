@@ -1,4 +1,7 @@
-"""A process at the other end of a transport: ``peer.py listen|connect ADDRESS receive|send``."""
+"""A process at the other end of a transport.
+
+``peer.py listen|connect ADDRESS receive|send|send_some [[nic:]INTERFACE]``
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ from collections.abc import Sequence
 
 from genie.wire import Kind, frames
 from genie_backend_dpdk import DpdkTransport
+from genie_backend_dpdk.device import Device, Nic
 
 SIZE = 4 << 20
+SOME = 8  # messages
 
 
 def header(seq: int) -> bytes:
     return frames.message(seq, 1, frames.record(Kind.UPLOAD), (SIZE,))
 
 
-def main(role: str, address: str, work: str) -> None:
-    transport = DpdkTransport(stall_timeout=10.0)
+def main(role: str, address: str, work: str, interface: str = "") -> None:
+    _, driven, name = interface.rpartition("nic:")
+    device = Device(nic=Nic("net_af_packet999", bus="vdev", arguments=f"iface={name}", interface=name))
+    transport = DpdkTransport(device if driven else Device(interface), stall_timeout=10.0)
     if role == "listen":
         listener = transport.listen(address)
         print(listener.address, flush=True)
@@ -30,7 +37,10 @@ def main(role: str, address: str, work: str) -> None:
 
     seq = 0
     while True:
-        if work == "send":
+        if work == "send_some" and seq == SOME:
+            print("sent")
+            return connection.close()
+        if work.startswith("send"):
             connection.send(header(seq), (memory,))
             seq += 1
         else:

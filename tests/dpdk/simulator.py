@@ -44,9 +44,9 @@ def build(*options: str) -> Path:
     return made
 
 
-def simulate(simulator: Path, scenario: str, **arguments: float) -> Any:
+def simulate(simulator: Path, scenario: str, *, timeout: float = 150.0, **arguments: float) -> Any:
     """What happened; fails with what the simulator, or a sanitizer, has to say."""
     words = [f"{name}={value}" for name, value in arguments.items()]
-    done = subprocess.run([str(simulator), scenario, *words], capture_output=True, text=True, timeout=150)
+    done = subprocess.run([str(simulator), scenario, *words], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{scenario} {' '.join(words)}: {done.stdout}{done.stderr}"
     return json.loads(done.stdout)

@@ -10,6 +10,9 @@ from dpdk.simulator import SANITIZERS, build, simulate
 
 BAD = {"loss": 0.05, "duplicate": 0.02, "reorder": 0.05}  # each way
 FULL = bool(os.environ.get("GENIE_TEST_FULL"))
+TIMEOUT = 1500.0 if FULL else 150.0
+if FULL:
+    pytestmark = pytest.mark.timeout(TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,9 @@ def sanitized() -> Path:
 def test_messages_of_all_sizes_arrive_in_bad_weather(simulator: Path) -> None:
     """Bit-exact, and all memory is returned. ``GENIE_TEST_FULL=1`` sends a thousand messages up to 64 MB."""
     count, largest = (1000, 64 << 20) if FULL else (150, 8 << 20)
-    seen = simulate(simulator, "transfer", messages=count, largest=largest, mss=8192, window=8 << 20, **BAD)
+    seen = simulate(
+        simulator, "transfer", timeout=TIMEOUT, messages=count, largest=largest, mss=8192, window=8 << 20, **BAD
+    )
     assert seen["bytes"] > largest
     assert seen["resent"] > 0
 
@@ -33,6 +38,11 @@ def test_messages_of_all_sizes_arrive_in_bad_weather(simulator: Path) -> None:
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_small_packets_and_small_windows(simulator: Path, seed: int) -> None:
     simulate(simulator, "transfer", seed=seed, messages=50, mss=100 * seed, window=10_000 * seed, **BAD)
+
+
+def test_without_digests_where_both_sides_say_so(simulator: Path) -> None:
+    simulate(simulator, "transfer", messages=50, digests=0, **BAD)
+    simulate(simulator, "transfer", messages=50, digests=0, key=1, **BAD)
 
 
 def test_foul_weather(simulator: Path) -> None:
@@ -55,19 +65,19 @@ def test_a_peer_that_dies_is_noticed_within_the_deadline(simulator: Path, seed: 
     assert simulate(simulator, "death", seed=seed, **BAD)["noticed_s"] <= 11
 
 
-@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell"])
+@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell", "tickets"])
 def test_a_scenario(simulator: Path, scenario: str) -> None:
     simulate(simulator, scenario)
 
 
-@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell", "death"])
+@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell", "tickets", "death"])
 def test_a_scenario_sanitized(sanitized: Path, scenario: str) -> None:
     simulate(sanitized, scenario)
 
 
 def test_bad_weather_and_forgeries_sanitized(sanitized: Path) -> None:
     count = 200 if FULL else 40
-    seen = simulate(sanitized, "transfer", messages=count, forge=54 if FULL else 20, key=1, **BAD)
+    seen = simulate(sanitized, "transfer", timeout=TIMEOUT, messages=count, forge=54 if FULL else 20, key=1, **BAD)
     assert seen["forged"] > (1_000_000 if FULL else 10_000)
 
 

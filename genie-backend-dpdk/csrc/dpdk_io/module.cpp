@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
+#include <rte_ethdev.h>
 
+#include <limits>
+#include <set>
+
+#include "../gpumem/bindings.h"
 #include "eal.h"
 #include "stream.h"
 
@@ -22,6 +26,38 @@ struct Late : std::runtime_error {
 struct Ended : std::runtime_error {
     Ended() : std::runtime_error("ended") {}
 };
+struct Forked : std::runtime_error {
+    Forked() : std::runtime_error("forked") {}
+};
+
+// A child process has a port's memory, and nobody who polls it.
+struct Here {
+    Here() {
+        if (forked()) throw Forked();
+    }
+};
+
+// The interpreter ends threads that come back to it while it ends itself; a destructor lets that through, unlike
+// py::gil_scoped_release's.
+class Released {
+  public:
+    Released() : state_(PyEval_SaveThread()) {}
+    ~Released() noexcept(false) { PyEval_RestoreThread(state_); }
+    Released(const Released&) = delete;
+    Released& operator=(const Released&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+// Nobody waits for the end of a port, which may take a while: least of all whoever holds the interpreter's lock.
+void drop_port(Port* port) {
+    if (!forked()) later([port] { delete port; });
+}
+
+void drop_stream(Stream* stream) {
+    if (!forked()) delete stream;
+}
 
 Time patience_of(std::optional<double> seconds) {
     if (!seconds || *seconds > 1e9) return std::numeric_limits<Time>::max();
@@ -39,31 +75,49 @@ void check(Outcome outcome) {
 }
 
 void send(Stream& stream, const py::sequence& parts, double patience) {
+    const Here here;
     std::vector<py::buffer_info> held;
-    std::vector<Bytes> memory;
+    std::vector<Part> memory;
     for (const auto& part : parts) {
+        if (py::isinstance<gpumem::Buffer>(part)) {
+            const auto& buffer = part.cast<const gpumem::Buffer&>();
+            memory.push_back({Bytes(buffer.at(), buffer.bytes), buffer.memory});
+            continue;
+        }
         held.push_back(py::reinterpret_borrow<py::buffer>(part).request());
         const auto& info = held.back();
-        memory.emplace_back(static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
+        memory.push_back({{static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)}});
     }
-    py::gil_scoped_release released;
+    const Released released;
     check(stream.send(memory, patience_of(patience), check_signals));
 }
 
 py::bytes take(Stream& stream, std::size_t count, std::optional<double> patience) {
+    const Here here;
     std::string taken(count, '\0');
     {
-        py::gil_scoped_release released;
+        const Released released;
         check(stream.take(std::as_writable_bytes(std::span(taken)), patience_of(patience), check_signals));
     }
     return py::bytes(taken);
 }
 
 void fill(Stream& stream, const py::buffer& into, std::optional<double> patience) {
+    const Here here;
     const py::buffer_info info = into.request(true);
     const Space space(static_cast<std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
-    py::gil_scoped_release released;
+    const Released released;
     check(stream.fill(space, patience_of(patience), check_signals));
+}
+
+bool fills(Stream& stream, const gpumem::Buffer& into) { return stream.port().gpu().get() == &into.memory->device(); }
+
+void fill_device(Stream& stream, const gpumem::Buffer& into, std::optional<double> patience) {
+    const Here here;
+    if (!fills(stream, into)) throw std::invalid_argument("packets do not go to memory of that device");
+    const Released released;
+    check(stream.fill(Space(into.at(), into.bytes), patience_of(patience), check_signals,
+                      &into.memory->device().memory()));
 }
 
 const char* name_of(End end) {
@@ -77,51 +131,78 @@ const char* name_of(End end) {
         case End::nobody: return "nobody";
         case End::full: return "full";
         case End::version: return "version";
+        case End::stranger: return "stranger";
         case End::lingered: return "lingered";
+        case End::device: return "device";
     }
     return "open";
 }
 
-std::shared_ptr<Port> make_port(std::string device, std::string arguments, int control, std::uint16_t mss,
-                                std::size_t window, std::size_t memory, double spin_us, bool busy, double deadline,
-                                double queue_allowance) {
+using Own = std::tuple<std::uint32_t, std::uint8_t, std::uint32_t>;
+
+std::shared_ptr<Port> make_port(std::string device, std::string arguments, int control,
+                                std::optional<Own> own, std::uint16_t mss, std::size_t window, std::size_t memory,
+                                double spin_us, bool busy, double deadline, double queue_allowance, bool digests,
+                                std::shared_ptr<gpumem::GpuDevice> gpu, bool split_here, std::optional<Nic> nic) {
     PortOptions options;
     options.device = std::move(device);
     options.arguments = std::move(arguments);
     options.control = control;
+    if (own) {
+        const auto [ip, prefix, gateway] = *own;
+        options.own = Addressing{ip, prefix, gateway, !nic || nic->asks};
+    }
+    options.nic = std::move(nic);
     options.protocol.mss = mss;
     options.protocol.window = window;
     options.protocol.peer_deadline = static_cast<Time>(deadline * second);
     options.protocol.handshake_deadline = static_cast<Time>(deadline * second);
     options.protocol.queue_allowance = static_cast<Time>(queue_allowance * second);
+    options.protocol.digests = digests;
     options.memory = memory;
+    options.gpu = {std::move(gpu), split_here};
     options.spin = static_cast<Time>(spin_us * microsecond);
     options.busy = busy;
-    py::gil_scoped_release released;
-    return std::make_shared<Port>(std::move(options));
+    const Released released;
+    return {new Port(std::move(options)), drop_port};
 }
 
-std::shared_ptr<Stream> connect(const std::shared_ptr<Port>& port, double patience) {
-    py::gil_scoped_release released;
+Ticket ticket_of(std::uint64_t session, const std::string& secret) {
+    Ticket ticket{.session = session};
+    if (!session || secret.size() != ticket.secret.size()) throw std::invalid_argument("no ticket has such a secret");
+    std::memcpy(ticket.secret.data(), secret.data(), secret.size());
+    return ticket;
+}
+
+using Given = std::optional<std::pair<std::uint64_t, py::bytes>>;
+
+std::shared_ptr<Stream> connect(const std::shared_ptr<Port>& port, Path path, double patience, const Given& given) {
+    const Here here;
+    std::optional<Ticket> ticket;
+    if (given) ticket = ticket_of(given->first, given->second);
+    const Released released;
     std::shared_ptr<Connection> made;
     {
         std::lock_guard lock(port->mutex());
-        if (!port->peer_gone()) made = port->endpoint().connect(0, port->now());
+        if (!port->peer_gone()) made = port->endpoint().connect(path, port->now(), ticket ? &*ticket : nullptr);
     }
     if (!made) return nullptr;
-    auto stream = std::make_shared<Stream>(port, std::move(made));
+    std::shared_ptr<Stream> stream(new Stream(port, std::move(made)), drop_stream);
     if (stream->opened(patience_of(patience), check_signals) == Outcome::late) throw Late();
     return stream;
 }
 
 std::shared_ptr<Stream> accept(const std::shared_ptr<Port>& port) {
-    py::gil_scoped_release released;
+    const Here here;
+    const Released released;
     std::lock_guard lock(port->mutex());
     auto made = port->endpoint().accept();
-    return made ? std::make_shared<Stream>(port, std::move(made)) : nullptr;
+    if (!made) return nullptr;
+    return {new Stream(port, std::move(made)), drop_stream};
 }
 
 py::dict counters(Stream& stream) {
+    const Here here;
     std::unique_lock lock(stream.port().mutex());
     const Counters counted = stream.connection().counters();
     lock.unlock();
@@ -131,7 +212,42 @@ py::dict counters(Stream& stream) {
     told["packets_dropped"] = counted.packets_dropped;
     told["packets_resent"] = counted.packets_resent;
     told["timeouts"] = counted.timeouts;
+    told["packets_split"] = counted.packets_split;
     return told;
+}
+
+using Names = std::set<std::string>;
+
+std::uint64_t bits_of(const Names& names, const char* (*name)(std::uint64_t)) {
+    std::uint64_t bits = 0;
+    std::size_t found = 0;
+    for (std::uint64_t bit = 1; bit; bit <<= 1)
+        if (names.contains(name(bit))) bits |= bit, ++found;
+    if (found != names.size()) throw std::invalid_argument("DPDK has no such offload");
+    return bits;
+}
+
+Names names_of(std::uint64_t bits, const char* (*name)(std::uint64_t)) {
+    Names names;
+    for (std::uint64_t bit = 1; bit; bit <<= 1)
+        if (bits & bit) names.insert(name(bit));
+    return names;
+}
+
+// What a NIC with such abilities would be asked for, by DPDK's names of them.
+std::tuple<Names, Names, bool, std::string> plan_nic(const Names& receiving, const Names& sending, std::uint16_t mtu,
+                                                    std::uint16_t most_mtu, std::uint16_t least_mtu, bool pools,
+                                                    std::uint16_t segments, bool split) {
+    rte_eth_dev_info can{};
+    can.rx_offload_capa = bits_of(receiving, rte_eth_dev_rx_offload_name);
+    can.tx_offload_capa = bits_of(sending, rte_eth_dev_tx_offload_name);
+    can.max_mtu = most_mtu;
+    can.min_mtu = least_mtu;
+    can.rx_seg_capa.multi_pools = pools;
+    can.rx_seg_capa.max_nseg = segments;
+    const Plan made = plan(can, mtu, split);
+    return {names_of(made.receiving, rte_eth_dev_rx_offload_name), names_of(made.sending, rte_eth_dev_tx_offload_name),
+            made.splits, made.problem};
 }
 
 }  // namespace
@@ -139,10 +255,24 @@ py::dict counters(Stream& stream) {
 PYBIND11_MODULE(_native, module) {
     py::register_exception<Late>(module, "Late");
     py::register_exception<Ended>(module, "Ended");
-    const auto unlocked = py::call_guard<py::gil_scoped_release>();
+    py::register_exception<Forked>(module, "Forked");
+    const auto unlocked = py::call_guard<Here, Released>();
 
-    module.def("start", &start_eal, py::arg("arguments"), unlocked);
+    gpumem::bind(module);
+    module.def("start", &start_eal, py::arg("arguments"), py::call_guard<Released>());
+    module.def("frames_in_use", &frames_in_use, unlocked);
+    module.def("add_device", &add_device, py::arg("name"), py::arg("arguments"), unlocked);
+    module.def("forked", &forked);
+    module.def("versions", [] { return std::pair(protocol::oldest_version, protocol::newest_version); });
     module.def("most_segment", [] { return frame_room() - frame_headers - header_bytes; });
+
+    py::class_<Nic>(module, "Nic")
+        .def(py::init([](std::string bus, std::uint16_t mtu, bool shared, bool asks, double link_wait) {
+            return Nic{std::move(bus), mtu, shared, asks, static_cast<Time>(link_wait * second)};
+        }), py::kw_only(), py::arg("bus"), py::arg("mtu"), py::arg("shared"), py::arg("asks"), py::arg("link_wait"));
+    module.def("plan_nic", &plan_nic, py::kw_only(), py::arg("receiving"), py::arg("sending"), py::arg("mtu") = 1500,
+               py::arg("most_mtu") = 9000, py::arg("least_mtu") = 68, py::arg("pools") = true,
+               py::arg("segments") = 2, py::arg("split") = false);
 
     py::class_<Event, std::shared_ptr<Event>>(module, "Event")
         .def(py::init())
@@ -152,18 +282,32 @@ PYBIND11_MODULE(_native, module) {
 
     py::class_<Port, std::shared_ptr<Port>>(module, "Port")
         .def(py::init(&make_port), py::kw_only(), py::arg("device"), py::arg("arguments"), py::arg("control"),
-             py::arg("mss"), py::arg("window"), py::arg("memory"), py::arg("spin_us"), py::arg("busy"),
-             py::arg("deadline"), py::arg("queue_allowance"))
-        .def("connect", &connect, py::arg("patience"))
+             py::arg("own") = std::nullopt, py::arg("mss"), py::arg("window"), py::arg("memory"), py::arg("spin_us"), py::arg("busy"),
+             py::arg("deadline"), py::arg("queue_allowance"), py::arg("digests") = true, py::arg("gpu") = nullptr,
+             py::arg("split_here") = false, py::arg("nic") = std::nullopt)
+        .def("connect", &connect, py::arg("path"), py::arg("patience"), py::arg("ticket") = std::nullopt)
+        .def("expect", [](Port& port, std::uint64_t session, const std::string& secret, double seconds) {
+            const Ticket ticket = ticket_of(session, secret);
+            std::lock_guard lock(port.mutex());
+            port.endpoint().expect(ticket, port.now() + patience_of(seconds), port.now());
+        }, py::arg("session"), py::arg("secret"), py::arg("seconds"), unlocked)
         .def("accept", &accept)
         .def("listen", [](Port& port, const Event* ready) {
             std::lock_guard lock(port.mutex());
             port.listen(ready);
         }, py::arg("ready").none(true), py::keep_alive<1, 2>(), unlocked)
         .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
+        .def("keep", &Port::keep, py::arg("line"))
+        .def("forget", &Port::forget)
+        .def("hold", &Port::hold, py::arg("port"), py::arg("call"), unlocked)
+        .def("learn", [](Port& port, std::uint32_t ip, const Mac& mac) { port.learn(ip, mac); }, py::arg("ip"),
+             py::arg("mac"), unlocked)
+        .def("release", &Port::release, py::arg("port"), unlocked)
         .def_property_readonly("up", &Port::up)
         .def_property_readonly("gone", &Port::peer_gone)
+        .def_property_readonly("splits", &Port::splits)
         .def_property_readonly("connections", [](Port& port) {
+            const Here here;
             std::lock_guard lock(port.mutex());
             return port.endpoint().connections();
         });
@@ -171,6 +315,8 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Stream, std::shared_ptr<Stream>>(module, "Stream")
         .def("send", &send, py::arg("parts"), py::arg("patience"))
         .def("take", &take, py::arg("count"), py::arg("patience"))
+        .def("fills", &fills, py::arg("into"))
+        .def("fill", &fill_device, py::arg("into"), py::arg("patience"))
         .def("fill", &fill, py::arg("into"), py::arg("patience"))
         .def("skip", &Stream::skip, unlocked)
         .def("skipped", [](Stream& stream, std::optional<double> patience) {
@@ -181,9 +327,10 @@ PYBIND11_MODULE(_native, module) {
             stream.key(std::as_bytes(std::span(secret)));
         }, unlocked)
         .def("close", &Stream::close, unlocked)
-        .def("fileno", &Stream::fd)
+        .def("fileno", &Stream::fd, unlocked)
         .def_property_readonly("begun", &Stream::begun)
-        .def_property_readonly("end", [](Stream& stream) { return name_of(stream.end()); })
+        .def_property_readonly("session", [](Stream& stream) { return stream.connection().session(); })
+        .def_property_readonly("end", [](Stream& stream) { return forked() ? "forked" : name_of(stream.end()); })
         .def_property_readonly("versions", [](Stream& stream) {
             return std::pair(stream.connection().refused_oldest(), stream.connection().refused_newest());
         })

@@ -11,8 +11,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <limits>
+#include <set>
 #include <system_error>
+
+#include "eal.h"
 
 namespace genie::dpdk {
 
@@ -39,6 +43,36 @@ Time clock_now() {
     return now.tv_sec * protocol::second + now.tv_nsec;
 }
 
+// All ports of this process. None may poll while it ends and DPDK's libraries with it.
+class Ports {
+  public:
+    static Ports& all() {
+        static Ports* ports = new Ports;  // never destroyed: threads outlive static objects
+        return *ports;
+    }
+    void add(Port* port) {
+        std::lock_guard lock(mutex_);
+        ports_.insert(port);
+    }
+    void remove(Port* port) {
+        std::lock_guard lock(mutex_);
+        ports_.erase(port);
+    }
+
+  private:
+    Ports() {
+        std::atexit([] {
+            if (forked()) return;
+            park_eal();
+            std::lock_guard lock(all().mutex_);
+            for (Port* port : all().ports_) port->halt();
+        });
+    }
+
+    std::mutex mutex_;
+    std::set<Port*> ports_;
+};
+
 }  // namespace
 
 Event::Event() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
@@ -54,16 +88,41 @@ void Event::clear() const {
     eventfd_read(fd_, &count);
 }
 
+Descriptor::~Descriptor() { take(-1); }
+
+void Descriptor::take(int fd) {
+    if (fd_ >= 0) close(fd_);
+    fd_ = fd;
+}
+
 Port::Port(PortOptions options)
-    : options_(std::move(options)), device_(options_.device, options_.arguments),
-      endpoint_(options_.protocol, options_.memory), thread_([this] { serve(); }) {}
+    : options_(std::move(options)), device_(options_.device, options_.arguments, options_.own, options_.gpu,
+              options_.nic),
+      endpoint_(options_.protocol, options_.memory), thread_([this] { serve(); }) {
+    Ports::all().add(this);
+}
 
 Port::~Port() {
+    Ports::all().remove(this);
     drain(protocol::second);
+    halt();
+    if (options_.control >= 0) close(options_.control);
+    for (const auto& [port, call] : calls_) close(call);
+}
+
+void Port::halt() {
+    {
+        std::lock_guard lock(mutex_);
+        halted_ = true;
+    }
     stop_ = true;
     doorbell_.set();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
+}
+
+void Port::forget() {
     if (options_.control >= 0) close(options_.control);
+    for (const auto& [port, call] : calls_) close(call);
 }
 
 Time Port::now() const { return clock_now(); }
@@ -73,11 +132,23 @@ void Port::listen(const Event* ready) {
     endpoint_.listen(ready != nullptr);
 }
 
+void Port::follow(const void* who, std::function<void()> call) {
+    if (call)
+        followers_[who] = std::move(call);
+    else
+        followers_.erase(who);
+}
+
 // --- polling --------------------------------------------------------------------------------------
 
 bool Port::poll_once() {
-    const unsigned count =
-        device_.receive([&](protocol::Bytes packet) { endpoint_.heard(0, packet, clock_now()); });
+    if (halted_) return false;
+    const unsigned count = device_.receive(
+        [&](protocol::Path path, protocol::Bytes packet, const protocol::Elsewhere& rest) {
+            endpoint_.heard(path, packet, clock_now(), rest);
+        },
+        clock_now());
+    if (device_.memory_failed()) endpoint_.device_failed();
     const Time now = clock_now();
     const bool late = now >= due_;
     if (late) endpoint_.tick(now);
@@ -88,11 +159,12 @@ bool Port::poll_once() {
 }
 
 void Port::transmit(Time now) {
+    if (halted_) return;
     if (device_.flush()) {
         bool any = false;
-        endpoint_.send(now, [&](protocol::Path, const protocol::Outgoing& out) {
+        endpoint_.send(now, [&](protocol::Path path, const protocol::Outgoing& out) {
             any = true;
-            return device_.send(out);
+            return device_.send(path, out, now);
         });
         device_.flush();
         if (any) wake_peer(now);
@@ -124,6 +196,7 @@ void Port::tell() {
             ++at;
         }
     }
+    for (const auto& [who, call] : followers_) call();
     if (ready_ && endpoint_.has_ready()) ready_->set();
 }
 
@@ -142,12 +215,41 @@ void Port::read_control(Time now) {
     tell();
 }
 
+void Port::hold(std::uint16_t port, int call) {
+    std::lock_guard lock(mutex_);
+    device_.hold(port);
+    calls_[port] = call;
+    doorbell_.set();
+}
+
+void Port::release(std::uint16_t port) {
+    std::lock_guard lock(mutex_);
+    device_.release(port);
+    if (auto held = calls_.extract(port)) close(held.mapped());
+}
+
+void Port::learn(std::uint32_t ip, const Mac& mac) {
+    std::lock_guard lock(mutex_);
+    device_.learn(ip, mac);
+}
+
+void Port::empty_calls() const {
+    char said;
+    for (const auto& [port, call] : calls_)
+        while (recv(call, &said, sizeof said, MSG_DONTWAIT) >= 0 || errno == EINTR) {}
+}
+
 void Port::sleep() {
     const Time now = clock_now();
+    const bool others = others_poll(now);
     const Time until_due = std::min(due_.load() - now, backlog_ ? retry : longest_sleep);
-    const timespec most = span(others_poll(now) ? grace : until_due);
-    pollfd watched[2] = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
-    ppoll(watched, 2, &most, nullptr);
+    const timespec most = span(others ? grace : until_due);
+    std::vector<pollfd> watched = {{doorbell_.fd(), POLLIN, 0}, {gone_ ? -1 : options_.control, POLLIN, 0}};
+    if (!others) {
+        std::lock_guard lock(mutex_);
+        for (const auto& [port, call] : calls_) watched.push_back({call, POLLIN, 0});
+    }
+    ppoll(watched.data(), watched.size(), &most, nullptr);
     if (watched[0].revents) doorbell_.clear();
     if (watched[1].revents) read_control(clock_now());
 }
@@ -167,14 +269,15 @@ void Port::serve() {
             const Time now = clock_now();
             if (any) active = now;
             if (now - control_read_ > protocol::millisecond) read_control(now);  // also while it never sleeps
-            if (options_.busy) continue;
-            if (now - active < options_.spin) {
+            if (options_.busy && any) continue;
+            if (options_.busy || now - active < options_.spin) {
                 // Not sched_yield: where cores are busy that gives ours away for milliseconds.
                 for (int count = 0; count < pauses; ++count) rte_pause();
                 continue;
             }
             sleeping_ = true;
             std::unique_lock lock(mutex_);
+            empty_calls();
             any = poll_once();  // from now on the peer wakes us, and so do those who send
             lock.unlock();
             if (any) {

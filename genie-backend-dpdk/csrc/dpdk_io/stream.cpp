@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace genie::dpdk {
@@ -10,6 +11,7 @@ namespace {
 
 constexpr std::size_t worth_borrowing = 64 << 10;  // bytes: less is copied, and sent while the caller goes on
 constexpr std::uint64_t most_behind = 4 << 20;  // bytes that were copied and have not arrived
+constexpr std::size_t at_once = 1 << 20;  // bytes out of a device's memory
 
 }  // namespace
 
@@ -22,6 +24,103 @@ bool Stream::ended(std::uint64_t wanted) const {
     return closed_ || connection_->state() == State::closed || connection_->receiving().ends_within(wanted);
 }
 
+// What is written of a message, and what still refers to its memory.
+class Stream::Message {
+  public:
+    Message(Stream& stream, std::span<const Part> parts) : stream_(stream), parts_(parts) {}
+
+    Outcome write(std::unique_lock<std::mutex>& lock, Time patience, const Interrupted& interrupted) {
+        for (; at_ < parts_.size(); ++at_, done_ = 0) {
+            const Part& part = parts_[at_];
+            if (part.device && !borrow(part)) {
+                flush();
+                const Outcome outcome = stage(part, lock, patience, interrupted);
+                if (outcome != Outcome::done) return outcome;
+            } else if (!part.device && part.bytes.size() < worth_borrowing) {
+                small_.insert(small_.end(), part.bytes.begin(), part.bytes.end());
+            } else if (!part.device) {
+                push(Segment::borrow(part.bytes));
+            }
+        }
+        flush();
+        return Outcome::done;
+    }
+
+    // All of it, at once, in memory of its own.
+    void keep(std::unique_lock<std::mutex>& lock) {
+        write(lock, 0, nullptr);
+        for (const auto& each : borrowed_)
+            if (auto segment = each.lock()) segment->keep();
+    }
+
+    bool returned() const {
+        return std::all_of(borrowed_.begin(), borrowed_.end(), [](const auto& each) { return each.expired(); });
+    }
+
+  private:
+    void push(std::shared_ptr<Segment> segment) {
+        flush();
+        borrowed_.push_back(segment);
+        stream_.connection_->write(std::move(segment));
+    }
+
+    void flush() {
+        if (!small_.empty()) stream_.connection_->write(Segment::copy(small_));
+        small_.clear();
+    }
+
+    // Packets may lie in a device's memory where the host reads it too, for their digests, and DPDK knows it.
+    bool borrow(const Part& part) {
+        if (done_ || part.bytes.size() < worth_borrowing || !part.device->device().memory().readable()) return false;
+        const auto range = gpumem::range_of(part.bytes.data(), part.bytes.size());
+        auto segment = Segment::borrow(part.bytes);
+        try {
+            auto lease = gpumem::registrations().acquire(stream_.port_->number(), range);
+            if (!lease || !lease->whole(range)) return false;
+            using Held = std::pair<std::shared_ptr<gpumem::Allocation>, gpumem::Registrations::Lease>;
+            segment->memory = std::make_shared<Held>(part.device, std::move(*lease));
+        } catch (const std::runtime_error&) {  // DPDK, or the port's device, does not take it
+            return false;
+        }
+        push(std::move(segment));
+        return true;
+    }
+
+    // Through the host's memory, little by little. Without `interrupted` nothing is waited for.
+    Outcome stage(const Part& part, std::unique_lock<std::mutex>& lock, Time patience, const Interrupted& interrupted) {
+        Connection& connection = *stream_.connection_;
+        Sending& sending = connection.sending();
+        gpumem::Memory& memory = part.device->device().memory();
+        const auto acked = [&] { return sending.acked(); };
+        const auto room = [&] { return stream_.broken() || sending.end() - sending.acked() < most_behind; };
+        while (done_ < part.bytes.size()) {
+            if (interrupted && !stream_.port_->wait(lock, stream_.out_, room, acked, patience, interrupted))
+                return Outcome::late;
+            const std::size_t count = std::min(part.bytes.size() - done_, at_once);
+            auto segment = std::make_shared<Segment>();
+            segment->own.resize(count);
+            segment->data = segment->own.data();
+            segment->size = count;
+            lock.unlock();
+            memory.copy(segment->own.data(), part.bytes.data() + done_, count);
+            const bool copied = memory.finish();
+            lock.lock();
+            if (!copied) connection.cut_off(End::device);
+            if (stream_.broken()) return Outcome::ended;
+            connection.write(std::move(segment));
+            done_ += count;
+            stream_.port_->send_now();
+        }
+        return Outcome::done;
+    }
+
+    Stream& stream_;
+    std::span<const Part> parts_;
+    std::size_t at_ = 0, done_ = 0;
+    std::vector<std::weak_ptr<Segment>> borrowed_;
+    std::vector<std::byte> small_;
+};
+
 Outcome Stream::opened(Time patience, const Interrupted& interrupted) {
     std::unique_lock lock(port_->mutex());
     port_->send_now();
@@ -30,7 +129,7 @@ Outcome Stream::opened(Time patience, const Interrupted& interrupted) {
     return connection_->established() ? Outcome::done : Outcome::ended;
 }
 
-Outcome Stream::send(std::span<const Bytes> parts, Time patience, const Interrupted& interrupted) {
+Outcome Stream::send(std::span<const Part> parts, Time patience, const Interrupted& interrupted) {
     std::unique_lock lock(port_->mutex());
     Sending& sending = connection_->sending();
     const auto acked = [&] { return sending.acked(); };
@@ -41,50 +140,32 @@ Outcome Stream::send(std::span<const Bytes> parts, Time patience, const Interrup
     }
     if (broken()) return Outcome::ended;
     ++begun_;
-    std::vector<std::weak_ptr<Segment>> borrowed;
-    std::vector<std::byte> small;
-    const auto write_small = [&] {
-        if (!small.empty()) connection_->write(Segment::copy(small));
-        small.clear();
-    };
-    for (const Bytes& part : parts) {
-        if (part.size() < worth_borrowing) {
-            small.insert(small.end(), part.begin(), part.end());
-            continue;
-        }
-        write_small();
-        auto segment = Segment::borrow(part);
-        borrowed.push_back(segment);
-        connection_->write(std::move(segment));
-    }
-    write_small();
-    port_->send_now();
-    if (borrowed.empty()) return Outcome::done;
-
-    const auto returned = [&] {
-        for (const auto& each : borrowed)
-            if (!each.expired()) return false;
-        return true;
-    };
+    Message message(*this, parts);
     try {
-        if (port_->wait(lock, out_, [&] { return returned() || broken(); }, acked, patience, interrupted)) {
-            if (returned()) return Outcome::done;
-            if (closed_) connection_->abort();  // by another thread, in the middle of this message
+        Outcome outcome = message.write(lock, patience, interrupted);
+        if (outcome == Outcome::done) {
             port_->send_now();
-            port_->let_go();
-            return Outcome::ended;
+            if (message.returned()) return Outcome::done;
+            const auto over = [&] { return message.returned() || broken(); };
+            if (!port_->wait(lock, out_, over, acked, patience, interrupted)) outcome = Outcome::late;
+            if (message.returned()) return Outcome::done;
         }
+        // Late; or by another thread, in the middle of this message.
+        if (outcome == Outcome::late || closed_) connection_->abort();
+        port_->send_now();
+        port_->let_go();
+        return outcome == Outcome::late ? outcome : Outcome::ended;
     } catch (...) {  // interrupted: the message goes out whole all the same
         if (!lock.owns_lock()) lock.lock();
         port_->let_go();
-        for (const auto& each : borrowed)
-            if (auto segment = each.lock()) segment->keep();
+        try {
+            message.keep(lock);
+        } catch (const std::bad_alloc&) {
+            connection_->abort();
+        }
+        port_->send_now();
         throw;
     }
-    connection_->abort();
-    port_->send_now();
-    port_->let_go();
-    return Outcome::late;
 }
 
 Outcome Stream::take(Space to, Time patience, const Interrupted& interrupted) {
@@ -94,16 +175,19 @@ Outcome Stream::take(Space to, Time patience, const Interrupted& interrupted) {
     if (!port_->wait(lock, in_, ready, nullptr, patience, interrupted)) return Outcome::late;
     if (closed_ || in.readable() < to.size()) return Outcome::ended;
     in.take(to);
+    ring();
     connection_->was_read();
     if (connection_->owes_ack_now()) port_->send_now();
     return Outcome::done;
 }
 
-Outcome Stream::fill(Space to, Time patience, const Interrupted& interrupted) {
+Outcome Stream::fill(Space to, Time patience, const Interrupted& interrupted, gpumem::Memory* device) {
     std::unique_lock lock(port_->mutex());
     Receiving& in = connection_->receiving();
     if (closed_) return Outcome::ended;
-    in.post(to.data(), to.size());
+    in.post(to.data(), to.size(), device);
+    if (device && !device->finish()) connection_->cut_off(End::device);
+    ring();
     connection_->was_read();
     port_->send_now();
     const auto ready = [&] { return !in.posted() || ended(in.missing()); };
@@ -125,6 +209,7 @@ Outcome Stream::fill(Space to, Time patience, const Interrupted& interrupted) {
 void Stream::skip(std::uint64_t bytes) {
     std::unique_lock lock(port_->mutex());
     connection_->receiving().post(nullptr, bytes);
+    ring();
     connection_->was_read();
     port_->send_now();
 }
@@ -135,6 +220,24 @@ Outcome Stream::skipped(Time patience, const Interrupted& interrupted) {
     const auto ready = [&] { return !in.posted() || ended(in.missing()); };
     if (!port_->wait(lock, in_, ready, [&] { return in.contiguous(); }, patience, interrupted)) return Outcome::late;
     return in.posted() ? Outcome::ended : Outcome::done;
+}
+
+int Stream::fd() {
+    std::unique_lock lock(port_->mutex());
+    if (!bell_ && !closed_) {
+        bell_.emplace();
+        port_->follow(this, [this] { ring(); });
+        ring();
+    }
+    return bell_ ? bell_->fd() : -1;
+}
+
+void Stream::ring() {
+    if (!bell_) return;
+    const bool news = connection_->receiving().readable() || broken();
+    if (news && !rung_) bell_->set();
+    if (!news && rung_) bell_->clear();
+    rung_ = news;
 }
 
 bool Stream::hung_up() {
@@ -155,6 +258,7 @@ void Stream::close() {
     connection_->close(port_->now());
     port_->send_now();
     port_->tell();
+    port_->follow(this, nullptr);
 }
 
 End Stream::end() {

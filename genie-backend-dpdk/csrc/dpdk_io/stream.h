@@ -14,6 +14,12 @@ enum class Outcome { done, late, ended };
 
 using Interrupted = std::function<void()>;
 
+// Of a message: the host's memory, or a device's.
+struct Part {
+    protocol::Bytes bytes;
+    std::shared_ptr<gpumem::Allocation> device = nullptr;  // where they lie
+};
+
 class Stream {
   public:
     Stream(std::shared_ptr<Port> port, std::shared_ptr<protocol::Connection> connection)
@@ -23,11 +29,13 @@ class Stream {
     Outcome opened(protocol::Time patience, const Interrupted& interrupted);
     // The parts, one after the other; their memory is free again when it returns or throws. Late: the peer took nothing
     // for so long, and the connection is given up.
-    Outcome send(std::span<const protocol::Bytes> parts, protocol::Time patience, const Interrupted& interrupted);
+    Outcome send(std::span<const Part> parts, protocol::Time patience, const Interrupted& interrupted);
     // All of `to` or nothing.
     Outcome take(protocol::Space to, protocol::Time patience, const Interrupted& interrupted);
     // In place. Unless it is done, what was still to come is dropped when it comes.
-    Outcome fill(protocol::Space to, protocol::Time patience, const Interrupted& interrupted);
+    // `device`: the one in whose memory `to` lies, which is the port's.
+    Outcome fill(protocol::Space to, protocol::Time patience, const Interrupted& interrupted,
+                 gpumem::Memory* device = nullptr);
     void skip(std::uint64_t bytes);
     // Waits until what is skipped, or was not filled, has come.
     Outcome skipped(protocol::Time patience, const Interrupted& interrupted);
@@ -39,15 +47,20 @@ class Stream {
     std::uint64_t begun() const { return begun_; }
     protocol::Connection& connection() { return *connection_; }
     Port& port() { return *port_; }
-    int fd() const { return in_.fd(); }  // readable when a waiting receiver has something to do
+    int fd();  // readable while there is something to take, or the end of it
 
   private:
+    class Message;
+
     bool ended(std::uint64_t wanted) const;
     bool broken() const;
+    void ring();  // with the mutex: what `fd` says is so again
 
     std::shared_ptr<Port> port_;
     std::shared_ptr<protocol::Connection> connection_;
     Event in_, out_;
+    std::optional<Event> bell_;  // for whoever asked for it
+    bool rung_ = false;
     bool closed_ = false;
     std::uint64_t begun_ = 0;
 };

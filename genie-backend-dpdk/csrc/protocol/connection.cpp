@@ -24,7 +24,7 @@ void Offer::encode(std::byte* to) const {
     store(to, oldest);
     store(to + 1, newest);
     store(to + 2, mss);
-    store(to + 4, std::uint32_t{0});
+    store(to + 4, flags);
     store(to + 8, credit);
     store(to + 16, id);
     std::memcpy(to + 24, nonce.data(), nonce.size());
@@ -35,6 +35,7 @@ std::optional<Offer> Offer::decode(Bytes payload) {
     Offer offer{.oldest = load<std::uint8_t>(payload.data()),
                 .newest = load<std::uint8_t>(payload.data() + 1),
                 .mss = load<std::uint16_t>(payload.data() + 2),
+                .flags = load<std::uint32_t>(payload.data() + 4),
                 .credit = load<std::uint64_t>(payload.data() + 8),
                 .id = load<std::uint64_t>(payload.data() + 16)};
     std::memcpy(offer.nonce.data(), payload.data() + 24, offer.nonce.size());
@@ -46,39 +47,71 @@ Connection::Connection(const Options& options, Time now, std::uint16_t mss)
     : options_(options), id_(random_id()), mss_(mss), receiving_(options.window), sending_(mss, options.queue_allowance),
       hello_wait_(4 * options.least_timeout), started_(now), heard_at_(now) {}
 
-std::shared_ptr<Connection> Connection::to_peer(const Options& options, Time now) {
+Seal Connection::hello_of(const Ticket& ticket) { return Seal::derived("ticket", ticket.secret, {}, {}); }
+
+std::shared_ptr<Connection> Connection::to_peer(const Options& options, Time now, const Ticket* ticket) {
     std::shared_ptr<Connection> made(new Connection(options, now, options.mss));
+    made->take(ticket);
     made->state_ = State::connecting;
     made->says_hello_ = true;
     random_bytes(made->client_nonce_);
     return made;
 }
 
-std::shared_ptr<Connection> Connection::from_peer(const Options& options, const Offer& offer, Time now) {
+std::shared_ptr<Connection> Connection::from_peer(const Options& options, const Offer& offer, Time now,
+                                                  const Ticket* ticket) {
     std::shared_ptr<Connection> made(new Connection(options, now, std::min(options.mss, offer.mss)));
+    made->take(ticket);
     made->state_ = State::accepting;
     made->says_hello_ = true;
     made->peer_id_ = offer.id;
     made->client_nonce_ = offer.nonce;
     random_bytes(made->server_nonce_);
-    made->seals_[0] = Seal::derived("handshake", {}, made->client_nonce_, made->server_nonce_);
+    made->digests_ = options.digests || !(offer.flags & Offer::no_digests);
+    made->met();
     made->sending_.set_credit(offer.credit);
     return made;
 }
 
+void Connection::take(const Ticket* ticket) {
+    if (!ticket) return;
+    ticket_ = *ticket;
+    hello_ = hello_of(*ticket);
+}
+
+void Connection::met() {
+    if (!ticket_) {
+        seals_[0] = derived("handshake", {});
+        return;
+    }
+    seals_[1] = derived("session", ticket_->secret);
+    keyed_ = peer_keyed_ = true;
+}
+
+Seal Connection::derived(const char* purpose, Bytes secret) const {
+    const Seal seal = Seal::derived(purpose, secret, client_nonce_, server_nonce_);
+    return digests_ ? seal : seal.undigested();
+}
+
 // --- in -------------------------------------------------------------------------------------------
 
-void Connection::heard(const Header& header, Bytes packet, Time now) {
+void Connection::heard(const Header& header, Bytes packet, Time now, const Elsewhere& rest) {
     if (header.kind == Kind::accept) return heard_accept(header, packet, now);
     if (header.kind == Kind::init) {  // again: the ACCEPT was lost
-        if (state_ == State::accepting) says_hello_ = true;
+        if (state_ == State::accepting && hello_.holds(header, packet)) says_hello_ = true;
         return;
     }
     const auto& seal = seals_[header.phase];
-    if (!seal || state_ == State::closed || !receiving_.fresh(header.number) || !seal->holds(header, packet)) {
+    const Bytes payload = rest.payload ? Bytes(rest.payload, header.length) : packet.subspan(header_bytes, header.length);
+    const auto holds = [&] {
+        if (!seal->header_holds(packet)) return false;
+        // What the host can't read has only the device's word for it: checksums of the wire.
+        return (rest.payload && !rest.readable) || seal->payload_holds(header, payload);
+    };
+    if (!seal || state_ == State::closed || !receiving_.fresh(header.number) || !holds()) {
         // What came before is acknowledged again: perhaps that was lost.
         if (seal && state_ != State::closed && !receiving_.fresh(header.number) && header.kind != Kind::ack &&
-            seal->holds(header, packet)) {
+            holds()) {
             heard_at_ = now;
             ack_now_ = true;
         }
@@ -90,13 +123,12 @@ void Connection::heard(const Header& header, Bytes packet, Time now) {
         ++counters_.packets_dropped;
         return;
     }
-    const Bytes payload = packet.subspan(header_bytes, header.length);
     if (!take_acks(header, payload, now)) {
         ++counters_.packets_dropped;
         return;
     }
     if (header.kind == Kind::reset) return finish(End::reset);
-    if (header.kind == Kind::data && state_ != State::closing && !receiving_.place(header.offset, payload)) {
+    if (header.kind == Kind::data && state_ != State::closing && !receiving_.place(header.offset, payload, rest.copier)) {
         ++counters_.packets_dropped;  // beyond its credit, or we could not keep it: it comes again
         return;
     }
@@ -105,6 +137,7 @@ void Connection::heard(const Header& header, Bytes packet, Time now) {
         return;
     }
     ++counters_.packets_received;
+    counters_.packets_split += rest.payload != nullptr;
     heard_at_ = now;
     if (header.phase == 1) peer_keyed_ = true;
     if (state_ == State::accepting) {
@@ -146,7 +179,7 @@ bool Connection::take_acks(const Header& header, Bytes payload, Time now) {
 }
 
 void Connection::heard_accept(const Header& header, Bytes packet, Time now) {
-    if (state_ != State::connecting || !opening_.holds(header, packet)) {
+    if (state_ != State::connecting || !hello_.holds(header, packet)) {
         ++counters_.packets_dropped;
         if (state_ == State::open) owes_ping_ = owes_ping_ || !sending_.anything_flying();
         return;
@@ -165,7 +198,8 @@ void Connection::heard_accept(const Header& header, Bytes packet, Time now) {
         sending_ = std::move(fresh);
     }
     sending_.set_credit(offer->credit);
-    seals_[0] = Seal::derived("handshake", {}, client_nonce_, server_nonce_);
+    digests_ = options_.digests || !(offer->flags & Offer::no_digests);
+    met();
     state_ = State::open;
     heard_at_ = now;
     owes_ping_ = true;  // which tells the peer that its ACCEPT has come
@@ -180,6 +214,7 @@ void Connection::refused(const Header& header, Bytes packet) {
         case Refusal::nobody: return finish(End::nobody);
         case Refusal::full: return finish(End::full);
         case Refusal::version: return finish(End::version);
+        case Refusal::stranger: return finish(End::stranger);
     }
 }
 
@@ -188,14 +223,15 @@ void Connection::refused(const Header& header, Bytes packet) {
 void Connection::emit(Kind kind, std::uint8_t phase, std::uint64_t offset, Bytes payload, bool again, Time now,
                       Outgoing& out) {
     const bool hello = kind == Kind::init || kind == Kind::accept;
-    Header header{.kind = kind, .version = options_.newest, .phase = phase, .id = peer_id_, .offset = offset};
+    const std::uint64_t id = kind == Kind::init && ticket_ ? ticket_->session : peer_id_;
+    Header header{.kind = kind, .version = options_.newest, .phase = phase, .id = id, .offset = offset};
     if (!hello) {
         header.number = number_++;
         header.acked = receiving_.contiguous();
         header.credit = receiving_.promise();
         sending_.sent(header.number, now, kind, offset, kind == Kind::data ? payload.size() : 0, again);
     }
-    (hello ? opening_ : *seals_[phase]).put(header, payload, out.header.data());
+    (hello ? hello_ : *seals_[phase]).put(header, payload, out.header.data());
     out.payload = payload;
     ++counters_.packets_sent;
 }
@@ -207,13 +243,14 @@ bool Connection::next_handshake(Time now, Outgoing& out) {
     Offer offer{.oldest = client ? options_.oldest : options_.newest,
                 .newest = options_.newest,
                 .mss = mss_,
+                .flags = (client ? options_.digests : digests_) ? 0 : Offer::no_digests,
                 .credit = receiving_.promise(),
                 .id = id_,
                 .nonce = client ? client_nonce_ : server_nonce_};
     offer.encode(hello_space_.data());
     hello_due_ = now + hello_wait_;
     hello_wait_ = std::min(2 * hello_wait_, options_.most_timeout);
-    emit(client ? Kind::init : Kind::accept, 0, 0, hello_space_, false, now, out);
+    emit(client ? Kind::init : Kind::accept, ticket_ ? 1 : 0, 0, hello_space_, false, now, out);
     return true;
 }
 
@@ -240,7 +277,7 @@ bool Connection::next(Time now, Outgoing& out) {
     out.segment = nullptr;
     if (owes_reset_) {
         owes_reset_ = false;
-        if (!seals_[0]) return false;
+        if (!seals_[keyed_]) return false;
         emit(Kind::reset, keyed_ ? 1 : 0, 0, {}, false, now, out);
         return true;
     }
@@ -360,12 +397,12 @@ void Connection::close(Time now) {
 
 void Connection::abort() {
     if (state_ == State::closed) return;
-    owes_reset_ = seals_[0].has_value();
+    owes_reset_ = seals_[keyed_].has_value();
     finish(End::here);
 }
 
-void Connection::cut_off() {
-    if (state_ != State::closed) finish(state_ == State::closing ? End::here : End::silent);
+void Connection::cut_off(End why) {
+    if (state_ != State::closed) finish(state_ == State::closing ? End::here : why);
 }
 
 void Connection::finish(End end) {
@@ -375,7 +412,8 @@ void Connection::finish(End end) {
 }
 
 void Connection::key(Bytes secret) {
-    seals_[1] = Seal::derived("session", secret, client_nonce_, server_nonce_);
+    if (ticket_) return;
+    seals_[1] = derived("session", secret);
     keyed_ = true;
     sending_.set_boundary();
     receiving_.forget_unread();

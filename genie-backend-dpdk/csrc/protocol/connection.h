@@ -23,6 +23,7 @@ struct Options {
     Time keep_alive = second;  // an idle peer is asked so often whether it lives
     Time peer_deadline = 10 * second;  // a peer that says nothing for so long is gone
     Time linger_deadline = 60 * second;  // what was written before closing is delivered within that, or dropped
+    bool digests = true;  // of payloads; without them where both sides say so
     std::uint8_t oldest = oldest_version, newest = newest_version;
 };
 
@@ -38,18 +39,28 @@ enum class End : std::uint8_t {
     nobody,  // who answered has nobody listening
     full,  // who answered has no memory left
     version,  // who answered speaks other versions
+    stranger,  // who answered does not know the ticket, or not any more
     lingered,  // the peer did not take what was left when this side closed
+    device,  // the device whose memory the stream goes to, or comes from, does not copy
 };
 
-enum class Refusal : std::uint8_t { nobody = 1, full = 2, version = 3 };
+enum class Refusal : std::uint8_t { nobody = 1, full = 2, version = 3, stranger = 4 };
+
+// From the control plane: the session's name, and a secret that both sides know before the first packet.
+struct Ticket {
+    std::uint64_t session = 0;
+    Key secret{};
+};
 
 struct Offer {  // what INIT and ACCEPT say
     std::uint8_t oldest = 0, newest = 0;
     std::uint16_t mss = 0;
+    std::uint32_t flags = 0;
     std::uint64_t credit = 0, id = 0;
     Nonce nonce{};
 
     static constexpr std::size_t bytes = 40;
+    static constexpr std::uint32_t no_digests = 1;  // a flag
     void encode(std::byte* to) const;
     static std::optional<Offer> decode(Bytes payload);
 };
@@ -62,15 +73,20 @@ struct Outgoing {
 
 struct Counters {
     std::uint64_t packets_sent = 0, packets_received = 0, packets_dropped = 0, packets_resent = 0, timeouts = 0;
+    std::uint64_t packets_split = 0;  // whose payload came into a device's memory
 };
 
 class Connection {
   public:
-    static std::shared_ptr<Connection> to_peer(const Options& options, Time now);
-    // For an INIT that offers a version both sides speak.
-    static std::shared_ptr<Connection> from_peer(const Options& options, const Offer& offer, Time now);
+    // With a ticket every packet is under its secret, the first included.
+    static std::shared_ptr<Connection> to_peer(const Options& options, Time now, const Ticket* ticket = nullptr);
+    // For an INIT that offers a version both sides speak, and is under the secret of the ticket if there is one.
+    static std::shared_ptr<Connection> from_peer(const Options& options, const Offer& offer, Time now,
+                                                 const Ticket* ticket = nullptr);
+    static Seal hello_of(const Ticket& ticket);  // of INIT and ACCEPT
 
-    void heard(const Header& header, Bytes packet, Time now);
+    // `rest`: where the payload of a DATA packet lies that does not follow the header.
+    void heard(const Header& header, Bytes packet, Time now, const Elsewhere& rest = {});
     void refused(const Header& header, Bytes packet);
     // The next packet to send now, if there is one. Its payload holds until the next call of anything here.
     bool next(Time now, Outgoing& out);
@@ -82,8 +98,8 @@ class Connection {
     bool owes_ack_now() const { return ack_now_; }
     void close(Time now);  // what was written is still delivered
     void abort();  // nothing is
-    void cut_off();  // the way to the peer is known to be gone
-    void key(Bytes secret);  // from here on, in both directions
+    void cut_off(End why = End::silent);  // the way to the peer is known to be gone, or so is a device
+    void key(Bytes secret);  // from here on, in both directions; nothing where it came with a ticket
 
     State state() const { return state_; }
     End end() const { return end_; }
@@ -93,6 +109,7 @@ class Connection {
     std::uint8_t refused_oldest() const { return refused_oldest_; }
     std::uint8_t refused_newest() const { return refused_newest_; }
     std::uint64_t id() const { return id_; }
+    std::uint64_t session() const { return ticket_ ? ticket_->session : 0; }  // of the ticket it came with
     std::uint16_t mss() const { return mss_; }
     bool peer_finished() const { return receiving_.finished(); }
     Receiving& receiving() { return receiving_; }
@@ -106,6 +123,9 @@ class Connection {
     void heard_accept(const Header& header, Bytes packet, Time now);
     bool take_acks(const Header& header, Bytes payload, Time now);
     void finish(End end);
+    void take(const Ticket* ticket);
+    void met();  // both nonces are known
+    Seal derived(const char* purpose, Bytes secret) const;
     void emit(Kind kind, std::uint8_t phase, std::uint64_t offset, Bytes payload, bool again, Time now, Outgoing& out);
     bool next_handshake(Time now, Outgoing& out);
     bool next_ack(Time now, Outgoing& out);
@@ -120,8 +140,11 @@ class Connection {
     std::uint64_t id_, peer_id_ = 0;
     std::uint16_t mss_;
     Nonce client_nonce_{}, server_nonce_{};
-    Seal opening_ = Seal::open();
+    Seal opening_ = Seal::open();  // of REFUSE, too, where nothing is known in common
+    Seal hello_ = opening_;  // of INIT and ACCEPT
+    std::optional<Ticket> ticket_;
     std::optional<Seal> seals_[2];
+    bool digests_ = true;
     bool keyed_ = false, peer_keyed_ = false;
     std::uint64_t key_boundary_ = 0;  // of what is received
     Receiving receiving_;

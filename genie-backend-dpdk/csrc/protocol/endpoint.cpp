@@ -8,15 +8,26 @@ namespace genie::protocol {
 namespace {
 
 constexpr std::size_t most_replies = 64;
+constexpr std::size_t most_expected = 1 << 14;
 constexpr unsigned packets_a_turn = 32;
 
 }  // namespace
 
-std::shared_ptr<Connection> Endpoint::connect(Path path, Time now) {
+std::shared_ptr<Connection> Endpoint::connect(Path path, Time now, const Ticket* ticket) {
     if (memory_used() + options_.window > memory_) return nullptr;
-    auto made = Connection::to_peer(options_, now);
+    auto made = Connection::to_peer(options_, now, ticket);
     all_.emplace(made->id(), Entry{made, path, 0, true});
     return made;
+}
+
+void Endpoint::expect(const Ticket& ticket, Time until, Time now) {
+    std::erase_if(expected_, [now](const auto& each) { return each.second.until <= now; });
+    if (expected_.size() < most_expected) expected_[ticket.session] = {ticket, until};
+}
+
+const Ticket* Endpoint::expected(std::uint64_t session, Time now) const {
+    const auto found = expected_.find(session);
+    return found == expected_.end() || found->second.until <= now ? nullptr : &found->second.ticket;
 }
 
 std::shared_ptr<Connection> Endpoint::accept() {
@@ -35,9 +46,9 @@ bool Endpoint::delivering() const {
     });
 }
 
-void Endpoint::heard(Path path, Bytes packet, Time now) {
-    const auto header = decode(packet);
-    if (!header) {
+void Endpoint::heard(Path path, Bytes packet, Time now, const Elsewhere& rest) {
+    const auto header = decode(packet, rest.room);
+    if (!header || (rest.payload && header->kind != Kind::data)) {
         ++dropped_;
         return;
     }
@@ -53,7 +64,7 @@ void Endpoint::heard(Path path, Bytes packet, Time now) {
         ++dropped_;
         return;
     }
-    entry.connection->heard(*header, packet, now);
+    entry.connection->heard(*header, packet, now, rest);
     if (!entry.told && entry.connection->established()) {
         entry.told = true;
         ready_.push_back(header->id);
@@ -62,7 +73,7 @@ void Endpoint::heard(Path path, Bytes packet, Time now) {
 
 void Endpoint::heard_init(Path path, const Header& header, Bytes packet, Time now) {
     const auto offer = Offer::decode(packet.subspan(header_bytes, header.length));
-    if (!offer || !opening_.holds(header, packet)) {
+    if (!offer) {
         ++dropped_;
         return;
     }
@@ -70,11 +81,20 @@ void Endpoint::heard_init(Path path, const Header& header, Bytes packet, Time no
         all_.at(known->second).connection->heard(header, packet, now);
         return;
     }
+    const Ticket* ticket = header.phase ? expected(header.id, now) : nullptr;
+    // Who comes with a ticket that is not known can't be understood, and is told so.
+    const bool stranger = header.phase && !ticket;
+    if (!stranger && !(ticket ? Connection::hello_of(*ticket) : opening_).holds(header, packet)) {
+        ++dropped_;
+        return;
+    }
+    if (stranger) return refuse(path, offer->id, listening_ ? Refusal::stranger : Refusal::nobody);
     if (offer->newest < options_.oldest || offer->oldest > options_.newest)
         return refuse(path, offer->id, Refusal::version);
     if (!listening_) return refuse(path, offer->id, Refusal::nobody);
     if (memory_used() + options_.window > memory_) return refuse(path, offer->id, Refusal::full);
-    auto made = Connection::from_peer(options_, *offer, now);
+    auto made = Connection::from_peer(options_, *offer, now, ticket);
+    if (ticket) expected_.erase(header.id);
     callers_[{path, offer->id}] = made->id();
     all_.emplace(made->id(), Entry{made, path, offer->id});
 }
@@ -86,6 +106,10 @@ void Endpoint::refuse(Path path, std::uint64_t id, Refusal reason) {
 void Endpoint::path_lost(Path path) {
     for (auto& [id, entry] : all_)
         if (entry.path == path) entry.connection->cut_off();
+}
+
+void Endpoint::device_failed() {
+    for (auto& [id, entry] : all_) entry.connection->cut_off(End::device);
 }
 
 void Endpoint::send(Time now, const std::function<bool(Path, const Outgoing&)>& send) {

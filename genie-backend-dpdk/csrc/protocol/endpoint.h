@@ -20,13 +20,18 @@ class Endpoint {
     Endpoint(const Options& options, std::size_t memory) : options_(options), memory_(memory) {}
 
     void listen(bool listening) { listening_ = listening; }
-    std::shared_ptr<Connection> connect(Path path, Time now);  // nothing if there is no memory for it
+    // Nothing if there is no memory for it.
+    std::shared_ptr<Connection> connect(Path path, Time now, const Ticket* ticket = nullptr);
+    // Somebody will come with this ticket, once, and before the time is up.
+    void expect(const Ticket& ticket, Time until, Time now);
     // A connection that came in and is ready, if there is one.
     std::shared_ptr<Connection> accept();
     bool has_ready() const { return !ready_.empty(); }
     bool delivering() const;  // what was written before closing
 
-    void heard(Path path, Bytes packet, Time now);
+    // `rest`: where the payload lies, if it does not follow the header; of DATA packets alone.
+    void heard(Path path, Bytes packet, Time now, const Elsewhere& rest = {});
+    void device_failed();  // the one in whose memory payloads are
     void path_lost(Path path);  // it is known that nobody is there any more
     // Calls `send(path, outgoing)`, which takes each packet, until it returns false (no room for more now) or nothing is
     // left.
@@ -47,6 +52,7 @@ class Endpoint {
     };
     using Caller = std::pair<Path, std::uint64_t>;
 
+    const Ticket* expected(std::uint64_t session, Time now) const;
     void heard_init(Path path, const Header& header, Bytes packet, Time now);
     void refuse(Path path, std::uint64_t id, Refusal reason);
 
@@ -56,6 +62,11 @@ class Endpoint {
     Seal opening_ = Seal::open();
     std::unordered_map<std::uint64_t, Entry> all_;
     std::map<Caller, std::uint64_t> callers_;
+    struct Expected {
+        Ticket ticket;
+        Time until;
+    };
+    std::unordered_map<std::uint64_t, Expected> expected_;  // by session
     std::deque<std::uint64_t> ready_;
     struct Reply {
         Path path;

@@ -55,6 +55,9 @@ void store(std::byte* to, T value) {
     std::memcpy(to, &value, sizeof value);
 }
 
+// Of a packet with a whole header, whatever it is worth.
+inline Kind kind_of(Bytes packet) { return Kind{load<std::uint8_t>(packet.data() + 3)}; }
+
 inline void encode(const Header& header, std::byte* to) {
     store(to, magic);
     store(to + 2, header.version);
@@ -71,7 +74,8 @@ inline void encode(const Header& header, std::byte* to) {
 }
 
 // Nothing for what can't be a packet of any version. Whether it is what it claims, the MAC must say.
-inline std::optional<Header> decode(Bytes packet) {
+// `behind`: bytes of payload that lie elsewhere.
+inline std::optional<Header> decode(Bytes packet, std::size_t behind = 0) {
     if (packet.size() < header_bytes || load<std::uint16_t>(packet.data()) != magic) return std::nullopt;
     const std::byte* from = packet.data();
     const auto kind = load<std::uint8_t>(from + 3);
@@ -87,7 +91,7 @@ inline std::optional<Header> decode(Bytes packet) {
                   .digest = load<std::uint64_t>(from + 48)};
     if (kind < 1 || kind > 8 || header.phase > 1 || load<std::uint8_t>(from + 5) != 0) return std::nullopt;
     // A device may pad short frames: what follows the payload is not looked at.
-    if (header.length > packet.size() - header_bytes) return std::nullopt;
+    if (header.length > packet.size() - header_bytes + behind) return std::nullopt;
     return header;
 }
 

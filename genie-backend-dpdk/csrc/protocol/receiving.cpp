@@ -10,6 +10,13 @@ constexpr std::size_t most_islands = 4096;  // ranges ahead: a peer that sends s
 constexpr std::size_t most_numbers = 64;
 constexpr std::uint64_t most_offset = std::uint64_t{1} << 62;
 
+void carry(std::byte* to, const std::byte* from, std::size_t bytes, Copier* copier) {
+    if (copier)
+        copier->copy(to, from, bytes);
+    else
+        std::memcpy(to, from, bytes);
+}
+
 }  // namespace
 
 template <class Each>
@@ -22,26 +29,26 @@ void Receiving::in_ring(std::uint64_t first, std::uint64_t end, Each each) {
     }
 }
 
-void Receiving::keep(std::uint64_t first, std::uint64_t end, const std::byte* from) {
+void Receiving::keep(std::uint64_t first, std::uint64_t end, const std::byte* from, Copier* copier) {
     if (first < target_end_) {
         const std::uint64_t direct = std::min(end, target_end_) - first;
-        if (target_) std::memcpy(target_ + (first - target_start_), from, direct);
+        if (target_) carry(target_ + (first - target_start_), from, direct, copier_ ? copier_ : copier);
         first += direct;
         from += direct;
     }
     in_ring(first, end, [&](std::uint64_t at, std::byte* to, std::size_t count) {
-        std::memcpy(to, from + (at - first), count);
+        carry(to, from + (at - first), count, copier);
     });
 }
 
-bool Receiving::place(std::uint64_t offset, Bytes payload) {
+bool Receiving::place(std::uint64_t offset, Bytes payload, Copier* copier) {
     if (offset > most_offset || payload.empty()) return false;
     const std::uint64_t end = offset + payload.size();
     if (end > (target_end_ ? target_end_ : read_) + window_ || (length_ && end > *length_)) return false;
     if (end <= contiguous_) return true;
     if (offset > contiguous_ && ahead_.size() >= most_islands) return false;
     ahead_.gaps(std::max(offset, contiguous_), end, [&](std::uint64_t first, std::uint64_t last) {
-        keep(first, last, payload.data() + (first - offset));
+        keep(first, last, payload.data() + (first - offset), copier);
     });
     ahead_.add(std::max(offset, contiguous_), end);
     advance();
@@ -75,17 +82,18 @@ void Receiving::take(Space to) {
     read_ += to.size();
 }
 
-void Receiving::post(std::byte* target, std::uint64_t bytes) {
+void Receiving::post(std::byte* target, std::uint64_t bytes, Copier* copier) {
     if (!bytes) return;
     const std::uint64_t end = read_ + bytes;
     auto move = [&](std::uint64_t first, std::uint64_t last) {
         in_ring(first, last, [&](std::uint64_t at, const std::byte* from, std::size_t count) {
-            if (target) std::memcpy(target + (at - read_), from, count);
+            if (target) carry(target + (at - read_), from, count, copier);
         });
     };
     move(read_, std::min(contiguous_, end));
     ahead_.within(read_, end, move);
     target_ = target;
+    copier_ = copier;
     target_start_ = read_;
     target_end_ = end;
     advance();

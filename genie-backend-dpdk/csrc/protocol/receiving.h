@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "elsewhere.h"
 #include "header.h"
 #include "ranges.h"
 
@@ -18,7 +19,8 @@ class Receiving {
     explicit Receiving(std::size_t window) : window_(window), ring_(new std::byte[window]) {}
 
     // False, and nothing is kept, for what no peer within its credit sends.
-    bool place(std::uint64_t offset, Bytes payload);
+    // `copier`: of the device in whose memory the payload lies.
+    bool place(std::uint64_t offset, Bytes payload, Copier* copier = nullptr);
     bool finish(std::uint64_t length);  // the stream ends there
 
     std::uint64_t contiguous() const { return contiguous_; }
@@ -30,7 +32,8 @@ class Receiving {
 
     void take(Space to);  // at most what is readable
     // The next bytes of the stream go there, without a ring between; with no memory they are dropped.
-    void post(std::byte* target, std::uint64_t bytes);
+    // `copier`: of the device in whose memory that is.
+    void post(std::byte* target, std::uint64_t bytes, Copier* copier = nullptr);
     void withdraw() { target_ = nullptr; }  // what is still to come of what was posted is dropped
     bool posted() const { return target_end_ != 0; }
     std::uint64_t missing() const { return target_end_ ? target_end_ - contiguous_ : 0; }
@@ -48,7 +51,7 @@ class Receiving {
     const Ranges& numbers() const { return numbers_; }
 
   private:
-    void keep(std::uint64_t first, std::uint64_t end, const std::byte* from);
+    void keep(std::uint64_t first, std::uint64_t end, const std::byte* from, Copier* copier);
     template <class Each>
     void in_ring(std::uint64_t first, std::uint64_t end, Each each);
     void advance();
@@ -58,6 +61,7 @@ class Receiving {
     std::uint64_t read_ = 0, contiguous_ = 0, credit_ = 0;
     Ranges ahead_;  // what came beyond `contiguous_`
     std::byte* target_ = nullptr;
+    Copier* copier_ = nullptr;  // of the target
     std::uint64_t target_start_ = 0, target_end_ = 0;  // the end is 0 when nothing is posted
     std::optional<std::uint64_t> length_;
     Ranges numbers_;

@@ -54,7 +54,7 @@ Seal Seal::derived(const char* purpose, Bytes secret, const Nonce& client, const
 }
 
 std::uint64_t Seal::digest(Bytes payload) const {
-    if (payload.empty()) return 0;
+    if (payload.empty() || !digests_) return 0;
     return XXH3_64bits_withSecret(payload.data(), payload.size(), payload_.data(), payload_.size());
 }
 
@@ -66,11 +66,16 @@ void Seal::put(Header header, Bytes payload, std::byte* to) const {
 }
 
 bool Seal::holds(const Header& header, Bytes packet) const {
+    return header_holds(packet) && payload_holds(header, packet.subspan(header_bytes, header.length));
+}
+
+bool Seal::header_holds(Bytes packet) const {
     std::array<std::byte, 8> due;
     crypto_shorthash(raw(due.data()), raw(packet.data()), sealed_bytes, raw(mac_.data()));
-    if (sodium_memcmp(due.data(), packet.data() + sealed_bytes, due.size()) != 0) return false;
-    return digest(packet.subspan(header_bytes, header.length)) == header.digest;
+    return sodium_memcmp(due.data(), packet.data() + sealed_bytes, due.size()) == 0;
 }
+
+bool Seal::payload_holds(const Header& header, Bytes payload) const { return digest(payload) == header.digest; }
 
 void random_bytes(Space to) {
     start_sodium();

@@ -16,6 +16,7 @@ struct Segment {
     std::size_t size = 0;
     std::uint64_t offset = 0;  // in the stream
     std::vector<std::byte> own;  // the bytes themselves, where they were copied
+    std::shared_ptr<const void> memory;  // of a device, which it is a piece of, and which DPDK knows
 
     static std::shared_ptr<Segment> copy(Bytes bytes);
     static std::shared_ptr<Segment> borrow(Bytes bytes);  // which must stay as they are until it is gone, or keeps them

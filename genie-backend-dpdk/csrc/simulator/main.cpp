@@ -45,6 +45,7 @@ Options options_of(const Arguments& arguments) {
     Options options;
     options.mss = static_cast<std::uint16_t>(arguments.whole("mss", 1400));
     options.window = arguments.whole("window", 1 << 20);
+    options.digests = arguments.whole("digests", 1);
     return options;
 }
 
@@ -128,6 +129,45 @@ void transfer(const Arguments& arguments) {
     print(world, up.bytes() + down.bytes());
     world.part();
     expect(up.returned() && down.returned(), "borrowed memory is returned");
+}
+
+// Under a ticket from the first packet on; and what comes of one that does not fit.
+void tickets(const Arguments& arguments) {
+    const Ticket ticket{.session = 77, .secret = {std::byte{42}}};
+    World world(arguments);
+    world.node.listen(true);
+    world.node.expect(ticket, 10 * second, world.network.now());
+    auto come = [&](const Ticket& with) {
+        auto made = world.client.connect(0, world.network.now(), &with);
+        world.network.run([&] { return made->state() != State::connecting; }, world.network.now() + 30 * second);
+        return made;
+    };
+    expect(come({.session = 78, .secret = ticket.secret})->end() == End::stranger, "an unknown ticket is refused");
+    expect(world.node.connections() == 0, "and nothing is kept for it");
+    const auto forger = come({.session = 77, .secret = {std::byte{43}}});
+    expect(forger->end() == End::unanswered && !world.node.connections(), "who lacks the secret is not heard");
+    world.node.expect(ticket, world.network.now() + 10 * second, world.network.now());
+    world.here = come(ticket);
+    expect(world.here->state() == State::open, "who has it is let in");
+    expect(come(ticket)->end() == End::stranger, "once");
+    expect(world.network.run([&] { return (world.there = world.node.accept()) != nullptr; }, 200 * second), "accepted");
+    expect(world.there->session() == ticket.session, "the node knows with which ticket");
+    auto& random = world.network.random();
+    world.here->key(Key{std::byte{1}});  // what it is told after the greeting changes nothing
+    Flow up(sizes(random, 20, 1 << 20), 1 << 10), down(sizes(random, 20, 1 << 20), 1 << 20);
+    const auto exchanged = [&] {
+        up.write(*world.here, random);
+        down.write(*world.there, random);
+        up.read(*world.there, random);
+        down.read(*world.here, random);
+        return up.done() && down.done();
+    };
+    expect(world.network.run(exchanged, 100'000 * second), "all messages arrive");
+    print(world, up.bytes() + down.bytes());
+    world.part();
+    world.node.expect(ticket, world.network.now() + second, world.network.now());
+    world.network.run([] { return false; }, world.network.now() + 2 * second);
+    expect(come(ticket)->end() == End::stranger, "a ticket that is too old is refused");
 }
 
 // One side is gone from one moment to the next, in the middle of a transfer.
@@ -245,7 +285,8 @@ int run(int count, char** words) {
     else if (scenario == "refusals") refusals(arguments);
     else if (scenario == "negotiation") negotiation(arguments);
     else if (scenario == "farewell") farewell(arguments);
-    else fail("scenarios: transfer, death, refusals, negotiation, farewell");
+    else if (scenario == "tickets") tickets(arguments);
+    else fail("scenarios: transfer, death, refusals, negotiation, farewell, tickets");
     return 0;
 }
 

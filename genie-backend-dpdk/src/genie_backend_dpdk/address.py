@@ -26,7 +26,7 @@ def path_of(address: str) -> str:
                 f"{address!r} has no absolute path", where=address, hint="as in memif:/run/genie/node.sock"
             )
     else:
-        path = str(_directory() / port_of(address))
+        path = str(directory() / port_of(address))
     if len(path.encode()) > _LONGEST or "\0" in path:
         raise ConfigError(f"the path of a socket has at most {_LONGEST} bytes", where=address)
     return path
@@ -48,12 +48,14 @@ _HINT = 'use host:port of a node on this host; "dpdk,tcp" falls back on TCP for 
 
 def _is_here(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(host)
+        return found.is_loopback or found.is_unspecified
     except ValueError:
         return host == "localhost"
 
 
-def _directory() -> Path:
+def directory() -> Path:
+    """One that this user alone may enter."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     # A socket's path is short; a longer directory is no use.
     path = Path(runtime) / "genie-dpdk" if 0 < len(runtime) < 60 else Path(f"/tmp/genie-dpdk-{os.getuid()}")

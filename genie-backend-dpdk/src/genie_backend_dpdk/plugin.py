@@ -6,15 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genie.config import Settings
+from genie.errors import BackendUnavailable
 from genie.hookspecs import hookimpl
 
 
 def _transport(settings: Settings) -> Any:
-    from genie_backend_dpdk import device
-    from genie_backend_dpdk.transport import DpdkTransport
+    try:
+        from genie_backend_dpdk import device
+        from genie_backend_dpdk.transport import DpdkTransport
+    except ImportError as error:  # it was built here or elsewhere with libraries that are not here now
+        raise BackendUnavailable(
+            f"DPDK is not to be had here: {error}",
+            hint='install its libraries, see docs/dpdk.md; or use the backend "tcp", or "dpdk,tcp" to fall back on it',
+        ) from error
 
-    device.check(settings.dpdk_device)
-    return DpdkTransport(stall_timeout=settings.timeout, spin_us=settings.spin_us)
+    carrier = device.parse(settings.dpdk_device)
+    return DpdkTransport(carrier, stall_timeout=settings.timeout, spin_us=settings.spin_us, busy=carrier.busy)
 
 
 def _backend(settings: Settings) -> Any:

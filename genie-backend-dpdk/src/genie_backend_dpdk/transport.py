@@ -1,137 +1,101 @@
-"""Who connects and who listens, over DPDK's memif devices."""
+"""Who connects and who listens, over DPDK's devices."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import ipaddress
 import os
 import random
-import select
 import socket
 import stat
 import threading
 import time
+from collections.abc import Mapping
 
 from genie.errors import (
     BackendUnavailable,
     ConfigError,
-    ConnectionLost,
-    DeadlineExceeded,
     GenieError,
-    Stage,
     VersionMismatch,
 )
-from genie.telemetry import get_logger
+from genie.ways import Way
 from genie.wire import Limits
-from genie_backend_dpdk import _native, environment, memif
+from genie_backend_dpdk import _native, environment, interface, memif, nic
 from genie_backend_dpdk.address import path_of, port_of
 from genie_backend_dpdk.connection import DpdkConnection
+from genie_backend_dpdk.device import Device
+from genie_backend_dpdk.gpumem import DeviceMemory, why_no_cuda
+from genie_backend_dpdk.listening import DoorListener, DpdkListener, WireListener
+from genie_backend_dpdk.polling import Polling
+from genie_backend_dpdk.way import LOOPBACK, unfit
 
 _BACKLOG = 128
-_MEETING_SECONDS = 5.0
 _PORTS = range(49152, 65535)
 _TRIES = 100
-_log = get_logger("dpdk")
-
-
-class DpdkListener:
-    """A socket where clients ask for devices, and the connections that come in over those."""
-
-    def __init__(self, door: socket.socket, address: str, transport: DpdkTransport) -> None:
-        self.address = address
-        self._door = door
-        self._transport = transport
-        self._ready = _native.Event()
-        self._lock = threading.Lock()
-        self._ports: list[_native.Port] = []
-        self._closed = False
-        threading.Thread(target=self._answer, name=f"genie-dpdk {address}", daemon=True).start()
-
-    def _answer(self) -> None:
-        while True:
-            try:
-                control, _ = self._door.accept()
-            except OSError:
-                return
-            try:
-                with control:
-                    polling, deadline = self._transport.polling, self._transport.deadline
-                    port = memif.open_door(control, self._ready, polling, _MEETING_SECONDS, deadline)
-            except (GenieError, OSError) as error:  # who came is told by the socket's end
-                _log.warning("a client got no device", address=self.address, error=str(error))
-                continue
-            with self._lock:
-                self._ports = [each for each in self._ports if not each.gone or each.connections]
-                if self._closed:
-                    port.listen(None)
-                else:
-                    self._ports.append(port)
-                    self._ready.set()  # somebody may have come in already
-
-    def accept(self, timeout: float | None = None) -> DpdkConnection:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        watch = select.poll()
-        watch.register(self._ready.fileno(), select.POLLIN)
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise ConnectionLost("the listener is closed", where=self.address)
-                self._ready.clear()
-                for port in self._ports:
-                    if (stream := port.accept()) is not None:
-                        self._ready.set()  # there may be more, and others who accept
-                        return self._transport.wrap(stream, f"{self.address} client")
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded(
-                    f"nobody connected within {timeout:g} s", stage=Stage.CONNECT, where=self.address
-                )
-            watch.poll(None if left is None else left * 1000)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            for port in self._ports:
-                port.listen(None)
-            self._ports = []
-            self._ready.set()
-        with contextlib.suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
-        with contextlib.suppress(OSError):
-            os.unlink(path_of(self.address))
+_MEMIF = Device()
 
 
 class DpdkTransport:
-    """``host:port`` of this host, or ``memif:/path``: processes of one host, which need no privileges.
+    """``host:port`` of this host, or ``memif:/path``: processes of one host, which need no privileges. On the device
+    of a network interface: ``host:port`` of any host that IPv4 leads to from there.
 
     ``stall_timeout`` (s) bounds every time without progress, and how long a silent peer is believed to live;
-    ``spin_us`` (µs) is how long a port polls after the last packet before it sleeps; a ``busy`` one never does.
+    ``spin_us`` (µs) is how long a port polls after the last packet before it sleeps; a ``busy`` one never does. Buffers
+    of messages may lie in ``memory``, a device's (:mod:`genie_backend_dpdk.gpumem`).
     """
 
     name = "dpdk"
 
     def __init__(
-        self, *, stall_timeout: float = 60.0, spin_us: float = 50.0, busy: bool = False, limits: Limits | None = None
+        self,
+        device: Device = _MEMIF,
+        *,
+        stall_timeout: float = 60.0,
+        spin_us: float = 50.0,
+        busy: bool = False,
+        limits: Limits | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
+        self._device = device
         self._stall = stall_timeout
         self._limits = limits or Limits()
-        self.deadline = min(stall_timeout, 10.0)
-        self.polling = memif.Polling(spin_us, busy)
+        self._deadline = min(stall_timeout, 10.0)
+        self._polling = Polling(spin_us, busy or device.nic is not None, memory)  # nothing wakes a NIC's port
         self._lock = threading.Lock()
         self._links: dict[str, _native.Port] = {}
+        self._wire: interface.Wire | None = None
 
-    def wrap(self, stream: _native.Stream, peer: str) -> DpdkConnection:
-        return DpdkConnection(stream, peer, self._limits, self._stall)
+    def abilities(self) -> Mapping[str, str]:
+        """See :class:`genie.interfaces.Diagnosed`."""
+        return {"GPU memory": why_no_cuda()}
+
+    def _wrap(self, stream: _native.Stream, peer: str) -> DpdkConnection:
+        return DpdkConnection(stream, peer, self._limits, self._stall, self._wire)
+
+    def address(self, way: Way, host: str, *, here: bool) -> str:
+        """See :class:`genie.ways.Discerning`. DPDK has started when this returns."""
+        reason = unfit(way, self._device, host, here=here)
+        if reason:
+            raise BackendUnavailable(reason)
+        address = f"{host if self._device.on_network else LOOPBACK}:{way.port}"
+        if self._device.on_network:
+            self._known().reach(address)
+        self._start()
+        return address
 
     def connect(self, address: str, timeout: float) -> DpdkConnection:
-        path = path_of(address)
-        environment.start()
+        return self._connect(address, timeout, None)
+
+    def connect_with(self, address: str, timeout: float, session: int, secret: bytes) -> DpdkConnection:
+        """See :class:`genie.ways.Ticketed`."""
+        return self._connect(address, timeout, (session, secret))
+
+    def _connect(self, address: str, timeout: float, ticket: tuple[int, bytes] | None) -> DpdkConnection:
         deadline = time.monotonic() + timeout
         try:
-            port = self._link(address, path, timeout)
-            stream = port.connect(max(deadline - time.monotonic(), 0.001))
+            port, path = self._on_wire(address, timeout) if self._device.on_network else self._on_host(address, timeout)
+            stream = port.connect(path, max(deadline - time.monotonic(), 0.001), ticket)
         except (TimeoutError, _native.Late) as error:
             if isinstance(error, GenieError):
                 raise
@@ -148,18 +112,62 @@ class DpdkTransport:
             raise BackendUnavailable("no memory for another connection over this link", where=address)
         if (end := stream.end) != "open":
             raise _refused(address, end, stream.versions)
-        return self.wrap(stream, address)
+        return self._wrap(stream, address)
 
-    def _link(self, address: str, path: str, timeout: float) -> _native.Port:
+    def _on_host(self, address: str, timeout: float) -> tuple[_native.Port, int]:
         """One device for all connections of this transport to one address."""
+        path = path_of(address)
+        environment.start()
         with self._lock:
             port = self._links.get(address)
             if port is None or port.gone:
-                port = self._links[address] = memif.knock(path, self.polling, timeout, self.deadline)
-            return port
+                port = self._links[address] = memif.knock(path, self._polling, timeout, self._deadline)
+            return port, 0
+
+    def _on_wire(self, address: str, timeout: float) -> tuple[_native.Port, int]:
+        found = self._known()
+        peer = found.reach(address)
+        wire = self._wired(found)
+        if self._device.nic:
+            nic.introduce(wire, ipaddress.IPv4Address(peer >> 16), timeout)
+        return wire.port, wire.path_to(peer)
+
+    def _known(self) -> interface.Interface:
+        return nic.known(self._device.nic) if self._device.nic else interface.read(self._device.interface)
+
+    def _start(self) -> None:
+        if self._device.nic:
+            nic.start(self._device.nic)
+        else:
+            environment.start()
+
+    def _wired(self, found: interface.Interface) -> interface.Wire:
+        self._start()
+        make = functools.partial(nic.make, self._device.nic) if self._device.nic else interface.af_packet
+        with self._lock:
+            self._wire = interface.Wire.on(found, self._polling, self._deadline, make)
+            return self._wire
 
     def listen(self, address: str) -> DpdkListener:
-        """The socket is this user's alone. Port 0 picks a free one; the listener's ``address`` says which."""
+        """Port 0 picks a free one; the listener's ``address`` says which. On one host its socket is this user's."""
+        return self._listen_on_wire(address) if self._device.on_network else self._listen_on_host(address)
+
+    def _listen_on_wire(self, address: str) -> DpdkListener:
+        try:
+            host, wanted = interface.split(address)
+            found = self._known()
+        except BackendUnavailable as error:  # whoever listens has no other way to choose
+            raise ConfigError(error.message, where=address, hint=error.hint) from error
+        own = str(found.address.ip)
+        if host not in (own, "0.0.0.0"):
+            raise ConfigError(
+                f"cannot listen at {host}: {found.name} has the address {own}",
+                where=address,
+                hint=f"give {own} or 0.0.0.0",
+            )
+        return WireListener(self._wired(found), host, wanted, self._wrap)
+
+    def _listen_on_host(self, address: str) -> DpdkListener:
         try:
             path = path_of(address)
         except BackendUnavailable as error:  # whoever listens has no other way to choose
@@ -177,14 +185,14 @@ class DpdkTransport:
             door.close()
             reason = "somebody listens there" if os.path.exists(path) else error.strerror or str(error)
             raise ConfigError(f"cannot listen at {address}: {reason}", where=address) from error
-        return DpdkListener(door, address, self)
+        return DoorListener(door, path, address, self._wrap, self._polling, self._deadline)
 
     def _listen_anywhere(self, host: str) -> DpdkListener:
         for port in random.sample(_PORTS, _TRIES):
             address = f"{host}:{port}"
             if not os.path.exists(path_of(address)):
                 with contextlib.suppress(ConfigError):  # another process took it at this moment
-                    return self.listen(address)
+                    return self._listen_on_host(address)
         raise ConfigError("cannot listen: no free port was found", where=f"{host}:0")
 
 
@@ -210,7 +218,11 @@ def _refused(address: str, end: str, versions: tuple[int, int]) -> GenieError:
         return BackendUnavailable(
             "the node has no memory for another connection", where=address, hint="try again later"
         )
-    reason = "nobody listens there" if end == "nobody" else "the other process is gone"
+    if end == "stranger":
+        return BackendUnavailable(
+            "the node does not know the ticket", where=address, hint="its control plane may be another node's"
+        )
+    reason = {"nobody": "nobody listens there", "unanswered": "no answer"}.get(end, "the other process is gone")
     return _nobody(address, reason, refused=end == "nobody")
 
 

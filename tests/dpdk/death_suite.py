@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ pytest.importorskip("genie_backend_dpdk", reason="genie-backend-dpdk is not inst
 
 from dpdk.peer import SIZE, header
 
-from genie_backend_dpdk import DpdkTransport
+from genie_backend_dpdk import DpdkTransport, _native
 
 POINTS = 20 if os.environ.get("GENIE_TEST_FULL") else 4
 NOTICED_SECONDS = 10.0
@@ -69,24 +71,29 @@ def test_a_node_that_is_killed(tmp_path: Path, work: str, point: int) -> None:
 
 @pytest.mark.parametrize("work", ["receive", "send"])
 def test_a_client_that_is_killed(tmp_path: Path, work: str) -> None:
-    """And the next one is served."""
+    """And the next one is served, at the same address."""
     transport = DpdkTransport(stall_timeout=NOTICED_SECONDS)
     listener = transport.listen(f"memif:{tmp_path / 'node.sock'}")
     data = bytes(SIZE)
-    for _ in range(2):
+    for point in range(max(POINTS // 2, 2)):
         with peer("connect", listener.address, work) as client:
             connection = listener.accept(30.0)
-            for seq in range(5):
-                if work == "receive":
-                    connection.send(header(seq), (data,))
-                else:
-                    connection.receive(fresh, NOTICED_SECONDS)
-            client.kill()
+            end = threading.Timer(random.Random(point).uniform(0, 0.05), client.kill)
+            end.start()
             with pytest.raises(ConnectionLost):
-                while True:
+                for seq in count():
                     if work == "receive":
-                        connection.send(header(0), (data,))
+                        connection.send(header(seq), (data,))
                     else:
                         connection.receive(fresh, NOTICED_SECONDS)
+            end.join()
             connection.close()
     listener.close()
+
+
+def test_nothing_is_left_of_them() -> None:
+    """Of those that were killed in the tests before."""
+    deadline = time.monotonic() + NOTICED_SECONDS
+    while _native.frames_in_use():
+        assert time.monotonic() < deadline, "packets are still held"
+        time.sleep(0.01)
