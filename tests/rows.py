@@ -70,6 +70,7 @@ class RowFrontend:
         self._thread = threading.local()
         self.compiled = 0
         self.prepared = 0
+        self._captured = 0
         # Both belong to a session, whoever uses it: handles are never reused, and a plan has one prediction.
         self._handles = itertools.count(1)
         self._predictions: dict[tuple[Engine, int], Prediction] = {}
@@ -81,6 +82,9 @@ class RowFrontend:
     def latest_graph(self) -> Graph | None:
         return getattr(self._thread, "graph", None)
 
+    def captured(self) -> int:
+        return self._captured
+
     def compile(self, program: Callable[..., Row], engine: Engine) -> Callable[..., Row]:
         self.compiled += 1
         plans: dict[str, int] = {}
@@ -90,6 +94,7 @@ class RowFrontend:
             trace = Trace(list(rows))
             graph = trace.graph(program(*[Row(trace=trace, value=index) for index in range(len(rows))]))
             self._thread.graph = graph
+            self._captured += 1
             if graph.fingerprint not in plans:
                 self.prepared += 1
                 plans[graph.fingerprint] = engine.prepare(graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ import blake3
 from genie.errors import ConnectionLost
 from genie.graph import TensorSpec
 from genie.interfaces import Session
-from genie.remote import NodeServer, inlets
-from genie.remote.content import ContentStore
+from genie.remote import NodeServer
+from genie.remote.channels import inlets
+from genie.remote.node.content_store import ContentStore
 from genie.testing import MemoryTransport
 from genie.wire import Allocate, Buffer, Limits, Message, frames
 from genie_backend_local import LocalBackend
@@ -86,7 +88,7 @@ class Bench:
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
         """Contents as they were at first, no waiting for what scripts don't send, and the checks at the end."""
-        threads = threading.active_count()
+        threads = self._busy()
         store = self.server._store = ContentStore(CONTENT)
         self.bystander.free([_SHARED])
         self._offer(store)
@@ -96,10 +98,10 @@ class Bench:
         check(not self.server._inlets._waiting, "an inlet is still open")
         check(not any(entry.busy for entry in store._entries.values()), "a content is still held by a session")
         check(store.stats()["content_bytes"] <= CONTENT, "more contents are kept than there is room for")
-        for thread in threading.enumerate():
-            if thread.name in ("genie-outlet", "genie-session"):
-                thread.join(5.0)
-        check(threading.active_count() <= threads, f"threads are left: {threading.enumerate()}")
+        end = time.monotonic() + 5.0
+        while self._busy() > threads and time.monotonic() < end:
+            time.sleep(0.0005)
+        check(self._busy() <= threads, f"threads are left: {threading.enumerate()}")
         for session in [each for each in self.backend._sessions if each is not self.bystander]:
             left = session.stats()
             check(
@@ -108,6 +110,10 @@ class Bench:
             self.backend._sessions.discard(session)
         check(bytes(self.bystander.fetch(_OWN).data) == _SECRET, "another session's value was changed")
         check(bytes(self.bystander.fetch(_SHARED).data) == WEIGHT, "another session's shared weight was changed")
+
+    def _busy(self) -> int:
+        """Threads, but for those that wait for the next session."""
+        return threading.active_count() - self.server.idle_threads
 
     def _offer(self, store: ContentStore) -> None:
         """The bystander's weight, as sessions bring theirs."""

@@ -9,6 +9,7 @@ from genie import codec
 from genie.bindings import parameters
 from genie.device import Device
 from genie.graph import Arg, Const, Graph, Input, Many, Node, Ref, ScalarTensor, TensorSpec
+from genie.graph.regions import SCAN, scan
 from genie.schedule import Scheduler
 
 _F = TensorSpec((4,), "float32")
@@ -50,9 +51,26 @@ def library() -> tuple[tuple[bytes, Graph], ...]:
             outputs=(2, 2),
         )
     )
+    graphs.append(_looping())
     here = Device(id="cpu:0", type="cpu", memory_gb=1, compute_tflops=1)
     scheduler = Scheduler(devices=[here])
     return tuple((codec.encode(scheduler.schedule(graph)), graph) for graph in graphs)
+
+
+def _looping() -> Graph:
+    """A scan: its length is the fuzzer's, and right when it is that of what is scanned."""
+    body = Graph(
+        values=(_F, TensorSpec((), "float32"), _F),
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, "aten::add", "Tensor", (Ref(0), Ref(1), 1), (2,)),),
+        outputs=(2, 2),
+    )
+    return Graph(
+        values=(_F, _F, _F, TensorSpec((4, 4), "float32")),
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, SCAN, "", scan(body, [Ref(0)], [Ref(1)], length=4), (2, 3)),),
+        outputs=(2, 3),
+    )
 
 
 def words(graph: Graph) -> int:

@@ -35,10 +35,11 @@ def test_load() -> None:
 
 
 def test_churn() -> None:
-    found = run("churn", *"--count 20 --workers 1 --rest 0".split())
+    found = run("churn", *"--count 10 --rounds 1 --workers 1 --rest 0".split())
     assert found["equal"] is True
     assert found["clean"] is True
-    assert found["cycles"] == found["opened"] == 30
+    assert found["cycles"] == found["opened"] == 20
+    assert all(look["heap MB"] > 1 for look in found["node"])
 
 
 def test_death() -> None:

@@ -9,7 +9,7 @@ from browser.opened import Page
 from selenium import webdriver
 
 from genie.remote import NodeServer, RemoteBackend
-from genie.remote.status_page import StatusPage
+from genie.remote.seen.status_page import StatusPage
 from genie.testing import Caller, MemoryTransport, NullBackend, single
 from genie.testing.plans import spec
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 import msgspec
 import pytest
 from core.graph_examples import CPU, GPU, attention_step, graphs
+from core.region_examples import nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def test_the_digest_names_the_content():
 
 
 @settings(max_examples=400)
-@given(st.sampled_from([encode(attention_step()), encode(plan())]), st.data())
+@given(st.sampled_from([encode(attention_step()), encode(plan()), encode(nested())]), st.data())
 def test_mutated_files_are_refused_or_keep_the_rules(data, draw):
     """Damage below a right hash: whatever decodes has passed every rule, everything else is refused by us."""
     body = bytearray(data[HEADER:])

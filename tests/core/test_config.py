@@ -159,7 +159,7 @@ def test_replace_says_that_a_call_did_it(tmp_path: Path) -> None:
 def test_security_of_a_cluster_and_its_paths(tmp_path: Path) -> None:
     (tmp_path / "lab").mkdir()
     file = tmp_path / "lab" / "cluster.yaml"
-    file.write_text("cluster: {security: {token_file: t, ca: /etc/ca.pem, cert: c.pem, key: k.pem}}")
+    file.write_text("cluster: {security: {token_file: t, ca: /etc/ca.pem, cert: c.pem, key: k.pem, plain_data: true}}")
     found = resolve({"cluster": str(file), "ca": "mine.pem"}, environ={}, directory=tmp_path)
     assert found.settings.token_file == str(tmp_path / "lab" / "t")
     assert (found.settings.cert, found.settings.key) == (
@@ -168,5 +168,6 @@ def test_security_of_a_cluster_and_its_paths(tmp_path: Path) -> None:
     )
     assert found.settings.ca == "mine.pem"  # the call's own word
     assert "cluster.security.token_file" in found.origin("token_file")
+    assert found.settings.plain_data
     (tmp_path / "genie.toml").write_text('ca = "ca.pem"')
     assert resolve({}, environ={}, directory=tmp_path).settings.ca == str(tmp_path / "ca.pem")

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from genie.cli import app
 from genie.config import KEYS
 from genie.remote import NodeServer
-from genie.remote.meters import BOUNDS, MOST_TENANTS, STAGES
-from genie.remote.metrics import Metrics
+from genie.remote.node.meters import BOUNDS, MOST_TENANTS, STAGES
+from genie.remote.seen.metrics import Metrics
 from genie.testing import MemoryTransport, NullBackend
 
 ROOT = Path(__file__).resolve().parents[2]

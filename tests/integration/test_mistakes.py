@@ -13,8 +13,8 @@ from remote.peers import Node
 from security.pki import Pki, days_ago
 
 from genie.cli import main
-from genie.remote import node as serving
 from genie.remote.control import ControlPlane
+from genie.remote.node import serve as serving
 from genie.security import Guard, Scope, TokenFile, certs, tokens
 from genie_backend_tcp import TcpTransport
 

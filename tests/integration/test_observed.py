@@ -17,7 +17,7 @@ import genie
 from genie import config
 from genie.plugins import registry
 from genie.remote import NodeServer
-from genie.remote.observed import observe
+from genie.remote.seen.observed import observe
 
 from . import tiny_lm
 from .conftest import MakeNode, command

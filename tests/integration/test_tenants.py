@@ -17,9 +17,9 @@ import pytest
 from genie.errors import AccessDenied, GenieError, NodeError, OutOfMemory, ProtocolError, SessionClosed
 from genie.graph import Graph, Input, Ref
 from genie.remote import NodeServer, RemoteBackend, RemoteSession, status
-from genie.remote.access import Access
+from genie.remote.client.access import Access
+from genie.remote.client.session import Inlet
 from genie.remote.control import ControlClient, ControlPlane
-from genie.remote.session import Inlet
 from genie.security import Guard, Scope, TokenFile, tokens
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile

@@ -16,6 +16,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from genie.config import Settings
+from genie.errors import ConfigError
+from genie.plugins import Registry
+from genie.remote.client import doctor as checks
 from genie.testing import Caller
 
 from .conftest import DEADLINE, Node, command, environment
@@ -110,6 +114,7 @@ def test_doctor_finds_a_node_in_order(node: Node) -> None:
         "sessions",
         "devices",
         "unix socket",
+        "transport",
         "secrecy",
         "round trip",
         "bandwidth up",
@@ -149,6 +154,25 @@ def test_doctor_beside_something_else() -> None:
 def test_doctor_without_nodes_looks_at_this_side() -> None:
     done = command("doctor", "--json")
     assert done.returncode == 0, done.stderr
-    checks = [each["check"] for each in json.loads(done.stdout)]
-    assert checks[0] == "versions"
-    assert "nodes" in checks
+    names = [each["check"] for each in json.loads(done.stdout)]
+    assert names[0] == "versions"
+    assert "nodes" in names
+
+
+def test_doctor_says_what_a_transport_can_not_do_here() -> None:
+    class Able:
+        def abilities(self) -> dict[str, str]:
+            return {"wings": "there is no air", "wheels": ""}
+
+    def refuse(settings: Settings) -> object:
+        raise ConfigError("it takes no such setting", hint="take another")
+
+    plugins = Registry(())
+    plugins.register("transport", "able", lambda settings: Able())
+    plugins.register("transport", "plain", lambda settings: object())
+    plugins.register("transport", "refused", refuse)
+    found = {each.check: each for each in checks.this_side(plugins, Settings())}
+    assert found["able, wings"].text == "no: there is no air"
+    assert found["able, wheels"].text == "yes"
+    assert (found["refused"].level, found["refused"].todo) == ("warning", "take another")
+    assert not any(check.startswith("plain") for check in found)

@@ -3,6 +3,9 @@ budget, and where a session may go."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -19,9 +22,12 @@ from genie.lineage.flight import Flight
 from genie.lineage.log import Execute
 from genie.lineage.member import Inlet, Member
 from genie.lineage.places import Places, alike
+from genie.remote import NodeServer, RemoteBackend
+from genie.remote.greeting import Wish
 from genie.schedule import Scheduler
-from genie.testing import NullBackend, single
+from genie.testing import MemoryTransport, NullBackend, single
 from genie.testing.plans import spec
+from genie.wire.messages import Waiting
 
 DEVICE = Device(id="gpu", type="GPU", memory_gb=1, compute_tflops=1, hardware="H, 2 cores, 1 threads, torch 2, here")
 GRAPH: Graph = single("aten::add.Tensor", [spec(2), spec(2)], spec(2))
@@ -128,3 +134,30 @@ def test_the_place_it_had_comes_first_then_one_that_is_free() -> None:
         places.connect(devices[2], (devices[0],))
     assert tried == ["c", "b", "d", "a"]
     assert places.tried() == "c: down; b: down; d: down; a: down"
+
+
+def test_another_node_is_asked_before_one_that_is_full_is_waited_for() -> None:
+    """And when all are full the one it was on is waited for."""
+    transport = MemoryTransport(stall_timeout=10.0)
+    addresses = ["place:1", "place:2"]
+    waits: list[Waiting] = []
+    came = threading.Event()
+    wish = Wish(60.0, on_wait=lambda place: (waits.append(place), came.set()))
+    with contextlib.ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(NodeServer(NullBackend(), transport, address, max_sessions=1))
+        first, patient = (RemoteBackend("memory", transport, addresses, wish=wish, timeout=10.0) for _ in range(2))
+        stack.callback(first.close)
+        stack.callback(patient.close)
+        here, there = patient.devices()
+        holder = first.connect(here)
+        places = Places(patient)
+        _, place = places.connect(here, ())
+        assert place == there and not waits
+        assert "has 1 of 1 sessions" in places.tried()
+
+        leaving = threading.Thread(target=lambda: came.wait(30.0) and holder.close())
+        leaving.start()
+        _, place = Places(patient).connect(here, ())
+        leaving.join(30.0)
+        assert place == here and waits

@@ -27,7 +27,7 @@ from genie.interfaces import Connection, Fetched, Recalling
 from genie.lineage import elsewhere, group, guarded
 from genie.loops import Loop
 from genie.remote import RemoteSession
-from genie.remote.outlets import Outlet
+from genie.remote.channels.outlets import Outlet
 from genie.testing import Caller, NullBackend, NullSession, single
 from genie.testing.plans import pack, spec
 

@@ -117,9 +117,11 @@ def _given(program: Program, refs: Sequence[Ref]) -> Sequence[Ref]:
 
 
 def _normalised(program: Program, refs: Sequence[Ref]) -> Sequence[Ref]:
-    """Running statistics are written though no schema says so."""
+    """Running statistics are written though no schema says so. Copies keep them apart from each other and from what is
+    normalised: where they overlap, the order of the kernel's reads and writes depends on how memory is aligned."""
     mean, var = (program.call("aten::select.int", ref, 0, 1) for ref in refs[1:3])
-    return program.calls("aten::native_batch_norm", 3, refs[0], None, None, mean, var, True, 0.1, 1e-5)
+    given, var = (program.call("aten::clone", ref, None) for ref in (refs[0], var))
+    return program.calls("aten::native_batch_norm", 3, given, None, None, mean, var, True, 0.1, 1e-5)
 
 
 def _resized(program: Program, refs: Sequence[Ref]) -> Sequence[Ref]:

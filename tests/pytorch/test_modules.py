@@ -87,6 +87,7 @@ def test_parameters_and_buffers_are_facts() -> None:
 def test_what_is_known_goes_with_the_module() -> None:
     model = Block().to(DEVICE)
     paths(model)
+    gc.collect()  # what tests before left
     before = len(modules._seen)
     gone = weakref.ref(model)
     del model

@@ -18,11 +18,11 @@ from security.pki import Pki
 from genie import backoff
 from genie.errors import AccessDenied, ConnectionLost
 from genie.remote import RemoteBackend, RemoteSession
-from genie.remote.access import Access
+from genie.remote.client.access import Access
+from genie.remote.client.rejoining import Rejoining
 from genie.remote.control import ControlPlane
 from genie.remote.greeting import meet
-from genie.remote.metrics import Metrics
-from genie.remote.rejoining import Rejoining
+from genie.remote.seen.metrics import Metrics
 from genie.security import AuditLog, Guard, Identity, Tls, TokenFile, tokens
 from genie.testing import Caller
 from genie.testing.plans import spec
@@ -101,9 +101,9 @@ def test_by_a_new_ticket(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> N
     given: list[str] = []
     ticket = Guard.ticket
 
-    def counted(guard: Guard, identity: Identity, device: int) -> object:
+    def counted(guard: Guard, identity: Identity, device: int, *, bound: bool) -> object:
         given.append(identity.name)
-        return ticket(guard, identity, device)
+        return ticket(guard, identity, device, bound=bound)
 
     monkeypatch.setattr(Guard, "ticket", counted)
     proxy, caller = guarded.client("alice")

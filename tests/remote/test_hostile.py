@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import struct
@@ -215,10 +216,11 @@ def test_a_frame_that_claims_too_much_is_cut_off(
     try:
         before, _ = tracemalloc.get_traced_memory()
         with socket.create_connection((host, int(port)), 5.0) as stranger:
-            stranger.sendall(prefix + struct.pack(f"<{len(sizes)}Q", *sizes) + bytes(min(body, 4)))
             stranger.settimeout(10.0)
-            while stranger.recv(1 << 16):
-                pass
+            with contextlib.suppress(ConnectionError):  # cut off, with or without a reset
+                stranger.sendall(prefix + struct.pack(f"<{len(sizes)}Q", *sizes) + bytes(min(body, 4)))
+                while stranger.recv(1 << 16):
+                    pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -25,9 +25,11 @@ from genie import backoff
 from genie.bindings import Prediction, parameters
 from genie.errors import BackendUnavailable, ConnectionLost, DeadlineExceeded, RemoteOpError, SessionClosed
 from genie.interfaces import Connection, Transport
-from genie.remote import RemoteBackend, RemoteSession, inlets, rejoining
-from genie.remote import lasting as node_end
-from genie.remote.session import Inlet
+from genie.remote import RemoteBackend, RemoteSession
+from genie.remote.channels import inlets
+from genie.remote.client import rejoining
+from genie.remote.client.session import Inlet
+from genie.remote.node.session import lasting as node_end
 from genie.testing import Caller, MemoryTransport, single
 from genie.testing.plans import spec
 from genie.wire import PROTOCOL, Kind, frames, messages

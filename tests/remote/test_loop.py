@@ -15,7 +15,7 @@ from genie.errors import ConnectionLost, DeadlineExceeded, GenieError, NodeError
 from genie.interfaces import Buffer, Connection
 from genie.loops import Loop
 from genie.remote import RemoteSession
-from genie.remote.loops import NodeLoop
+from genie.remote.node.session.loop import NodeLoop
 from genie.schedule import Scheduler
 from genie.testing import Caller, single
 from genie.testing.loop_suite import COUNT, COUNTING

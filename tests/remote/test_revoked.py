@@ -12,7 +12,7 @@ from security.pki import Pki
 from genie.cli import main
 from genie.errors import AccessDenied, BackendError, ConfigError
 from genie.remote import RemoteBackend
-from genie.remote.access import Access
+from genie.remote.client.access import Access
 from genie.remote.control import ControlClient, ControlPlane
 from genie.security import Guard, Identity, RevokedFile, certs, revoked
 from genie.testing import Caller

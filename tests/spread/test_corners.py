@@ -15,7 +15,7 @@ from genie.graph import Graph, Input, Many, Node, Ref
 from genie.interfaces import Connection, Session
 from genie.plan import ExecutionPlan
 from genie.remote import NodeServer, RemoteBackend
-from genie.remote.outlets import Outlet
+from genie.remote.channels.outlets import Outlet
 from genie.schedule import Scheduler
 from genie.spread import Residency, SpreadSession
 from genie.testing import MemoryTransport, NullBackend

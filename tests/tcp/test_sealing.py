@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -15,7 +17,7 @@ from security.pki import Pki
 
 from genie.errors import LimitExceeded, TlsFailed
 from genie.security import tls as security_tls
-from genie.wire import Kind, frames
+from genie.wire import Kind, Limits, frames
 from genie_backend_tcp import TcpTransport, sealing
 from genie_backend_tcp.sealing import HEAD, PIECE, TAG, Arrived, Opener, Sealer
 from genie_backend_tcp.tls import TlsConnection
@@ -193,6 +195,36 @@ def test_an_end_that_knows_nothing_of_it_is_spoken_to_in_records_alone(
     data = os.urandom(1 << 20)
     assert _exchanged(here, there, data) == data
     assert _exchanged(there, here, data) == data
+    here.close()
+    there.close()
+
+
+def test_what_is_sealed_may_come_with_the_last_of_the_handshake(pki: Pki) -> None:
+    """A client says its last word of that and goes on; the node reads both at once."""
+    ours, theirs = socket.socketpair()
+    # So that the node reads the last of the handshake, the secret, and the beginning of a piece; the rest is to come.
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    here = TlsConnection(ours, "node", Limits(), 5.0, 0.0, pki.client().client(), host="127.0.0.1")
+    there = TlsConnection(theirs, "client", Limits(), 5.0, 0.0, pki.node().server())
+    data = os.urandom(1 << 20)
+
+    def client() -> None:
+        here.shake_hands(5.0)
+        here.send(frames.one(0, Kind.UPLOAD, b"", len(data)), (data,))
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(client)
+        assert there._unfinished()
+        there._read_handshake(time.monotonic() + 5.0)
+        assert there._unfinished()
+        there._flush()
+        there._set_receive_timeout(5.0)
+        while len(theirs.recv(1 << 15, socket.MSG_PEEK)) < 1 << 14:
+            assert not sent.done()
+        there.begin()
+        got = there.receive(_fresh, 5.0)
+        sent.result(5.0)
+    assert bytes(got.buffers[0]) == data
     here.close()
     there.close()
 

@@ -15,8 +15,9 @@ from security.pki import Pki
 
 from genie.errors import DeadlineExceeded, GenieError, Stage
 from genie.graph import TensorSpec
-from genie.remote import NodeServer, RemoteBackend, server
+from genie.remote import NodeServer, RemoteBackend
 from genie.remote.greeting import Met, meet
+from genie.remote.node import server
 from genie.testing import Caller, NullBackend
 from genie.wire import Kind, Limits, frames, messages
 from genie_backend_tcp import TcpTransport
@@ -246,7 +247,7 @@ def test_a_message_may_take_its_time_if_it_moves(monkeypatch: pytest.MonkeyPatch
         progress.waits(60.0)
         progress.moved(1)
     progress = Progress(Stage.RECEIVE, "peer")
-    with pytest.raises(DeadlineExceeded, match="sent 6. bytes of a message") as caught:
+    with pytest.raises(DeadlineExceeded, match="sent 61 bytes of a message") as caught:
         for _ in range(1000):
             progress.waits(60.0)
             now[0] += 1.0
@@ -266,6 +267,24 @@ def test_the_error_says_which_stage(node: Node) -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             connection.send(b"", (memoryview(bytes(1 << 24)),))
         assert (caught.value.stage, caught.value.seconds) == (Stage.SEND, STALL)
+        connection.close()
+
+
+def test_nothing_that_came_is_lost_to_a_deadline(node: Node) -> None:
+    first = frames.one(1, Kind.FREE, messages.put_handles([1, 2, 3]))
+    ours, theirs = socket.socketpair()
+    connection = node.transport.wrap(ours, "peer")
+    given_up = 0
+    with theirs:
+        Dribble(theirs, first, pause=0.02)
+        while True:
+            try:
+                message = connection.receive(lambda header, sizes: [], 0.03)
+                break
+            except DeadlineExceeded:
+                given_up += 1
+        assert message.header == first
+        assert given_up > 2
         connection.close()
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from genie.device import Device
 from genie.errors import GenieError
 from genie.graph import TensorSpec
-from genie.remote.channels import Channels
-from genie.remote.inlets import Inlets
+from genie.remote.channels.ends import Channels
+from genie.remote.channels.inlets import Inlets
 from genie.remote.memory import room
 from genie.testing import MemoryTransport
 from genie.wire import Kind, frames, messages
@@ -83,7 +83,7 @@ TARGET = Target(
     name="channel",
     one=one,
     seeds=seeds,
-    modules=("genie.remote.inlets", "genie.remote.channels", "genie.wire.messages"),
+    modules=("genie.remote.channels.inlets", "genie.remote.channels.ends", "genie.wire.messages"),
     bytes_per_byte=1 << 9,
     bytes_at_least=1 << 20,
     largest=512,

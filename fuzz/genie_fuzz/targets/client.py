@@ -12,9 +12,10 @@ from genie.device import Device
 from genie.errors import ConnectionLost, DeadlineExceeded, GenieError
 from genie.graph import TensorSpec
 from genie.loops import Loop
-from genie.remote import RemoteSession, rejoining
+from genie.remote import RemoteSession
+from genie.remote.client import rejoining
+from genie.remote.client.rejoining import Rejoining, Reunion
 from genie.remote.greeting import Met, meet
-from genie.remote.rejoining import Rejoining, Reunion
 from genie.security import Ticket
 from genie.wire import PROTOCOL, Allocate, Buffer, Dialogue, Kind, Message, channels, frames, loops, messages, profiles
 from genie.wire.messages import Back, Standing, Welcome
@@ -240,8 +241,14 @@ TARGET = Target(
     one=one,
     seeds=seeds,
     modules=(
-        *("genie.remote.conversation", "genie.remote.session", "genie.remote.rejoining", "genie.remote.offers"),
-        *("genie.remote.expected", "genie.remote.greeting", "genie.remote.loops", "genie.remote.kept"),
+        "genie.remote.client.conversation",
+        "genie.remote.client.session",
+        "genie.remote.client.rejoining",
+        "genie.remote.client.offers",
+        "genie.remote.client.expected",
+        "genie.remote.greeting",
+        "genie.remote.client.loops",
+        "genie.remote.kept",
     ),
     bytes_per_byte=1 << 9,
     bytes_at_least=4 << 20,

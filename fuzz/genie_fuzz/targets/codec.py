@@ -25,6 +25,7 @@ from genie.graph import (
     TensorSpec,
     bare,
 )
+from genie.graph.regions import COND, SCAN, cond, scan
 from genie.plan import ExecutionPlan
 from genie.plan import bare as bare_plan
 from genie.schedule import Scheduler
@@ -94,7 +95,34 @@ def examples() -> Iterator[Graph]:
         steps=(Node(0, "aten::add", "Tensor", (Ref(0), Ref(1), 1), (2,)),),
         outputs=(2,),
     )
+    yield from looping()
     yield Graph(values=(), inputs=(), steps=(), outputs=())
+
+
+def looping() -> Iterator[Graph]:
+    """A branch and a scan, each with graphs inside."""
+    row, truth, rows = TensorSpec((3,), "float32"), TensorSpec((), "bool"), TensorSpec((2, 3), "float32")
+    half = Node(0, "aten::mul", "Tensor", (Ref(0), ScalarTensor("float64", 0.5, True)), (1,))
+    still = Graph(values=(row,), inputs=(Input(0),), steps=(), outputs=(0,), name="still")
+    halved = Graph(values=(row, row), inputs=(Input(0),), steps=(half,), outputs=(1,), name="halved")
+    yield Graph(
+        values=(truth, row, row),
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, COND, "", cond(Ref(0), [halved, still], [Ref(1)]), (2,)),),
+        outputs=(2,),
+    )
+    body = Graph(
+        values=(row, row, row),
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, "aten::add", "Tensor", (Ref(0), Ref(1), 1), (2,)),),
+        outputs=(2, 2),
+    )
+    yield Graph(
+        values=(row, rows, row, rows),
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, SCAN, "", scan(body, [Ref(0)], [Ref(1)], length=2), (2, 3)),),
+        outputs=(2, 3),
+    )
 
 
 def plans() -> Iterator[ExecutionPlan]:

@@ -13,7 +13,7 @@ import grpc
 import msgspec
 
 from genie.remote.control import ControlPlane, Drain, Nothing, Open
-from genie.remote.status_page import StatusPage, _Handler
+from genie.remote.seen.status_page import StatusPage, _Handler
 from genie_fuzz.harness import Target, check
 from genie_fuzz.nodes import Bench
 
@@ -130,7 +130,7 @@ TARGET = Target(
     name="control",
     one=one,
     seeds=seeds,
-    modules=("genie.remote.control", "genie.remote.status_page", "genie.security.guard"),
+    modules=("genie.remote.control", "genie.remote.seen.status_page", "genie.security.guard"),
     bytes_per_byte=1 << 9,
     bytes_at_least=1 << 20,
     seconds=2.0,

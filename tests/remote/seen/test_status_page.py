@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from remote.peers import Node
 
 from genie.errors import ConfigError
-from genie.remote import status_page
-from genie.remote.exposure import check_metrics
-from genie.remote.observed import NodeView, observe
-from genie.remote.status_page import StatusPage
+from genie.remote.node.exposure import check_metrics
+from genie.remote.seen import status_page
+from genie.remote.seen.observed import NodeView, observe
+from genie.remote.seen.status_page import StatusPage
 from genie.security import Guard, Scope, TokenFile, tokens
 from genie.testing import single
 from genie.testing.plans import spec

@@ -12,8 +12,8 @@ import pytest
 from remote.peers import Node
 
 from genie.errors import BackendError, DeadlineExceeded, RemoteOpError
-from genie.remote.inlets import Inlet
-from genie.remote.session import RemoteSession
+from genie.remote.channels.inlets import Inlet
+from genie.remote.client.session import RemoteSession
 from genie.testing import MemoryTransport
 from genie.testing.plans import Caller, single, spec
 
@@ -104,7 +104,7 @@ def test_a_value_that_is_waited_for_asks_the_session_for_its_memory(
         raise AssertionError(f"{size} bytes were taken without asking the session")
 
     monkeypatch.setattr(Inlet, "_wait", noted)
-    monkeypatch.setattr("genie.remote.inlets.room", nowhere)
+    monkeypatch.setattr("genie.remote.channels.inlets.room", nowhere)
     pair = Pair(make_node, memory=64 * KIB)
     held = pair.receiving.put([0.0] * (40 * KIB // 4))
 
@@ -137,8 +137,8 @@ def test_freeing_makes_room_for_what_is_received_after_it(make_node: Callable[..
 def test_a_full_queue_holds_the_sender_until_the_receiver_takes(
     make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genie.remote.outlets._QUEUED_BYTES", 64 * KIB)
-    monkeypatch.setattr("genie.remote.inlets._UNCLAIMED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.outlets._QUEUED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.inlets._UNCLAIMED_BYTES", 64 * KIB)
     pair = Pair(make_node)
     monkeypatch.setattr("genie.testing.memory._MOST_BYTES", 64 * KIB)
     pair.send(48, *map(float, range(12)))
@@ -161,9 +161,9 @@ def test_a_full_queue_holds_the_sender_until_the_receiver_takes(
 def test_a_receiver_that_takes_nothing_is_named_with_the_sender(
     make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genie.remote.outlets._QUEUED_BYTES", 64 * KIB)
-    monkeypatch.setattr("genie.remote.outlets._QUEUED_SECONDS", 0.3)
-    monkeypatch.setattr("genie.remote.inlets._UNCLAIMED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.outlets._QUEUED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.outlets._QUEUED_SECONDS", 0.3)
+    monkeypatch.setattr("genie.remote.channels.inlets._UNCLAIMED_BYTES", 64 * KIB)
     monkeypatch.setattr("genie.testing.memory._MOST_BYTES", 64 * KIB)
     pair = Pair(make_node)
     x = pair.sending.put([5.0])
@@ -183,8 +183,8 @@ def test_a_session_that_waits_lets_others_be_rid_of_their_values(
 ) -> None:
     """A sends much to B, then a little to C, which C passes on to B. B asks for that first: A must get rid of the rest,
     though nobody asks for it yet."""
-    monkeypatch.setattr("genie.remote.outlets._QUEUED_BYTES", 64 * KIB)
-    monkeypatch.setattr("genie.remote.inlets._UNCLAIMED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.outlets._QUEUED_BYTES", 64 * KIB)
+    monkeypatch.setattr("genie.remote.channels.inlets._UNCLAIMED_BYTES", 64 * KIB)
     monkeypatch.setattr("genie.testing.memory._MOST_BYTES", 64 * KIB)
     transport = MemoryTransport(stall_timeout=10.0)
     nodes = [make_node(transport=transport, address=f"node{number}:0") for number in range(3)]

@@ -15,8 +15,8 @@ from genie.errors import BackendUnavailable, ConfigError, DeadlineExceeded, Geni
 from genie.graph import TensorSpec
 from genie.remote import NodeServer, RemoteBackend
 from genie.remote.greeting import Wish
-from genie.remote.holdings import holdings
-from genie.remote.observed import observe
+from genie.remote.seen.holdings import holdings
+from genie.remote.seen.observed import observe
 from genie.tenancy.accounts import Tenancy
 from genie.tenancy.quotas import TenantsFile
 from genie.testing import Caller, MemoryTransport, NullSession
@@ -291,7 +291,7 @@ def test_who_is_known_by_a_certificate_is_that_tenant_everywhere(
     def name(self: NullSession, label: str, tenant: str) -> None:
         told[label] = tenant
 
-    for each, value in (("name", name), ("prefetch", lambda self: None), ("away_bytes", 0)):
+    for each, value in (("name", name), ("prefetch", lambda self: None), ("off_device_bytes", 0)):
         monkeypatch.setattr(NullSession, each, value, raising=False)
     node = make_node(transport=_Certified("alice", "alice", "bob", "bob"))  # to look at the node, and for the session
     first, second = node.client(), node.client()

@@ -13,9 +13,9 @@ from remote.peers import Node
 from genie.errors import ProtocolError
 from genie.interfaces import Connection
 from genie.remote import RemoteSession
-from genie.remote.content import ContentStore
+from genie.remote.client.offers import CHUNK
 from genie.remote.greeting import meet
-from genie.remote.offers import CHUNK
+from genie.remote.node.content_store import ContentStore
 from genie.testing import Caller
 from genie.testing.plans import spec
 from genie.wire import Kind, frames, messages

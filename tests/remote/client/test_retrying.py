@@ -26,9 +26,9 @@ from genie.errors import (
     TlsFailed,
     VersionMismatch,
 )
-from genie.remote import control, retrying
-from genie.remote.control import ControlClient
-from genie.remote.retrying import connected
+from genie.remote.client import retrying
+from genie.remote.client.retrying import connected
+from genie.remote.control import SERVICE, ControlClient, messages
 
 
 def hung_up() -> BackendUnavailable:
@@ -132,10 +132,10 @@ def flaky() -> Iterator[tuple[str, Counter[str]]]:
     """A control plane that is not there for the first two of each call; and how often each was asked."""
     asked: Counter[str] = Counter()
     answers = {
-        "Open": control.Opened(b"i" * 16, b"k" * 32, 1.0),
-        "Sessions": control.Sessions(),
-        "Drain": control.Drained(),
-        "Cancel": control.Cancelled(found=True),
+        "Open": messages.Opened(b"i" * 16, b"k" * 32, 1.0),
+        "Sessions": messages.Sessions(),
+        "Drain": messages.Drained(),
+        "Cancel": messages.Cancelled(found=True),
     }
 
     def handler(name: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
@@ -149,7 +149,7 @@ def flaky() -> Iterator[tuple[str, Counter[str]]]:
 
     server = grpc.server(ThreadPoolExecutor(2))
     methods = {name: grpc.unary_unary_rpc_method_handler(handler(name)) for name in answers}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(control.SERVICE, methods),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}", asked

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from genie.remote.meters import BOUNDS
-from genie.remote.observed import Latency, NodeView, Process
-from genie.remote.rates import rates
+from genie.remote.node.meters import BOUNDS
+from genie.remote.seen.observed import Latency, NodeView, Process
+from genie.remote.seen.rates import rates
 
 
 def view(at: float, started: float = 0.0, executions: int = 0, took: tuple[int, ...] = ()) -> NodeView:

@@ -10,7 +10,7 @@ import pytest
 from remote.peers import Node
 
 from genie.errors import ConnectionLost
-from genie.remote.crowd import crowded, host_of
+from genie.remote.node.crowd import crowded, host_of
 
 
 @attrs.frozen(eq=False)

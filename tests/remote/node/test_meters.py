@@ -11,8 +11,8 @@ from remote.peers import Node
 from remote.test_loop import begin
 
 from genie.errors import GenieError, LimitExceeded
-from genie.remote.meters import BOUNDS, MOST_TENANTS, OTHER, Meter, Meters, cumulated, named
-from genie.remote.observed import observe
+from genie.remote.node.meters import BOUNDS, MOST_TENANTS, OTHER, Meter, Meters, cumulated, named
+from genie.remote.seen.observed import observe
 from genie.testing import single
 from genie.testing.plans import spec
 from genie.wire import Kind

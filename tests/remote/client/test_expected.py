@@ -11,7 +11,7 @@ from genie.errors import GenieError, NodeError, ProtocolError
 from genie.graph import TensorSpec
 from genie.interfaces import Connection
 from genie.remote import RemoteSession
-from genie.remote.expected import MOST_BYTES
+from genie.remote.client.expected import MOST_BYTES
 from genie.testing import Caller
 from genie.wire import Kind, frames, messages
 

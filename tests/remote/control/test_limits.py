@@ -11,6 +11,7 @@ from security.pki import Pki
 
 from genie.remote import control
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.control import plane as planes
 from genie.security import Tls
 
 SECONDS = 30.0
@@ -20,8 +21,8 @@ SECONDS = 30.0
 def test_silent_clients_are_cut_off(
     node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, secret: bool
 ) -> None:
-    limits = dict(control._OPTIONS) | {"grpc.server_handshake_timeout_ms": 1000}
-    monkeypatch.setattr(control, "_OPTIONS", tuple(limits.items()))
+    limits = dict(planes._OPTIONS) | {"grpc.server_handshake_timeout_ms": 1000}
+    monkeypatch.setattr(planes, "_OPTIONS", tuple(limits.items()))
     pki = Pki.make(tmp_path_factory.mktemp("pki")) if secret else None
     tls: Tls | None = pki.node() if pki else None
     plane = ControlPlane(node.server, lambda seconds: None, tls)

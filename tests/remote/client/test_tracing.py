@@ -21,8 +21,8 @@ from genie import config, tracing
 from genie.errors import ConfigError, ProtocolError
 from genie.interfaces import Connection
 from genie.remote import RemoteSession
-from genie.remote.observed import observe
-from genie.remote.traced import TracedSession
+from genie.remote.client.traced import TracedSession
+from genie.remote.seen.observed import observe
 from genie.testing import single
 from genie.testing.plans import spec
 from genie.wire import Kind, traces
@@ -159,7 +159,7 @@ def test_without_the_setting_sessions_are_plain(node: Node) -> None:
 def test_without_the_setting_nothing_is_imported() -> None:
     source = (
         "import sys, genie\nfrom genie import runtime\nruntime.current()\n"
-        "from genie.remote import traced\n"
+        "from genie.remote.client import traced\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
     subprocess.run([sys.executable, "-c", source], check=True, timeout=60)

@@ -12,10 +12,10 @@ from remote.peers import DEVICE, Node
 
 from genie.errors import BackendError, ConnectionLost, NodeError, RemoteOpError
 from genie.graph import Graph, Input, Ref, TensorSpec
+from genie.remote.channels.inlets import Arrivals, Inlet
+from genie.remote.client.session import Inlet as Opened
+from genie.remote.client.session import RemoteSession
 from genie.remote.greeting import meet
-from genie.remote.inlets import Arrivals, Inlet
-from genie.remote.session import Inlet as Opened
-from genie.remote.session import RemoteSession
 from genie.testing import MemoryTransport
 from genie.testing.plans import Caller, single, spec
 from genie.testing.plans import node as step
@@ -65,7 +65,7 @@ def test_what_is_sent_is_what_the_value_was_then(pair: tuple[Caller, Caller]) ->
 def test_large_values_that_nobody_asks_for_yet_are_no_obstacle(
     pair: tuple[Caller, Caller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genie.remote.inlets._UNCLAIMED_BYTES", 1 << 16)
+    monkeypatch.setattr("genie.remote.channels.inlets._UNCLAIMED_BYTES", 1 << 16)
     sender, receiver = sessions(pair)
     inlet = receiver.inlet("the sender")
     outlet = sender.outlet(inlet)
@@ -216,7 +216,7 @@ def test_what_a_channel_may_not_carry_ends_it(node: Node) -> None:
 
 
 def test_a_sender_that_never_comes_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genie.remote.inlets._CONNECT_SECONDS", 0.15)
+    monkeypatch.setattr("genie.remote.channels.inlets._CONNECT_SECONDS", 0.15)
     inlet = Inlet("the sender", Limits(), Arrivals(DEVICE))
     with pytest.raises(BackendError, match="the sender did not connect within 0.15 s"):
         inlet.take(0, unasked, lambda: False)

@@ -13,7 +13,7 @@ from remote.peers import Node, welcome
 
 from genie.errors import AccessDenied, BackendError, ConfigError, NodeError, TlsFailed
 from genie.remote import RemoteBackend
-from genie.remote.access import Access
+from genie.remote.client.access import Access
 from genie.remote.control import ControlClient, ControlPlane
 from genie.remote.greeting import farewell, greeting, meet
 from genie.security import AuditLog, Guard, Scope, Ticket, TokenFile, tokens

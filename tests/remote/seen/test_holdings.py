@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from genie.remote import NodeServer
-from genie.remote.holdings import holdings
-from genie.remote.metrics import Metrics
+from genie.remote.seen.holdings import holdings
+from genie.remote.seen.metrics import Metrics
 from genie.security import Identity, Scope
 from genie.tenancy.seats import Usage
 from genie.testing import MemoryTransport, NullBackend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genie.remote.cancelling import Cancellation
+from genie.remote.node.session.cancelling import Cancellation
 
 
 class Both:
