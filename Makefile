@@ -10,11 +10,11 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 
-.PHONY: env demo test bench lint fuzz sanitize clean
+.PHONY: env tools demo test bench lint fuzz sanitize clean
 
-env:
+env tools:
 	@command -v $(PYTHON) >/dev/null || { echo "Genie needs Python 3.11 or newer, and finds no '$(PYTHON)'." >&2; exit 1; }
-	@$(PYTHON) scripts/env.py --constraints $(CONSTRAINTS)
+	@$(PYTHON) scripts/env.py --constraints $(CONSTRAINTS) $(if $(filter tools,$@),--tools)
 
 demo: env
 	@$(BIN)/python examples/02_transformer.py

@@ -21,6 +21,8 @@ from genie.graph import Graph, Input, Node, Ref, TensorSpec
 from genie.schedule import Scheduler
 from genie_backend_local import LocalBackend, LocalSession
 
+_MOST_SECONDS = 60.0  # until work begins
+
 
 def chain(target: str, steps: int, shape: tuple[int, ...], binary: bool) -> Graph:
     operation, _, overload = target.partition(".")
@@ -67,11 +69,22 @@ def stop(backend: LocalBackend) -> float:
     client = Client(backend.connect(backend.devices()[-1]), chain("aten::mm", 5000, (512, 512), binary=True))
     thread = threading.Thread(target=client.execute)
     thread.start()
-    time.sleep(0.2)
+    _computed(thread, 0.1)
     asked = time.perf_counter()
     client.session.cancel("measured")
     thread.join()
     return time.perf_counter() - asked
+
+
+def _computed(thread: threading.Thread, seconds: float) -> None:
+    """Wait until the thread has had so much of a core: it is among its operators then."""
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
+    deadline = time.monotonic() + _MOST_SECONDS
+    while time.clock_gettime(clock) < seconds:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the work that was to be stopped had ended, or did not begin")
+        time.sleep(0.001)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import bench_start
 import torch
 import workloads
-from bench_transport import Raw
+from bench_data_plane import Raw
 from measure import in_turns, milliseconds, ratio, table
 from nodes import node
 from workloads import Workload
@@ -222,12 +222,12 @@ def bulk(raw: Raw, link: int, rounds: int, megabytes: int) -> Row:
 @contextmanager
 def raw_peer() -> Iterator[Raw]:
     """A plain socket server in a process of its own."""
-    import bench_transport
+    import bench_data_plane
 
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/raw"
         peer = subprocess.Popen(
-            [sys.executable, bench_transport.__file__, "--raw-peer", path], stdout=subprocess.PIPE, text=True
+            [sys.executable, bench_data_plane.__file__, "--raw-peer", path], stdout=subprocess.PIPE, text=True
         )
         try:
             assert peer.stdout is not None

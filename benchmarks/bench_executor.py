@@ -15,6 +15,7 @@ import torch
 
 from genie.bindings import Prediction, parameters
 from genie.graph import Graph, Input, Node, Ref, ScalarTensor, TensorSpec
+from genie.graph.regions import SCAN, scan
 from genie.schedule import Scheduler
 from genie_backend_local import LocalBackend, LocalSession
 
@@ -53,6 +54,13 @@ def median_us(function: Callable[[], object], per: int) -> float:
     return statistics.median(times)
 
 
+def added(x: torch.Tensor, y: torch.Tensor, steps: int) -> torch.Tensor:
+    with torch.no_grad():
+        for _ in range(steps):
+            x = x + y
+    return x
+
+
 def bench_chain(session: LocalSession, steps: int) -> dict[str, float | str]:
     """Additions; ``cpp`` is the same loop in PyTorch's own interpreter (TorchScript), with no Python per operator."""
     x, y = torch.rand(16), torch.rand(16)
@@ -69,11 +77,7 @@ def bench_chain(session: LocalSession, steps: int) -> dict[str, float | str]:
         session.free([words[0]])
 
     def eager() -> torch.Tensor:
-        with torch.no_grad():
-            z = x
-            for _ in range(steps):
-                z = z + y
-        return z
+        return added(x, y, steps)
 
     @torch.jit.script
     def scripted(a: torch.Tensor, b: torch.Tensor, n: int) -> torch.Tensor:
@@ -89,6 +93,41 @@ def bench_chain(session: LocalSession, steps: int) -> dict[str, float | str]:
     results: dict[str, float | str] = {"case": f"add x {steps}", "executor": median_us(remote, steps)}
     with torch.no_grad():
         results["cpp"] = median_us(lambda: scripted(x, y, steps), steps)
+    results["eager"] = median_us(eager, steps)
+    results["equal"] = "yes" if equal else "NO"
+    session.free([1, 2])
+    return results
+
+
+def bench_scan(session: LocalSession, steps: int) -> dict[str, float | str]:
+    """The same additions as one node: a scan whose body is one of them."""
+    x, y = torch.rand(16), torch.rand(16)
+    spec = TensorSpec((16,), "float32")
+    body = chain(1, lambda n, last, other: Node(n, "aten::add", "Tensor", (last, other, 1), (2,)))
+    graph = Graph(
+        values=(spec,) * 3,
+        inputs=(Input(0), Input(1)),
+        steps=(Node(0, SCAN, "", scan(body, [Ref(0)], [], [Ref(1)], length=steps), (2,)),),
+        outputs=(2,),
+    )
+    session.upload(1, spec, x.numpy().data.cast("B"))
+    session.upload(2, spec, y.numpy().data.cast("B"))
+    number, prediction = plan(session, graph)
+    handles = iter(range(1 << 44, 1 << 45))
+
+    def remote() -> int:
+        first = next(handles)
+        session.execute(number, prediction.encode([first, 1, 2, *parameters(graph)]))
+        return first
+
+    def freed() -> None:
+        session.free([remote()])
+
+    def eager() -> torch.Tensor:
+        return added(x, y, steps)
+
+    equal = bytes(session.fetch(remote()).data) == bytes(eager().numpy().data.cast("B"))
+    results: dict[str, float | str] = {"case": f"add x {steps}, scanned", "executor": median_us(freed, steps)}
     results["eager"] = median_us(eager, steps)
     results["equal"] = "yes" if equal else "NO"
     session.free([1, 2])
@@ -201,7 +240,11 @@ def main() -> None:
     torch.set_num_threads(1)
     backend = LocalBackend(threads=1)
     session = backend.connect(next(device for device in backend.devices() if device.id == "cpu"))
-    rows = [bench_chain(session, options.steps), bench_scalars(session, options.steps)]
+    rows = [
+        bench_chain(session, options.steps),
+        bench_scan(session, options.steps),
+        bench_scalars(session, options.steps),
+    ]
     rows += [*bench_call(session), bench_load(session)]
     backend.close()
     if options.json:

@@ -45,8 +45,8 @@ import genie
 from genie.bindings import Prediction
 from genie.config import resolve
 from genie.plugins import registry
-from genie.remote.access import Access
-from genie.remote.observed import NodeView
+from genie.remote.client.access import Access
+from genie.remote.seen.observed import NodeView
 from genie.schedule import Scheduler
 from genie.security import Scope, tokens
 from genie.tenancy.quotas import SHARES, Priority

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from bench_transport import Genie
+from bench_data_plane import Genie
 
 from genie import telemetry
 from genie.interfaces import Connection

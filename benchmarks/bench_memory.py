@@ -33,7 +33,8 @@ from genie import telemetry
 from genie.bindings import Prediction, parameters
 from genie.device import Device
 from genie.graph import Graph, Input, Node, Ref, TensorSpec
-from genie.remote import NodeServer, RemoteBackend, conversation
+from genie.remote import NodeServer, RemoteBackend
+from genie.remote.client import conversation
 from genie.remote.memory import room
 from genie.schedule import Scheduler
 from genie.testing import Caller

@@ -38,8 +38,8 @@ _NODE = """
 import sys
 role = sys.argv.pop(1)
 if role == "bare":
-    from genie.remote import node_session
-    from genie.remote.meters import Meter
+    from genie.remote.node.session import messages as node_session
+    from genie.remote.node.meters import Meter
 
     class Still(Meter):
         __slots__ = ()

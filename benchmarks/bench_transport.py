@@ -1,354 +1,254 @@
-"""The transport beside raw sockets, in one run: round trips and bulk, over TCP, TLS and a Unix socket on loopback.
+"""Every transport carrying the same messages, in one run: a large one each way, and small round trips.
 
-    python benchmarks/bench_transport.py [--backend local] [--megabytes 256] [--rounds 5] [--json]
+    python benchmarks/bench_transport.py [--megabytes 256] [--rounds 5] [--count 2000] [--json] [--no-interfaces]
 
-The node runs the local backend (or ``null``, which is Python alone) in a process of its own, with one thread; the raw
-peer is plain Python ``sendmsg`` and ``recv_into`` in another. TLS has a node of its own, with a certificate made for
-the run, and "checked" has checksums;
-``/ plain`` are their ratios to TCP. Rounds of all candidates are interleaved; the table gives medians. Every
-transfer's content is checked.
+Both ends are processes of this host. ``one way`` is from the first byte sent until the peer, which has it all, has said
+so; the memory is touched before. ``CPU`` is what both processes took for it, their threads that poll included: where
+other programs want the cores, it says more than the time. ``raw C socket`` is two processes of C over TCP, blocking,
+the least that a socket costs. DPDK's rows need genie-backend-dpdk, and are left out, visibly, without it.
+
+The rows of DPDK's af_packet devices go over a veth pair (MTU 8050). As root the program makes one by itself, in a
+network namespace of its own, where all rows are then measured; ``--no-interfaces`` leaves them out.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import socket
+import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from genie import config, telemetry
-from genie.bindings import Prediction
-from genie.config import Settings
-from genie.graph import TensorSpec
-from genie.plugins import registry
-from genie.remote import NodeServer, RemoteBackend, RemoteSession
-from genie.schedule import Scheduler
-from genie.security import Tls, TlsFiles, certs
-from genie.testing import NullBackend, single
+from rich.console import Console
+from rich.table import Table
+
+from genie.errors import ConnectionLost
+from genie.interfaces import Connection, Transport
+from genie.wire import Kind, frames
 from genie_backend_tcp import TcpTransport
 
-_ASK = struct.Struct("<BQ")  # 0: echo, 1: take so many bytes, 2: give so many, 3: change links, 4: as 1, new memory,
-# 5: as 0, polling
-_SPEC = TensorSpec((16,), "float32")  # 64 bytes
+SECONDS = 60.0
+ROWS = {  # how it listens, and how long it polls (µs) before it sleeps
+    "tcp, blocking": ("127.0.0.1:0", 0.0),
+    "tcp, spinning": ("127.0.0.1:0", 50.0),
+    "unix, spinning": ("unix:{directory}/unix.sock", 50.0),
+    "dpdk memif, blocking": ("memif:{directory}/blocking.sock", 0.0),
+    "dpdk memif, spinning": ("memif:{directory}/spinning.sock", 50.0),
+}
+RAW = "raw C socket, blocking"
+SMALL = 64  # bytes of a round trip
+IN_NAMESPACE = """
+ip link set lo up
+ip link add node0 type veth peer name client0
+for each in node0 client0; do ip link set $each up mtu 8050; done
+ip address add 10.71.0.1/24 dev node0
+ip address add 10.71.0.2/24 dev client0
+for each in all node0 client0; do
+  sysctl -qw net.ipv4.conf.$each.accept_local=1 net.ipv4.conf.$each.rp_filter=0
+done
+exec "$@"
+"""
+ONE_WAY, CPU, TRIP = "one way GB/s", "CPU s/GB", "64 B round trip µs"
+VETH_ROWS = {"dpdk af_packet, blocking": 0.0, "dpdk af_packet, spinning": 50.0}
 
 
-def _read(sock: socket.socket, view: memoryview) -> None:
-    while len(view):
-        view = view[sock.recv_into(view) :]
+def transport_for(address: str, spin_us: float, interface: str) -> Transport:
+    if not (interface or address.startswith("memif:")):
+        return TcpTransport(spin_us=spin_us)
+    from genie_backend_dpdk import DpdkTransport
+    from genie_backend_dpdk.device import Device
+
+    return DpdkTransport(Device(interface), spin_us=spin_us)
 
 
-def _poll(sock: socket.socket, view: memoryview) -> None:
-    """As ``_read``, never asleep: what a socket can do at best, at the price of a core on both sides."""
-    while len(view):
-        with contextlib.suppress(BlockingIOError):
-            view = view[sock.recv_into(view, 0, socket.MSG_DONTWAIT) :]
+def address_of(interface: str) -> str:
+    from genie_backend_dpdk.interface import read
+
+    return str(read(interface).address.ip)
 
 
-def _send(sock: socket.socket, data: bytes | bytearray | memoryview) -> None:
-    view = memoryview(data)
-    while len(view):
-        view = view[sock.sendmsg([view]) :]
+def header(*sizes: int) -> bytes:
+    return frames.message(0, 1, frames.record(Kind.UPLOAD, b"." * 40), sizes)
 
 
-def _raw_peer(path: str) -> None:
-    """Serves one TCP client, then one on a Unix socket."""
-    memory = bytearray(b"\x5a") * (1 << 30)
-    unix = socket.socket(socket.AF_UNIX)
-    unix.bind(path)
-    unix.listen()
-    tcp = socket.create_server(("127.0.0.1", 0))
-    print(tcp.getsockname()[1], flush=True)
-    links = [tcp.accept()[0], unix.accept()[0]]
-    links[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    which = {link.fileno(): link for link in links}
-    active = links[0]
-    ask, small = bytearray(_ASK.size), bytearray(64)
-    while True:
-        try:
-            first = active.recv_into(ask)
-        except OSError:
-            return
-        if not first:
-            return
-        _read(active, memoryview(ask)[first:])
-        kind, size = _ASK.unpack(ask)
-        if kind in (0, 5):
-            read = _poll if kind == 5 else _read
-            for _ in range(size):
-                read(active, memoryview(small))
-                active.sendall(small)
-        elif kind == 1:
-            _read(active, memoryview(memory)[:size])
-            active.sendall(b"k")
-        elif kind == 4:
-            _read(active, memoryview(bytearray(size)))
-            active.sendall(b"k")
-        elif kind == 2:
-            _send(active, memoryview(memory)[:size])
-        else:
-            active = which[links[size].fileno()]
-            active.sendall(b"k")
+def no_buffers(header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
+    raise AssertionError("a small message has no buffers")
 
 
-def _node(name: str, certificates: str) -> None:
-    telemetry.configure("WARNING", False)
-    backend = NullBackend(memory_bytes=4 << 30) if name == "null" else registry.make("backend", name, _one_thread())
-    transport = TcpTransport(tls=_tls(certificates, node=True))
-    with NodeServer(backend, transport, "127.0.0.1:0", content_bytes=1 << 30) as node:
-        print(node.address, flush=True)
-        sys.stdin.read()
+def serve(address: str, spin_us: float, size: int, interface: str) -> None:
+    memory = memoryview(bytearray(os.urandom(1 << 20) * (size >> 20)))
+    listener = transport_for(address, spin_us, interface).listen(address)
+    print(listener.address, flush=True)
+    connection = listener.accept(SECONDS)
+    try:
+        while True:
+            connection.receive(lambda header, sizes: [memory])
+            connection.send(header())
+    except ConnectionLost:
+        listener.close()
 
 
-def _one_thread() -> Settings:
-    return config.resolve({"threads": 1}).settings
+def one_way(connection: Connection, data: bytearray) -> float:
+    start = time.perf_counter()
+    connection.send(header(len(data)), (data,))
+    connection.receive(no_buffers, SECONDS)
+    return len(data) / (time.perf_counter() - start) / 1e9
 
 
-def _tls(certificates: str, *, node: bool) -> Tls | None:
-    if not certificates:
-        return None
-    ca, name = f"{certificates}/ca.pem", f"{certificates}/node-127.0.0.1"
-    return Tls(TlsFiles(ca=ca, cert=f"{name}.pem", key=f"{name}.key") if node else TlsFiles(ca=ca))
-
-
-class Raw:
-    def __init__(self, port: int, path: str) -> None:
-        self._links = [socket.create_connection(("127.0.0.1", port)), socket.socket(socket.AF_UNIX)]
-        self._links[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._links[1].connect(path)
-        self._at = 0
-
-    def link(self, number: int) -> socket.socket:
-        if number != self._at:
-            self._links[self._at].sendall(_ASK.pack(3, number))
-            # The peer answers on the link it changed to.
-            self._links[number].recv(1)
-            self._at = number
-        return self._links[number]
-
-    def echo(self, number: int, count: int, polling: bool = False) -> float:
-        sock, small = self.link(number), bytearray(64)
-        sock.sendall(_ASK.pack(5 if polling else 0, count))
-        read = _poll if polling else _read
+def round_trip(connection: Connection, count: int) -> float:
+    taken = []
+    small = header()
+    for _ in range(count):
         start = time.perf_counter()
-        for _ in range(count):
-            sock.sendall(small)
-            read(sock, memoryview(small))
-        return (time.perf_counter() - start) / count * 1e6
-
-    def up(self, number: int, data: bytearray, fresh: bool = False) -> float:
-        """``fresh``: into memory asked for now, as every value on a node is, not into memory used before."""
-        sock = self.link(number)
-        start = time.perf_counter()
-        sock.sendall(_ASK.pack(4 if fresh else 1, len(data)))
-        _send(sock, data)
-        sock.recv(1)
-        return len(data) / (time.perf_counter() - start) / 1e9
-
-    def down(self, number: int, data: bytearray) -> float:
-        sock = self.link(number)
-        start = time.perf_counter()
-        sock.sendall(_ASK.pack(2, len(data)))
-        _read(sock, memoryview(data))
-        return len(data) / (time.perf_counter() - start) / 1e9
+        connection.send(small)
+        connection.receive(no_buffers, SECONDS)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1e6
 
 
-class Genie:
-    """A session on the first device of a backend, which it closes; what it fetches is compared with what it must be."""
+def cpu_seconds(process: int) -> float:
+    """Of a process, until now, in user and kernel mode (proc(5), utime and stime)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def __init__(self, backend: RemoteBackend) -> None:
-        self._backend = backend
-        device = self._backend.devices()[0]
-        self.session: RemoteSession = self._backend.connect(device)
-        self._plan = self.session.load(
-            Scheduler(devices=(device,)).schedule(single("aten::add.Tensor", [_SPEC, _SPEC], _SPEC, 1))
-        )
-        self._prediction = Prediction(2, (1,))
-        self._next = 10
-        self._one = self._fresh()
-        self.session.upload(self._one, _SPEC, struct.pack("<16f", *range(16)))
 
-    def _fresh(self) -> int:
-        self._next += 1
-        return self._next
+class Link:
+    """One row: a transport's connection to a peer of its own."""
 
-    def fetch(self, count: int) -> float:
-        session, handle = self.session, self._one
-        start = time.perf_counter()
-        for _ in range(count):
-            value = session.fetch(handle)
-        elapsed = time.perf_counter() - start
-        assert struct.unpack("<16f", value.data) == tuple(range(16))
-        return elapsed / count * 1e6
+    def __init__(self, row: str, ends: tuple[str, str], directory: str, megabytes: int) -> None:
+        node_end, client_end = ends if row in VETH_ROWS else ("", "")
+        listen, spin_us = ("0.0.0.0:0", VETH_ROWS[row]) if node_end else ROWS[row]
+        command = [sys.executable, __file__, "--serve", listen.format(directory=directory)]
+        command += ["--spin", str(spin_us), "--megabytes", str(megabytes), "--interface", node_end]
+        self._peer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._peer.stdout is not None
+        address = self._peer.stdout.readline().strip()
+        if node_end:
+            address = address.replace("0.0.0.0", address_of(node_end))
+        self._connection = transport_for(address, spin_us, client_end).connect(address, SECONDS)
 
-    def operation(self, count: int) -> float:
-        """One small operator and its value. The backend's arithmetic is in it."""
-        session, one = self.session, self._one
-        start = time.perf_counter()
-        for _ in range(count):
-            made = self._fresh()
-            session.execute(self._plan, self._prediction.encode((made, one, one, 1)), more=True)
-            value = session.fetch(made)
-            session.free((made,))
-        elapsed = time.perf_counter() - start
-        assert struct.unpack("<16f", value.data) == tuple(2 * number for number in range(16))
-        return elapsed / count * 1e6
-
-    def issue(self, count: int) -> float:
-        """Operators nobody looks at: what one costs the caller."""
-        session, one = self.session, self._one
-        bindings = [self._prediction.encode((self._fresh(), one, one, 1)) for _ in range(count)]
-        session.synchronize()
-        start = time.perf_counter()
-        for each in bindings:
-            session.execute(self._plan, each)
-        elapsed = time.perf_counter() - start
-        session.free(tuple(range(self._next - count + 1, self._next + 1)))
-        session.synchronize()
-        return elapsed / count * 1e6
-
-    def up(self, data: bytearray, shared: bool = False) -> float:
-        handle = self._fresh()
-        start = time.perf_counter()
-        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data, shared=shared)
-        self.session.synchronize()
-        rate = len(data) / (time.perf_counter() - start) / 1e9
-        self.session.free((handle,))
-        return rate
-
-    def down(self, data: bytearray, out: bytearray) -> float:
-        handle = self._fresh()
-        self.session.upload(handle, TensorSpec((len(data),), "uint8"), data)
-        self.session.synchronize()
-        start = time.perf_counter()
-        self.session.fetch(handle, memoryview(out))
-        rate = len(data) / (time.perf_counter() - start) / 1e9
-        assert out == data
-        self.session.free((handle,))
-        return rate
+    def measure(self, data: bytearray, count: int) -> dict[str, float]:
+        start = cpu_seconds(self._peer.pid) + time.process_time()
+        rate = one_way(self._connection, data)
+        spent = cpu_seconds(self._peer.pid) + time.process_time() - start
+        return {ONE_WAY: rate, CPU: spent / len(data) * 1e9, TRIP: round_trip(self._connection, count)}
 
     def close(self) -> None:
-        self._backend.close()
+        self._connection.close()
+        self._peer.kill()
+        self._peer.wait(SECONDS)
 
 
-def _client(address: str, shortcut: bool, spin_us: float, certificates: str = "", checksums: str = "off") -> Genie:
-    transport = TcpTransport(spin_us=spin_us, tls=_tls(certificates, node=False), checksums=checksums)
-    return Genie(RemoteBackend("tcp", transport, (address,), shortcut=shortcut))
+class RawLink:
+    """``raw_socket.c``: two processes of their own."""
+
+    def __init__(self, directory: str, megabytes: int, count: int) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise SystemExit("there is no C compiler to build the raw socket's row with")
+        program, size = f"{directory}/raw_socket", str(megabytes << 20)
+        subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("raw_socket.c")], check=True)
+        self._node = subprocess.Popen([program, "serve", size, str(SMALL)], stdout=subprocess.PIPE, text=True)
+        assert self._node.stdout is not None
+        port = self._node.stdout.readline().strip()
+        self._client = subprocess.Popen(
+            [program, "call", port, size, str(SMALL), str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def measure(self, data: bytearray, count: int) -> dict[str, float]:
+        assert self._client.stdin is not None
+        assert self._client.stdout is not None
+        print("go", file=self._client.stdin, flush=True)
+        rate, trip = map(float, self._client.stdout.readline().split())
+        return {ONE_WAY: rate, TRIP: trip}
+
+    def close(self) -> None:
+        for each in (self._client, self._node):
+            each.kill()
+            each.wait(SECONDS)
 
 
-def measure(backend: str, megabytes: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, list[float]]] = {}
-
-    def note(row: str, column: str, number: float) -> None:
-        found.setdefault(row, {}).setdefault(column, []).append(number)
-
-    size = megabytes << 20
-    data, out = bytearray(os.urandom(1 << 20) * megabytes), bytearray(size)
+def measure(
+    rows: Sequence[str], ends: tuple[str, str], megabytes: int, rounds: int, count: int
+) -> dict[str, dict[str, float]]:
+    """Rounds of all rows are interleaved. Medians."""
+    data = bytearray(os.urandom(1 << 20) * megabytes)
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in [*rows, RAW]}
+    links: dict[str, Link | RawLink] = {}
     with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/raw"
-        pki = Path(directory) / "pki"
-        certs.create_authority(pki)
-        certs.issue_node(pki, ["127.0.0.1"])
-        here = [sys.executable, __file__]
-        with (
-            subprocess.Popen([*here, "--raw-peer", path], stdout=subprocess.PIPE, text=True) as peer,
-            subprocess.Popen(
-                [*here, "--node", backend], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            ) as node,
-            subprocess.Popen(
-                [*here, "--node", backend, "--certificates", str(pki)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            ) as secure,
-        ):
-            try:
-                assert peer.stdout is not None
-                assert node.stdout is not None
-                raw = Raw(int(peer.stdout.readline()), path)
-                assert secure.stdout is not None
-                address = node.stdout.readline().strip()
-                behind_tls = secure.stdout.readline().strip()
-                links = {
-                    "tcp": (0, _client(address, shortcut=False, spin_us=50)),
-                    "tcp, no spin": (0, _client(address, shortcut=False, spin_us=0)),
-                    "tcp, checked": (0, _client(address, shortcut=False, spin_us=50, checksums="on")),
-                    "tls": (0, _client(behind_tls, shortcut=False, spin_us=50, certificates=str(pki))),
-                    "unix": (1, _client(address, shortcut=True, spin_us=50)),
-                }
-                for _ in range(rounds):
-                    for row, (number, genie) in links.items():
-                        steps: list[tuple[str, Callable[[], float]]] = [
-                            ("raw echo µs", lambda n=number: raw.echo(n, count)),  # type: ignore[misc]
-                            ("polling echo µs", lambda n=number: raw.echo(n, count, polling=True)),  # type: ignore[misc]
-                            ("fetch µs", lambda g=genie: g.fetch(count)),  # type: ignore[misc]
-                            ("op+fetch µs", lambda g=genie: g.operation(count)),  # type: ignore[misc]
-                            ("issue µs", lambda g=genie: g.issue(100)),  # type: ignore[misc]
-                            ("raw up GB/s", lambda n=number: raw.up(n, data)),  # type: ignore[misc]
-                            ("raw up, fresh GB/s", lambda n=number: raw.up(n, data, fresh=True)),  # type: ignore[misc]
-                            ("up GB/s", lambda g=genie: g.up(data)),  # type: ignore[misc]
-                            ("raw down GB/s", lambda n=number: raw.down(n, out)),  # type: ignore[misc]
-                            ("down GB/s", lambda g=genie: g.down(data, out)),  # type: ignore[misc]
-                            ("known content GB/s", lambda g=genie: g.up(data, shared=True)),  # type: ignore[misc]
-                        ]
-                        for column, step in steps:
-                            note(row, column, step())
-                for _, genie in links.values():
-                    genie.close()
-            finally:
-                assert node.stdin is not None
-                node.stdin.close()
-                assert secure.stdin is not None
-                secure.stdin.close()
-                peer.kill()
+        try:
+            for row in rows:
+                links[row] = Link(row, ends, directory, megabytes)
+            links[RAW] = RawLink(directory, megabytes, count)
+            for _ in range(rounds):
+                for row, link in links.items():
+                    found[row].append(link.measure(data, count))
+        finally:
+            for link in links.values():
+                link.close()
     return {
-        row: {column: statistics.median(numbers) for column, numbers in columns.items()}
-        for row, columns in found.items()
+        row: {name: statistics.median(each[name] for each in taken) for name in taken[0]}
+        for row, taken in found.items()
     }
 
 
+def show(found: dict[str, dict[str, float]]) -> None:
+    table = Table(title="messages between two processes of this host, medians")
+    table.add_column("")
+    for column in [ONE_WAY, "× tcp, blocking", CPU, TRIP]:
+        table.add_column(column, justify="right")
+    plain = found["tcp, blocking"][ONE_WAY]
+    for row, numbers in found.items():
+        cpu = f"{numbers[CPU]:.2f}" if CPU in numbers else ""
+        rate = numbers[ONE_WAY]
+        table.add_row(row, f"{rate:.2f}", f"{rate / plain:.2f}", cpu, f"{numbers[TRIP]:.2f}")
+    Console().print(table)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["local", "null"], default="local")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000, help="small round trips per round")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--raw-peer", help=argparse.SUPPRESS)
-    parser.add_argument("--node", help=argparse.SUPPRESS)
-    parser.add_argument("--certificates", default="", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.raw_peer:
-        return _raw_peer(options.raw_peer)
-    if options.node:
-        return _node(options.node, options.certificates)
-    result: dict[str, Any] = measure(options.backend, options.megabytes, options.rounds, options.count)
-    for row in result.values():
-        row["fetch / echo"] = row["fetch µs"] / row["raw echo µs"]
-        row["fetch / polling echo"] = row["fetch µs"] / row["polling echo µs"]
-        row["up / raw"] = row["up GB/s"] / row["raw up GB/s"]
-        row["up / raw, fresh"] = row["up GB/s"] / row["raw up, fresh GB/s"]
-        row["down / raw"] = row["down GB/s"] / row["raw down GB/s"]
-    for row, plain in ((result["tls"], result["tcp"]), (result["tcp, checked"], result["tcp"])):
-        for column in ("up GB/s", "down GB/s", "known content GB/s"):
-            row[f"{column.removesuffix(' GB/s')} / plain"] = row[column] / plain[column]
-        row["fetch / plain"] = row["fetch µs"] / plain["fetch µs"]
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--no-interfaces", action="store_true", help="without the rows over network interfaces")
+    parser.add_argument("--veth", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--interface", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--spin", type=float, help=argparse.SUPPRESS)
+    options: Any = parser.parse_args()
+    if options.serve:
+        return serve(options.serve, options.spin, options.megabytes << 20, options.interface)
+    rows = list(ROWS)
+    if find_spec("genie_backend_dpdk") is None:
+        print("genie-backend-dpdk is not installed: its rows are left out", file=sys.stderr)
+        rows = [row for row in rows if not row.startswith("dpdk")]
+    elif not options.veth and not options.no_interfaces:
+        if os.geteuid() == 0 and shutil.which("ip") and shutil.which("unshare"):
+            again = [sys.executable, *sys.argv, "--veth", "node0,client0"]
+            os.execvp("unshare", ["unshare", "-n", "sh", "-ec", IN_NAMESPACE, "sh", *again])
+        print(
+            "without root, ip and unshare there is no network interface to use: its rows are left out", file=sys.stderr
+        )
+    node_end, _, client_end = options.veth.partition(",")
+    if options.veth:
+        rows += VETH_ROWS
+    found = measure(rows, (node_end, client_end), options.megabytes, options.rounds, options.count)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
-        return
-    for name, row in result.items():
-        print(f"\n{name}")
-        for column, number in row.items():
-            print(f"  {column:<20} {number:>8.2f}")
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,12 @@ PACKAGES = (
     "genie-backend-local",
     "genie-backend-tcp",
     "genie-backend-dpdk",
+    "genie-compiler-xla",
     "genie-patterns-llm",
     "genie-patterns-vision",
     "genie-patterns-multimodal",
     "genie-pytorch",
+    "genie-jax",
 )
 # Built only where the system has their libraries: by name, what pkg-config must find and how Debian calls it.
 OPTIONAL = {
@@ -139,13 +141,15 @@ def wants(name: str) -> bool:
     return not missing
 
 
-def install(constraints: Path, models: bool) -> None:
+def install_tools(constraints: Path) -> None:
     requirements = ROOT / "requirements-dev.txt"
     key = digest([requirements, constraints])
     if not stamped("requirements", key):
         pip("torch and tools (some minutes, the first time)", constraints, "-r", str(requirements))
         stamp("requirements", key)
 
+
+def install(constraints: Path, models: bool) -> None:
     changed: list[tuple[str, str]] = []
     for name in PACKAGES:
         package = ROOT / name
@@ -182,6 +186,7 @@ def locked() -> Iterator[None]:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt")
+    parser.add_argument("--tools", action="store_true", help="torch and tools alone, none of our packages")
     parser.add_argument("--no-models", action="store_true", help="leave out the weights of the demo")
     options = parser.parse_args(arguments)
     constraints: Path = options.constraints.resolve()
@@ -190,7 +195,9 @@ def main(arguments: Sequence[str]) -> None:
     check()
     with locked():
         make_venv()
-        install(constraints, models=not options.no_models)
+        install_tools(constraints)
+        if not options.tools:
+            install(constraints, models=not options.no_models)
 
 
 if __name__ == "__main__":

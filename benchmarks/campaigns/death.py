@@ -131,6 +131,7 @@ def run(count: int = 200, seed: int = 0) -> Row:
     choose = random.Random(seed)
     rows: dict[str, Counter[str]] = {work: Counter() for work in WORKS}
     seconds: dict[str, list[float]] = {work: [] for work in WORKS}
+    left: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         programs = prepared(directory, tiny=True)
@@ -148,6 +149,7 @@ def run(count: int = 200, seed: int = 0) -> Row:
                 rows[work]["killed"] += 1
                 rows[work]["at work"] += at_work
                 rows[work]["all freed"] += after.clean_since(before)
+                left.update(after.left_since(before))
     return {
         "rows": [
             {
@@ -158,6 +160,7 @@ def run(count: int = 200, seed: int = 0) -> Row:
             for work, its in rows.items()
         ],
         "node": [held("before", before), held("after", after)],
+        "left": dict(left),
         "clean": all(its["killed"] == its["at work"] == its["all freed"] for its in rows.values()),
     }
 
@@ -174,7 +177,8 @@ def main() -> None:
         print(json.dumps(found))
     else:
         print(table(found["rows"]), table(found["node"]), sep="\n\n")
-        print(f"\nmemory back to the start each time: {'yes' if found['clean'] else 'NO'}")
+        left = ", ".join(f"{what} ({times} times)" for what, times in found["left"].items())
+        print(f"\nmemory back to the start each time: {'yes' if found['clean'] else 'NO'}; left: {left or 'nothing'}")
     sys.exit(0 if found["clean"] else 1)
 
 

@@ -260,6 +260,7 @@ def held(name: str, standing: Standing) -> Row:
         "kept MB": standing.kept / 1e6,
         "contents MB": standing.contents / 1e6,
         "memory MB": standing.anonymous / 1e6,
+        "heap MB": standing.heap / 1e6,
         "fds": standing.descriptors,
         "threads": standing.threads,
     }

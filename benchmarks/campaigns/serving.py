@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genie.remote import RemoteBackend
-from genie.remote.access import Access
+from genie.remote.client.access import Access
 from genie.remote.control import ControlClient
-from genie.remote.observed import NodeView
+from genie.remote.seen.observed import NodeView
 from genie.security import Scope, tokens
 from genie_backend_tcp import TcpTransport
 
@@ -29,24 +29,31 @@ REST_SECONDS = 35.0  # longer than the pauses between two times that a node give
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a node has at one moment. Bytes; ``kept`` is free, for what sessions will be sent, and ``anonymous`` all
-    memory of the process that no file backs."""
+    """What a node has at one moment. Bytes; ``kept`` is free, for what sessions will be sent, ``anonymous`` all memory
+    of the process that no file backs, and ``heap`` what of the C library's heaps is in use. ``threads`` are those but
+    for the node's that wait for the next session."""
 
     sessions: int
     values: int
     kept: int
     contents: int
     anonymous: int
+    heap: int
     descriptors: int
     threads: int
 
+    def left_since(self, before: Standing) -> tuple[str, ...]:
+        """What of clients is left, in words. The control plane's workers come as they are needed, and stay."""
+        left = {
+            "sessions": self.sessions,
+            "bytes of values": self.values,
+            "descriptors": self.descriptors - before.descriptors,
+            "threads": self.threads - before.threads - CONTROL_THREADS,
+        }
+        return tuple(f"{count} {name}" for name, count in left.items() if count > 0)
+
     def clean_since(self, before: Standing) -> bool:
-        """Nothing of any client is left. The control plane's workers come as they are needed, and stay."""
-        return (
-            not (self.sessions or self.values)
-            and self.descriptors <= before.descriptors
-            and self.threads <= before.threads + CONTROL_THREADS
-        )
+        return not self.left_since(before)
 
 
 @dataclass
@@ -77,8 +84,9 @@ class Node:
             kept=view.memory.buffers,
             contents=view.content.get("content_bytes", 0),
             anonymous=int(anonymous.split()[1]) << 10,
+            heap=view.process.heap_bytes,
             descriptors=_fewest(proc / "fd"),
-            threads=len(list((proc / "task").iterdir())),
+            threads=len(list((proc / "task").iterdir())) - view.process.idle_threads,
         )
 
     def settled(self, seconds: float, rest: float = 0.0) -> Standing:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence
-from genie.match import LINEAR, Attention, Finder, Match, Structure, attentions, calls, flow, lineage, weights
+from genie.match import (
+    LINEAR,
+    Attention,
+    Finder,
+    Match,
+    Structure,
+    attentions,
+    calls,
+    flow,
+    lineage,
+    weight_side,
+    weights,
+)
 
 _LINEAR = frozenset(LINEAR.split())
 _APPENDS = frozenset("cat index_copy index_put slice_scatter copy scatter".split())
@@ -40,9 +52,10 @@ class AttentionRoles(Finder):
             if len(each.nodes) == 1:
                 yield Match((view.steps[each.nodes[0]],), labelled(role, kind))
             else:
-                product, apply, softmax, *between = each.nodes
+                product, apply, *between = each.nodes
+                between = [at for at in between if at not in each.softmax]
                 yield Match((view.steps[product],), labelled("attention_scores", kind))
-                yield Match((view.steps[softmax],), labelled("attention_softmax", kind))
+                yield Match([view.steps[at] for at in each.softmax], labelled("attention_softmax", kind))
                 yield Match((view.steps[apply],), labelled(role, kind))
                 yield Match([view.steps[at] for at in between], labelled("attention_scores", kind))
             for operand, role in ((each.query, "query"), (each.key, "key"), (each.value, "value")):
@@ -53,7 +66,7 @@ class AttentionRoles(Finder):
                     name = view.names[at]
                     if name in _LINEAR and any(view.storage[v] in heavy for v in view.operands[at]):
                         yield Match((view.steps[at],), labelled(f"attention_{role}", f"makes the {role} of attention"))
-                    elif name == "cat" and view.steps[at].outputs[0] in chains:
+                    elif name in _APPENDS and view.steps[at].outputs and view.steps[at].outputs[0] in chains:
                         yield Match((view.steps[at],), labelled("kv_append", "grows the cache attention reads"))
                 written = view.writes.get(view.storage[operand], ()) if role != "query" else ()
                 for at in written:
@@ -112,6 +125,8 @@ def _writes_own(view: Structure, attention: Attention, call: int) -> bool:
 
 def _data_of(view: Structure, product: int) -> int:
     """What a product multiplies with its matrix."""
+    if view.names[product] == "mm":
+        return view.operands[product][1 - weight_side(view, product)]
     return view.operands[product][1 if view.names[product] in ("addmm", "baddbmm") else 0]
 
 
@@ -165,8 +180,8 @@ def _behind(view: Structure, value: int, call: int) -> Iterator[int]:
             if view.names[at] in _LINEAR:
                 continue
             operands = view.operands[at]
-            # Of a cache that grows, the new part; of anything else, all there is.
-            following += operands[-1:] if view.names[at] == "cat" else operands[:2]
+            # Of a cache that grows, or a part of which is replaced, the new part; of anything else, all there is.
+            following += operands[-1:] if view.names[at] in _APPENDS else operands[:2]
         front = following[:4]
 
 

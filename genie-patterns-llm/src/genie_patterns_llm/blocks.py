@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from genie.graph.structure import PARTS, SAME
 from genie.match import LINEAR, Rule, Structure, Table, activation, linear, op, weights
 
+_ALONE = frozenset("add sub mul div pow square tanh sigmoid erf exp neg".split())
 _NORMS = "native_layer_norm layer_norm rms_norm _fused_rms_norm native_group_norm native_batch_norm batch_norm"
 
 
@@ -30,10 +31,30 @@ def _rejoins(view: Structure, at: int) -> bool:
         and operands[0] != operands[1]
         and len(view.shape(operands[0])) >= 2
         and any(len(view.users[value]) > 1 for value in operands)
-        and view.shape(operands[0]) == view.shape(operands[1])
+        and _without_ones(view.shape(operands[0])) == _without_ones(view.shape(operands[1]))
         and view.dtype(operands[0]).startswith(("float", "bfloat"))
         and not _weighted(view, at)  # an update
+        and not _of_each_other(view, *operands)
     )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without dimensions of one element in front, which sums need not have."""
+    while shape[:1] == (1,):
+        shape = shape[1:]
+    return shape
+
+
+def _of_each_other(view: Structure, one: int, other: int) -> bool:
+    """Whether one value is computed from the other element by element: a sum like that is a function, and no branch."""
+    for value, whole in ((one, other), (other, one)):
+        front = [value]
+        for _ in range(4):
+            makers = [at for each in front if (at := view.maker[view.source[each]]) >= 0]
+            front = [each for at in makers if view.names[at] in _ALONE for each in view.operands[at]]
+            if whole in front:
+                return True
+    return False
 
 
 def _by_position(view: Structure, at: int) -> bool:

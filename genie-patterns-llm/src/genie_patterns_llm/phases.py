@@ -26,7 +26,9 @@ from genie_patterns_llm.attention import behind, crosses
 from genie_patterns_llm.sampling import choosing, vocabulary_heads
 
 _RECURS = frozenset("_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm gru rnn_tanh rnn_relu cumsum cumprod".split())
+_RECURS |= {"genie::scan", "genie::while_loop"}
 _PRODUCTS = frozenset(LINEAR.split())
+_COPIES_WITH = frozenset("index_copy index_put slice_scatter select_scatter scatter".split())
 _OFTEN = 3  # uses of one weight in a call that make a loop
 _MOST_SPECULATED = 8  # positions checked at once by speculative decoding
 
@@ -193,7 +195,7 @@ class _Reader:
             if chain is not None and chain.kind == "written":
                 new = self._written(value, chain.axis, call)
                 if new >= 0:
-                    return self._room(attention, value, chain.axis, self._positions(call) or new)
+                    return self._room(attention, chain.versions[0], chain.axis, self._positions(call) or new)
         moved = self.chains.get(root)
         if moved is not None and moved.kind == "replaced" and (new := self._positions(call)):
             return _Step(new, max(attention.keys - new, 0))  # a window kept in place: moved on, then written
@@ -276,6 +278,12 @@ class _Reader:
             if len(shape) == len(view.shape(root)) and axis >= 0:
                 return shape[axis]
             return shape[-2] if len(shape) >= 2 else 1
+        for value in self.chains[root].versions if root in self.chains else ():
+            at = view.maker[value]
+            if at >= 0 and self.call_of[at] == call and view.names[at] in _COPIES_WITH:
+                shape = view.shape(view.operands[at][-1])
+                if len(shape) == len(view.shape(value)) and axis >= 0:
+                    return shape[axis]
         return -1
 
     def _cached(self, found: list[tuple[Attention, _Step]], mine: int, filled: bool) -> _Call:

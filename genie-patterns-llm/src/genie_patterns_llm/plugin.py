@@ -33,6 +33,18 @@ def _sampling(settings: Settings) -> Any:
     return Sampling()
 
 
+def _written(settings: Settings) -> Any:
+    from genie_patterns_llm.written import Written
+
+    return Written()
+
+
 @hookimpl
 def genie_patterns() -> Mapping[str, Callable[[Settings], Any]]:
-    return {"llm-blocks": _blocks, "llm-attention": _attention, "llm-phases": _phases, "llm-sampling": _sampling}
+    return {
+        "llm-blocks": _blocks,
+        "llm-written": _written,
+        "llm-attention": _attention,
+        "llm-phases": _phases,
+        "llm-sampling": _sampling,
+    }

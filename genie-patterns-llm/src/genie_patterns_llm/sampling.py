@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from genie.graph import Evidence, Graph
-from genie.match import LINEAR, Finder, Match, Structure, attentions, calls, flow, once, structure, weights
+from genie.match import LINEAR, Finder, Match, Structure, attentions, calls, flow, once, structure, weight_side, weights
 
 _LINEAR = frozenset(LINEAR.split())
 _CHOOSES = frozenset("argmax multinomial topk sort max exponential".split())
@@ -61,20 +61,22 @@ def _heads(graph: Graph) -> dict[int, int]:
         for at in view.by_name[name]:
             outputs = view.steps[at].outputs
             shape = view.shape(outputs[0]) if outputs and outputs[0] >= 0 else ()
+            # One written the other way round gives a row for each word.
+            if name == "mm" and shape and weight_side(view, at) == 0:
+                shape = shape[::-1]
             if not shape or shape[-1] not in words or shape[-1] < 2:
                 continue
             held = (value for value in view.operands[at] if view.storage[value] in heavy)
             matrix = next((value for value in held if len(view.shape(value)) == 2), -1)
             if outputs[0] in read:
                 continue  # queries, keys and values in one product
-            if matrix >= 0 and shape[-1] in view.shape(matrix) and _last(view, outputs[0]):
+            if matrix >= 0 and shape[-1] in view.shape(matrix) and _last(view, outputs[0], shape[-1]):
                 found[at] = shape[-1]
     return found
 
 
-def _last(view: Structure, scores: int) -> bool:
+def _last(view: Structure, scores: int, words: int) -> bool:
     """Whether scores stay scores of words, until they are chosen from or summed up: nothing multiplies them further."""
-    words = view.shape(scores)[-1]
     front = [scores]
     for _ in range(6):
         following: list[int] = []
