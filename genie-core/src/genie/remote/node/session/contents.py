@@ -10,13 +10,14 @@ from genie.host import flat
 from genie.interfaces import Session
 from genie.remote.abilities import Sharing, SharingContents, Weight
 from genie.remote.node.realm import Realm
-from genie.remote.node.session.state import Answer
+from genie.remote.node.session.answers import Answer
+from genie.remote.node.session.failures import Failures
 from genie.wire import Kind, Limits, messages
 
 
 class NodeContents:
-    """The session ``name``'s end of the node's ``store``. ``fail`` remembers why a handle has no value, ``known`` that
-    its value is the content with a digest."""
+    """The session ``name``'s end of the node's ``store``. ``known`` is told that a handle's value is the content with a
+    digest."""
 
     def __init__(
         self,
@@ -24,14 +25,14 @@ class NodeContents:
         session: Session,
         store: Realm,
         limits: Limits,
-        fail: Callable[[int, GenieError | MemoryError], None],
+        failures: Failures,
         known: Callable[[int, bytes], None],
     ) -> None:
         self._name = name
         self._session = session
         self._store = store
         self._limits = limits
-        self._fail = fail
+        self._failures = failures
         self._known = known
         self._shared: dict[int, object] = {}  # what keeps a shared value known to the store, by handle
 
@@ -51,7 +52,7 @@ class NodeContents:
                 raise ProtocolError(f"a content of {len(content)} bytes for a value of {size}")
             self._use(digest, handle, spec, content)
         except (GenieError, MemoryError) as error:
-            self._fail(handle, error)
+            self._failures.add(handle, error)
         finally:
             self._store.done(self._name, digest)
 

@@ -9,7 +9,6 @@ from time import perf_counter_ns
 
 import structlog
 
-from genie import codec
 from genie.device import Device
 from genie.errors import (
     ConnectionLost,
@@ -17,35 +16,32 @@ from genie.errors import (
     GenieError,
     LimitExceeded,
     NodeError,
-    OutOfMemory,
     ProtocolError,
-    UnsupportedOperation,
     VersionMismatch,
 )
-from genie.graph import TensorSpec
-from genie.host import HostValue, flat
-from genie.interfaces import Buffer, Connection, Looping, Poisoning, Profiling, Session, Watched
-from genie.remote.abilities import Allocating, Allocation, Sharing
+from genie.interfaces import Buffer, Connection, Profiling, Session, Watched
 from genie.remote.channels.ends import Channels
 from genie.remote.memory import room
 from genie.remote.node.meters import Meter
 from genie.remote.node.realm import Realm
+from genie.remote.node.session.answers import Answer
 from genie.remote.node.session.cancelling import Cancellation
 from genie.remote.node.session.contents import NodeContents
+from genie.remote.node.session.failures import Failures
 from genie.remote.node.session.lasting import Lasting
-from genie.remote.node.session.loop import NodeLoop
+from genie.remote.node.session.passing import Passing
 from genie.remote.node.session.prefetch import Prefetch
+from genie.remote.node.session.programs import NodePrograms
 from genie.remote.node.session.spans import join
-from genie.remote.node.session.state import NodeState, valued
+from genie.remote.node.session.state import NodeState
+from genie.remote.node.session.values import NodeValues
 from genie.security import Identity
 from genie.tenancy.pace import Pace
-from genie.wire import Dialogue, Kind, Limits, channels, frames, loops, messages, profiles, snapshots
+from genie.wire import Dialogue, Kind, Limits, frames, loops, messages, profiles
 
 log = structlog.get_logger("genie.node")
 
-_EXECUTE, _LOOP, _BYE = map(int, (Kind.EXECUTE, Kind.LOOP, Kind.BYE))
-_MOST_FAILURES = 1 << 10
-_MOST_PLANS = 1 << 16
+_LOOP, _BYE = map(int, (Kind.LOOP, Kind.BYE))
 
 
 class _Refused(Exception):
@@ -85,47 +81,44 @@ class NodeSession:
         self.meter = Meter(name, session.stats)
         self._store = store
         self._limits = limits
-        self._capacity = capacity
         self._channels = channels
         self.cancellation = Cancellation(session, connection, channels.sends)
-        self._plans: list[int] = []
-        self._failed_plans: dict[int, GenieError] = {}
-        self._failed: dict[int, GenieError] = {}
-        self._deferred: GenieError | None = None
-        channels.told = self._defer
-        self._loop = NodeLoop()
         self.prefetch = Prefetch(session)
-        self._allocation: Allocation | None = None  # what is being received into, if the backend offered it
-        self._state = NodeState(session, limits, self._failed, self._fail, lambda: self._deferred, self._defer)
-        self._contents = NodeContents(name, session, store, limits, self._fail, self._state.known)
+        self._failures = failures = Failures(session.device)
+        self._state = state = NodeState(session, limits, failures)
+        self._contents = contents = NodeContents(name, session, store, limits, failures, state.known)
+        self._values = values = NodeValues(session, limits, capacity, failures, contents)
+        self._programs = NodePrograms(name, session, limits, self.meter, pace, failures)
+        self._passing = passing = Passing(session, channels, values, state, failures, pace, self._client_gone)
         self._work: dict[int, Callable[[memoryview], None]] = {
-            Kind.LOAD_PLAN: self._load,
-            Kind.UPLOAD: self._upload,
-            Kind.FREE: self._free,
+            Kind.LOAD_PLAN: self._programs.load,
+            Kind.EXECUTE: self._programs.execute,
+            Kind.UPLOAD: values.upload,
+            Kind.UPLOAD_COMMIT: contents.commit,
+            Kind.FREE: values.free,
             Kind.SEED: self._seed,
             Kind.SET_GENERATOR_STATE: self._set_generator_state,
-            Kind.UPLOAD_COMMIT: self._contents.commit,
-            Kind.OUTLET: self._outlet,
-            Kind.SEND: self._send,
-            Kind.SEND_MEMORY: self._send_memory,
-            Kind.RECEIVE: self._receive,
+            Kind.OUTLET: passing.outlet,
+            Kind.SEND: passing.send,
+            Kind.SEND_MEMORY: passing.send_memory,
+            Kind.RECEIVE: passing.receive,
             Kind.TRACE: self._trace,
             Kind.HEARD: self._heard,
         }
-        self._requests: dict[int, Callable[[memoryview], tuple[Kind, bytes, memoryview | None]]] = {
-            Kind.UPLOAD_BEGIN: self._contents.begin,
-            Kind.FETCH: self._fetch,
-            Kind.DESCRIBE: self._describe,
+        self._requests: dict[int, Callable[[memoryview], Answer]] = {
+            Kind.UPLOAD_BEGIN: contents.begin,
+            Kind.FETCH: values.fetch,
+            Kind.DESCRIBE: values.describe,
             Kind.GENERATOR_STATE: self._generator_state,
             Kind.SYNC: self._synchronize,
             Kind.STATS: self._stats,
-            Kind.INLET: self._inlet,
+            Kind.INLET: passing.inlet,
             Kind.PROFILE: self._profile,
             Kind.MARK: self._mark,
-            Kind.SNAPSHOT: self._state.tell,
-            Kind.READ_MEMORY: self._state.read,
+            Kind.SNAPSHOT: state.tell,
+            Kind.READ_MEMORY: state.read,
             Kind.RESTORE: self._restore,
-            Kind.STAGE: self._contents.stage,
+            Kind.STAGE: contents.stage,
         }
         self._leaves = False  # the message under way ends with BYE
         self._look_again: tuple[int, int, memoryview] | None = None  # the last question answered with bulk data
@@ -149,7 +142,7 @@ class NodeSession:
             self._dialogue.close()
             self._connection.close()
             self._channels.close()
-            self._allocation = None
+            self._values.await_none()
             self._contents.release()
             self.meter.end()
             self.pace.close()
@@ -182,10 +175,7 @@ class NodeSession:
             return True
         self._leaves = records[-1][0] == _BYE
         for kind, body in records:
-            if kind == _EXECUTE:
-                self._execute(body)
-                meter.done(kind)
-            elif kind in self._work:
+            if kind in self._work:
                 self._work[kind](body)
                 meter.done(kind)
             elif kind in self._requests:
@@ -200,35 +190,11 @@ class NodeSession:
                 return False
         return True
 
-    def _execute(self, body: memoryview) -> None:
-        number, used = messages.get_varint(body)
-        plan = self._plan(number)
-        if plan < 0:
-            self._defer(self._failed_plans[number])
-            return
-        try:
-            self._session.execute(plan, body[used:])
-        except GenieError as error:
-            log.info("execution failed", plan=number, reason=error.message)
-            # What it needed may be missing because its upload failed: that is the reason to tell.
-            self._defer(next(iter(self._failed.values()), error))
-
-    def _plan(self, number: int) -> int:
-        """Its number in the local session, negative if it was refused."""
-        try:
-            found = self._plans[number]
-            self.meter.uses(number)
-            return found
-        except IndexError:
-            raise ProtocolError(f"plan {number} is executed and was never sent") from None
-
     def _repeat(self, seq: int, body: memoryview) -> None:
         """A LOOP: an answer per iteration, as it ends."""
         count, begin = loops.get(body)
         try:
-            if begin is not None:
-                self._begin_loop(begin)
-            for answer in self._loop.run(count):
+            for answer in self._programs.repeat(count, begin):
                 made = perf_counter_ns()
                 self.pace.answers(len(answer), self.cancellation.deserted)
                 self._connection.send(frames.one(seq, Kind.LOOPED, answer))
@@ -236,29 +202,16 @@ class NodeSession:
         except ConnectionLost:
             raise
         except (GenieError, MemoryError) as error:
-            self._loop.end()  # more of it may be asked for already
+            self._programs.end_loop()
             self.meter.failures += 1
             self._connection.send(frames.one(seq, Kind.ERROR, messages.put_error(error)))
-
-    def _begin_loop(self, begin: loops.Begin) -> None:
-        self._loop.end()
-        plan = self._plan(begin.plan)
-        if plan < 0:
-            raise self._failed_plans[begin.plan]
-        if not isinstance(self._session, Looping):
-            raise UnsupportedOperation(f"the backend of {self.device.id} does not repeat plans", where=self.name)
-        try:
-            self._loop.begin(self._session.loop(plan, begin.bindings, begin.loop, begin.times))
-        finally:
-            # What went wrong before is the reason to tell; with the bindings both sides' memory moved on.
-            self._tell_deferred()
 
     # --- bulk data: checked before it is received ---------------------------------------------------
 
     def _memory(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview]:
         """Where a message's buffer goes. Raises to refuse: what the session cannot take is skipped by the
         connection, and what no honest client sends ends the session."""
-        self._allocation = None
+        self._values.await_none()
         self.prefetch.begin()  # beside the rest of the message
         seq, kind, body = frames.single(header)
         (size,) = sizes
@@ -269,11 +222,11 @@ class NodeSession:
             if rest or messages.spec_bytes(spec, self._limits) != size:
                 raise ProtocolError(f"{size} bytes of data for a value of shape {spec.shape}, {spec.dtype}")
             try:
-                return [self._memory_of(spec, size)]
+                return [self._values.memory_of(spec, size)]
             except (GenieError, MemoryError) as error:
                 # The client goes on: its data is received and dropped, and the handle tells why when it is looked at.
                 self._dialogue.numbered(seq)
-                self._fail(handle, error)
+                self._failures.add(handle, error)
                 raise _Refused from error
         if kind == Kind.UPLOAD_CHUNK:
             digest, offset = messages.get_chunk(body)
@@ -289,168 +242,45 @@ class NodeSession:
             return self.lasting.cut()
         return isinstance(self._connection, Watched) and self._connection.hung_up()
 
-    def _memory_of(self, spec: TensorSpec, size: int) -> memoryview:
-        if isinstance(self._session, Allocating) and spec.stride is None:
-            self._allocation = self._session.allocate(spec)
-            return self._allocation.data
-        if size > self._capacity:
-            raise OutOfMemory(
-                f"a value of {size} bytes does not fit: the device has memory for {self._capacity}",
-                device=self.device.id,
-                kind="OutOfMemory",
-            )
-        return room(size)
-
     def _bulk(self, record: tuple[int, memoryview], data: Buffer) -> None:
         kind, body = record
         if kind == Kind.UPLOAD:
             handle, spec, _ = messages.get_value(body)
-            self._take(handle, spec, data)
+            self._values.take(handle, spec, data)
         elif kind == Kind.UPLOAD_CHUNK:
             digest, _ = messages.get_chunk(body)
             self._store.received(self.name, digest, len(data))
         else:
-            self._load(body, data)
+            self._programs.load(body, data)
 
     # --- work: never answered -----------------------------------------------------------------------
-
-    def _load(self, body: memoryview, data: Buffer | None = None) -> None:
-        number, used = messages.get_varint(body)
-        if number != len(self._plans):
-            raise ProtocolError(f"plan {number} was sent where {len(self._plans)} was due")
-        if number >= _MOST_PLANS:
-            raise LimitExceeded(f"a session has at most {_MOST_PLANS} plans")
-        self.meter.loaded(number)
-        try:
-            self.pace.plan(len(body) - used if data is None else len(data))
-            plan = codec.decode_plan(body[used:] if data is None else data, where=self.name, limit=self._limits.plan)
-            self._plans.append(self._session.load(plan))
-            log.debug("plan loaded", plan=number, steps=len(plan.graph.steps))
-        except GenieError as error:
-            log.info("plan refused", plan=number, reason=error.message)
-            self._plans.append(-1)
-            self._failed_plans[number] = error
-            self._defer(error)
-
-    def _upload(self, body: memoryview) -> None:
-        handle, spec, data = messages.get_value(body)
-        if messages.spec_bytes(spec, self._limits) != len(data):
-            raise ProtocolError(f"{len(data)} bytes of data for a value of shape {spec.shape}, {spec.dtype}")
-        self._take(handle, spec, data)
-
-    def _take(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
-        try:
-            self._hold(handle, spec, data)
-        except (GenieError, MemoryError) as error:
-            self._fail(handle, error)
-
-    def _hold(self, handle: int, spec: TensorSpec, data: Buffer) -> None:
-        """What was received, where :meth:`_memory_of` said, is the value ``handle``."""
-        allocation, self._allocation = self._allocation, None
-        if allocation is not None:
-            allocation.commit(handle)
-        else:
-            self._session.upload(handle, spec, data)
-
-    def _free(self, body: memoryview) -> None:
-        handles = messages.get_handles(body)
-        self._contents.freed(handles)
-        if self._failed:
-            for handle in handles:
-                self._failed.pop(handle, None)
-        try:
-            self._session.free(handles)
-        except GenieError as error:  # what was never made, because a step before it failed, need not be freed
-            log.debug("not freed", reason=error.message)
 
     def _seed(self, body: memoryview) -> None:
         generator, seed = messages.get_seed(body)
         try:
             self._session.seed(generator, seed)
         except GenieError as error:
-            self._defer(error)
+            self._failures.defer(error)
 
     def _set_generator_state(self, body: memoryview) -> None:
         generator = messages.get_generator(body[:8], "SET_GENERATOR_STATE")
         try:
             self._session.set_generator_state(generator, bytes(body[8:]))
         except GenieError as error:
-            self._defer(error)
+            self._failures.defer(error)
 
     def _trace(self, body: memoryview) -> None:
         self.meter.trace = join(body, self.name, self.device.id)
 
-    # --- values from and to other nodes -------------------------------------------------------------
-
-    def _outlet(self, body: memoryview) -> None:
-        opened = channels.get_outlet(body)
-        self._channels.connect(opened.number, opened.target)
-
-    def _send(self, body: memoryview) -> None:
-        number, handle = channels.get_send(body)
-        try:
-            with self.pace.elsewhere():
-                self._channels.send(number, lambda: self._sent(handle), self._client_gone)
-        except DeadlineExceeded as error:  # the receiver is told, too: the session goes on without that channel
-            self._defer(error)
-
-    def _send_memory(self, body: memoryview) -> None:
-        number, id, version = snapshots.get_send(body)
-        with contextlib.suppress(DeadlineExceeded):  # the receiver is told: it is no affair of the program's
-            self._channels.send(number, lambda: self._state.sent(id, version), self._client_gone)
-
-    def _sent(self, handle: int) -> HostValue:
-        try:
-            spec = self._session.describe(handle)  # strides and all: what is computed there must be laid out as here
-            data = memoryview(self._session.fetch(handle).data)
-            # It leaves later: of what is not shared, later work might write to it before.
-            return HostValue(spec, data if isinstance(self._session, Sharing) else memoryview(bytes(data)))
-        except GenieError as error:
-            # What it needed may be missing because of an earlier failure: that is the reason to tell.
-            raise self._failed.get(handle) or self._deferred or error from None
-
-    def _receive(self, body: memoryview) -> None:
-        number, position, handle = channels.get_receive(body)
-        inlet = self._channels.inlet(number)
-        inlet.check(position)
-        self._allocation = None
-        try:
-            with self.pace.elsewhere():
-                value = inlet.take(position, self._memory_of, self._client_gone)
-            self._hold(handle, value.spec, value.data)
-        except (GenieError, MemoryError) as error:
-            self._allocation = None
-            if isinstance(self._session, Poisoning) and isinstance(error, GenieError):
-                self._poison(self._session, handle, error)
-            else:
-                self._fail(handle, error)
-
-    def _poison(self, session: Poisoning, handle: int, error: GenieError) -> None:
-        try:
-            session.poison(handle, error)
-        except GenieError as refused:  # the handle is another value's, or none
-            self._defer(refused)
+    def _heard(self, body: memoryview) -> None:
+        count = messages.get_number(body, "HEARD")
+        if self.lasting is not None:
+            self.lasting.acknowledge(count)
 
     def _client_gone(self) -> bool:
         """Whether it hung up, and will not come back, while this session waits for something else. What it asked before
         is done to the end: other nodes may wait for that."""
         return self._leaves or self.cancellation.gone()
-
-    def _inlet(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        opening = channels.get_opening(body)
-        return Kind.INLET_OPEN, channels.put(self._channels.open(opening.number, opening.source)), None
-
-    def _defer(self, error: GenieError) -> None:
-        if self._deferred is None:
-            self._deferred = error
-
-    def _fail(self, handle: int, error: GenieError | MemoryError) -> None:
-        if not isinstance(error, GenieError):
-            error = OutOfMemory(str(error) or "no memory for a value", device=self.device.id, kind="MemoryError")
-        if len(self._failed) < _MOST_FAILURES:
-            self._failed[handle] = error
-        else:
-            self._defer(error)
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -467,7 +297,7 @@ class NodeSession:
             self._connection.send(frames.one(seq, answer, payload, len(data)), (data,))
         self.meter.answered(kind, size, made, answer == Kind.ERROR)
 
-    def _asked(self, kind: int, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _asked(self, kind: int, body: memoryview) -> Answer:
         try:
             return self._requests[kind](body)
         except (GenieError, MemoryError) as error:
@@ -487,64 +317,27 @@ class NodeSession:
             return frames.one(seq, answer, payload), ()
         return frames.one(seq, answer, payload, len(data)), (data,)
 
-    def _heard(self, body: memoryview) -> None:
-        count = messages.get_number(body, "HEARD")
-        if self.lasting is not None:
-            self.lasting.acknowledge(count)
-
-    def _mark(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _mark(self, body: memoryview) -> Answer:
         told = 0 if self.lasting is None else self.lasting.told + 1
         return Kind.MARKED, messages.HANDLE.pack(told), None
 
-    def _tell_deferred(self) -> None:
-        if self._deferred is not None:
-            error, self._deferred = self._deferred, None
-            raise error
-
-    def _look(self, handle: int) -> None:
-        self._tell_deferred()
-        if self._failed and handle in self._failed:
-            raise self._failed[handle]
-
-    def _restore(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _restore(self, body: memoryview) -> Answer:
         self._contents.renamed(self._state.take(body))
         return Kind.DONE, b"", None
 
-    def _fetch(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        handle, wanted = messages.get_fetch(body)
-        self._look(handle)
-        value = self._session.fetch(handle)
-        data = memoryview(value.data)
-        if wanted not in (messages.ANY_SIZE, data.nbytes):
-            raise NodeError(f"the value has {data.nbytes} bytes, the memory for it {wanted}", where=f"handle {handle}")
-        spec = value.spec if value.spec.stride is None else TensorSpec(tuple(value.spec.shape), value.spec.dtype)
-        if data.ndim != 1 or data.format != "B":
-            data = flat(data)
-        return valued(spec, data)
-
-    def _describe(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
-        handle = messages.get_handle(body, "DESCRIBE")
-        self._look(handle)
-        return Kind.SPEC, messages.put_struct(self._session.describe(handle)), None
-
-    def _generator_state(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _generator_state(self, body: memoryview) -> Answer:
         return Kind.STATE, self._session.generator_state(messages.get_generator(body, "GENERATOR_STATE")), None
 
-    def _synchronize(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _synchronize(self, body: memoryview) -> Answer:
         self._session.synchronize()
-        with self.pace.elsewhere():
-            failure = self._channels.settle()
-        if failure is not None:
-            if self._deferred is failure:
-                self._deferred = None
-            raise failure
+        self._passing.settle()
         return Kind.DONE, b"", None
 
-    def _stats(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _stats(self, body: memoryview) -> Answer:
         counters = {name: int(number) for name, number in self.stats().items()}
         return Kind.COUNTERS, messages.put_struct(counters), None
 
-    def _profile(self, body: memoryview) -> tuple[Kind, bytes, memoryview | None]:
+    def _profile(self, body: memoryview) -> Answer:
         share = profiles.get_share(body)
         rows = self._session.profile(share) if isinstance(self._session, Profiling) else ()
         return Kind.PROFILED, profiles.put_rows(rows), None

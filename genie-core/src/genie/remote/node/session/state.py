@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
-from genie.errors import GenieError, LimitExceeded, RemoteOpError, UnsupportedOperation
+from genie.errors import LimitExceeded, RemoteOpError, UnsupportedOperation
 from genie.failures import error_of, failure_of
 from genie.graph import TensorSpec
 from genie.host import HostValue, flat
 from genie.interfaces import Session, Snapshotting
 from genie.remote.abilities import Placing, Sharing
-from genie.remote.channels.outlets import FEW
+from genie.remote.node.session.answers import Answer, valued
+from genie.remote.node.session.failures import Failures
 from genie.snapshots import FailedValue, MemoryState
-from genie.wire import Kind, Limits, messages, snapshots
-
-Answer = tuple[Kind, bytes, memoryview | None]
+from genie.wire import Limits, messages, snapshots
 
 _MOST_CONTENTS = 1 << 16
 
 
-def valued(spec: TensorSpec, data: memoryview) -> Answer:
-    """A VALUE; few bytes travel in the record."""
-    if len(data) <= FEW:
-        return Kind.VALUE, messages.put_result(spec, data), None
-    return Kind.VALUE, messages.put_result(spec), data
-
-
 class NodeState:
-    """What is the node's of a session's state counts, too: failed uploads (``failures``, added to by ``fail``), an
-    error nobody was told yet (``untold``, ``defer``), and which memories are contents known by digest."""
+    """What is the node's of a session's state counts, too: its failures that were not told yet, and which memories
+    are contents known by digest."""
 
-    def __init__(
-        self,
-        session: Session,
-        limits: Limits,
-        failures: dict[int, GenieError],
-        fail: Callable[[int, GenieError], None],
-        untold: Callable[[], GenieError | None],
-        defer: Callable[[GenieError], None],
-    ) -> None:
+    def __init__(self, session: Session, limits: Limits, failures: Failures) -> None:
         self._session = session
         self._limits = limits
         self._failures = failures
-        self._fail = fail
-        self._untold = untold
-        self._defer = defer
         self._contents: dict[int, tuple[int, bytes]] = {}  # memory → the version that had this digest
 
     def known(self, handle: int, digest: bytes) -> None:
@@ -70,10 +49,9 @@ class NodeState:
         memories = tuple(msgspec.structs.replace(each, digest=self._digest(each)) for each in taken.memories)
         self._contents = {each.id: (each.version, each.digest) for each in memories if each.digest}
         failures = [*taken.failures]
-        failures += [FailedValue(handle, failure_of(error)) for handle, error in self._failures.items()]
-        untold = self._untold()
-        if untold is not None:
-            failures.append(FailedValue(0, failure_of(untold)))
+        failures += [FailedValue(handle, failure_of(error)) for handle, error in self._failures.by_handle.items()]
+        if self._failures.untold is not None:
+            failures.append(FailedValue(0, failure_of(self._failures.untold)))
         data = snapshots.put_snapshot(msgspec.structs.replace(taken, memories=memories, failures=tuple(failures)))
         if len(data) > snapshots.MOST_BYTES:
             raise LimitExceeded(f"a snapshot of {len(data)} bytes; the limit is {snapshots.MOST_BYTES}")
@@ -106,8 +84,7 @@ class NodeState:
         session = self._told()
         wanted = self._received(messages.get_handle(body, "RESTORE"))
         for _, handle in wanted.staged:
-            if handle in self._failures:
-                raise self._failures[handle]
+            self._failures.check(handle)
         digests = {memory: self._staged_digest(handle) for memory, handle in wanted.staged}
         told = wanted.snapshot.failures
         operators = tuple(each for each in told if each.handle and isinstance(error_of(each.failure), RemoteOpError))
@@ -115,9 +92,9 @@ class NodeState:
         for each in set(told).difference(operators):
             error = error_of(each.failure)
             if each.handle:
-                self._fail(each.handle, error)
+                self._failures.add(each.handle, error)
             else:
-                self._defer(error)
+                self._failures.defer(error)
         self._contents.clear()
         for memory in wanted.snapshot.memories:
             if digests.get(memory.id):
@@ -126,8 +103,7 @@ class NodeState:
         return {handle: users[memory] for memory, handle in wanted.staged if memory in users}
 
     def _received(self, handle: int) -> snapshots.Restoration:
-        if handle in self._failures:
-            raise self._failures[handle]
+        self._failures.check(handle)
         size = self._session.describe(handle).nbytes
         if size > snapshots.MOST_BYTES:  # before it is copied from a device
             raise LimitExceeded(f"a snapshot of {size} bytes; the limit is {snapshots.MOST_BYTES}")
