@@ -59,6 +59,11 @@ pybind11::object capsule_of(const at::Tensor& tensor) {
   return capsule;
 }
 
+// The same memory as elements of another type. Most values have the type that carries them: no operator for those.
+at::Tensor as_type(const at::Tensor& tensor, c10::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.view(dtype);
+}
+
 at::Tensor tensor_in(const pybind11::handle& capsule) {
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), fresh_name));
   if (managed == nullptr) {
@@ -91,7 +96,7 @@ at::Tensor Compiled::as_taken(const at::Tensor& operand, size_t place) const {
   TORCH_CHECK(
       operand.defined() && operand.sizes() == at::IntArrayRef(face.shape) && operand.scalar_type() == face.carried,
       "operand ", place, " of a compiled program is to be ", toString(face.carried), at::IntArrayRef(face.shape));
-  auto taken = operand.resolve_conj().resolve_neg().contiguous().view(face.dtype);
+  auto taken = as_type(operand.resolve_conj().resolve_neg().contiguous(), face.dtype);
   const auto at = reinterpret_cast<uintptr_t>(taken.const_data_ptr());
   return at % alignment == 0 ? taken : taken.clone();
 }
@@ -126,7 +131,7 @@ std::vector<at::Tensor> Compiled::run(const std::vector<at::Tensor>& operands) {
     TORCH_CHECK(
         made[i].sizes() == at::IntArrayRef(face.shape) && made[i].scalar_type() == face.dtype,
         "result ", i, " of a compiled program is ", toString(made[i].scalar_type()), made[i].sizes());
-    made[i] = made[i].contiguous().view(face.carried);
+    made[i] = as_type(made[i].contiguous(), face.carried);
   }
   return made;
 }

@@ -94,6 +94,8 @@ class SocketConnection:
 
     def _read(self, space: memoryview) -> int:
         """What the socket has."""
+        if self._progress is None:
+            return self._receive_some(space)
         return self._in_time(lambda: self._receive_some(space))
 
     def _in_time(self, receive: Callable[[], int]) -> int:

@@ -29,7 +29,7 @@ class XlaProgram:
         from jaxlib import _jax
 
         self.bytes = bytes
-        self._execute = executable.execute_sharded
+        self._execute = executable.execute
         self._device = device
         self._taken = _jax.dlpack_managed_tensor_to_buffer
         self._given = _jax.buffer_to_dlpack_managed_tensor
@@ -38,8 +38,7 @@ class XlaProgram:
         return self._taken(operand, self._device, None, False)  # False: a copy would be a view of nothing
 
     def __call__(self, operands: Sequence[Any]) -> list[Any]:
-        made = self._execute(operands)
-        return [self._given(shards[0]) for shards in made.disassemble_into_single_device_arrays()]
+        return [self._given(made) for made in self._execute(operands)]
 
 
 class XlaCompiler:

@@ -47,6 +47,7 @@ class Runtime:
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, tuple[Device, ...]] = {}
         self._engines: dict[tuple[str, tuple[Device, ...], str], DeviceEngine] = {}
+        self._asked: dict[tuple[int | None, str, str], DeviceEngine] = {}  # what was asked for before, and what it was
         self._executors: dict[tuple[str, tuple[Device, ...]], Executor] = {}
         self._cost_model: CostModel | None = None
         self._patterns: tuple[int, tuple[PatternMatcher, ...]] = (-1, ())
@@ -125,11 +126,14 @@ class Runtime:
     def engine(self, index: int | None = None, backend: str = "", policy: str = "") -> DeviceEngine:
         """The engine of a device, with a session of its own, made now if need be. ``None``, and the index after the
         last device's, is all of them: the scheduler chooses."""
-        name = backend or self.backend_name()
-        count = len(self._open(name))
-        return (
-            self.spread(range(count), name, policy) if index in (None, count) else self.spread((index,), name, policy)
-        )
+        known = self._asked.get((index, backend, policy))  # at every call of a program
+        if known is None:
+            name = backend or self.backend_name()
+            count = len(self._open(name))
+            indices = range(count) if index is None or index == count else (index,)
+            with self._lock:
+                known = self._asked[index, backend, policy] = self.spread(indices, name, policy)
+        return known
 
     def spread(self, indices: Sequence[int], backend: str = "", policy: str = "") -> DeviceEngine:
         """The engine of several devices."""
@@ -269,7 +273,7 @@ class Runtime:
                 engine.rest()
             closing: list[Any] = [*self._executors.values(), *(e.session for e in self._engines.values())]
             closing += self._backends.values()
-            self._executors, self._engines, self._backends, self._devices = {}, {}, {}, {}
+            self._executors, self._engines, self._asked, self._backends, self._devices = {}, {}, {}, {}, {}
             self._default = ""
         learning = self._learning() if self._cost_model is not None else None
         if learning is not None:
