@@ -45,8 +45,6 @@ def test_importing_has_no_effects_and_brings_nothing_heavy() -> None:
     assert python(f"import sys, genie; print(*[m for m in {heavy.split()} if m in sys.modules])") == ""
 
 
-def test_importing_is_quick() -> None:
-    source = "import time; start = time.process_time(); import genie; print(time.process_time() - start)"
-    # Time on the processor: what else the machine does must not count.
-    python("import genie")  # compiled files are there from here on
-    assert any(float(python(source)) < 0.15 for _ in range(20))
+def test_importing_brings_few_modules() -> None:
+    source = "import sys; before = set(sys.modules); import genie; print(len(set(sys.modules) - before))"
+    assert int(python(source)) < 250  # what it takes to import, nearly
