@@ -1,6 +1,6 @@
 """JAX's programs through a node on this machine, beside ``jax.jit`` here, in turns.
 
-    python benchmarks/bench_jax.py [--rounds N] [--json FILE]
+    python benchmarks/bench_jax.py [--rounds N] [--apart] [--json FILE]
 
 ``update`` is an optimizer's step on a pytree of many small arrays, whose results are the next call's operands: what
 the client spends on a call, which is all of the call that the program waits for. ``mlp`` is a network's forward pass,
@@ -12,6 +12,10 @@ is many of those steps in a loop within one program. ``lm`` is a small transform
 node's engine xla, by its operators, and by ``jax.jit`` here, all on the same cores. ``lm, 1 of 32: several`` is many of
 those calls, of which the last is waited for. Least is the least of the rounds: what other work on the machine disturbs
 least.
+
+The node has as many threads as the machine has cores, and shares all of them with this process, whose caches are cold
+after every call. With ``--apart`` the node has half of the cores for itself, this process with ``jax.jit`` the others:
+as many for each, as where they are two machines.
 """
 
 from __future__ import annotations
@@ -143,8 +147,15 @@ def engines(rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--apart", action="store_true", help="the node has half of the cores for itself")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    ours = theirs = sorted(os.sched_getaffinity(0))
+    if options.apart:
+        ours, theirs = ours[: len(ours) // 2], ours[len(ours) // 2 :]
+        if not ours:
+            parser.error("--apart needs two cores")
+        os.sched_setaffinity(0, ours)  # before JAX counts them
 
     import genie_jax
 
@@ -159,7 +170,7 @@ def main() -> None:
     ]
     x = generator.normal(size=(256, 512)).astype(np.float32)
 
-    with nodes.node() as address:
+    with nodes.node(cores=theirs) as address:
         genie.init(nodes=[address])
         remote_update, local_update = genie_jax.remote(update, engine="aten"), jax.jit(update)
         remote_mlp, local_mlp = genie_jax.remote(mlp, engine="aten"), jax.jit(mlp)
@@ -219,13 +230,14 @@ def main() -> None:
     print(measure.table(rows))
     by_engine, compared = [], {}
     if "compiler" in {offer.kind for offer in registry.offers()}:
-        with nodes.node(threads=os.cpu_count() or 1) as address:
+        with nodes.node(threads=len(theirs), cores=theirs) as address:
             genie.init(nodes=[address])
             by_engine, compared = engines(options.rounds)
         print(measure.table(by_engine))
     else:
         print("engine xla: not measured, genie-compiler-xla is not installed")
     result = {
+        "cores": {"client": ours, "node": theirs},
         "engines": compared,
         "leaves": LEAVES,
         "call_us": 1e3 * measure.milliseconds(calls["remote"]),
