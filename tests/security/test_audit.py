@@ -85,6 +85,21 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
         AuditLog(tmp_path / "none" / "audit")
 
 
+def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="cannot write the audit log"):
+        AuditLog(pipe)
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    path.unlink()
+    os.rename(pipe, path)  # while the node serves
+    log.write("opened")
+    path.unlink()
+    log.write("closed")
+    assert [(line["event"], line["lines_lost"]) for line in _lines(path)] == [("closed", 1)]
+
+
 def test_after_a_line_that_was_cut_short_the_next_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit"
     log = AuditLog(path)

@@ -106,7 +106,8 @@ class AuditLog:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Not waiting: whoever writes, all sessions in turn, would be held up by a pipe that nobody reads.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
 
 def _short(value: str | float | int) -> str | float | int:
