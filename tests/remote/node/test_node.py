@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from genie.errors import BackendUnavailable, ConfigError, ConnectionLost, DeadlineExceeded, RemoteOpError
 from genie.remote import NodeServer, RemoteBackend, RemoteClient, status
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.node import server
 from genie.remote.node.session.messages import NodeSession
 from genie.testing import Caller, MemoryTransport, NullBackend, single
 from genie.testing.plans import spec
@@ -254,6 +255,24 @@ def test_housekeeping_gives_back_what_lies_idle(make_node: Callable[..., Node]) 
     NodeServer(hoarder, MemoryTransport()).housekeep()
     assert hoarder.kept == 0
     make_node().server.housekeep()  # whoever keeps nothing is not asked
+
+
+def test_housekeeping_that_fails_is_no_reason_to_accept_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
+    class Failing(NullBackend):
+        def trim(self) -> None:
+            tried.set()
+            raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(server, "_HOUSEKEEPING_SECONDS", 0.01)
+    local, transport = Failing(), MemoryTransport(stall_timeout=10.0)
+    with NodeServer(local, transport, "node:0") as serving:
+        assert tried.wait(30)
+        node = Node(serving, local, transport)
+        caller = node.client()
+        assert caller.get(caller.put([1])) == [1]
+        node.backends[0].close()
 
 
 def test_housekeeping_frees_what_ended_sessions_leave(node: Node) -> None:

@@ -280,17 +280,26 @@ class NodeServer:
         return [told.get(device.id, {}) for device in self._devices]
 
     def housekeep(self) -> None:
-        """Give back what was kept for longer than it is likely to be used. To be called now and then."""
-        self._store.expire()
-        self.reception.housekeep()
+        """Give back what was kept for longer than it is likely to be used. To be called now and then. What fails is
+        logged, and the rest done: a thread that fails here would accept no clients any more."""
+        for duty in (self._store.expire, self.reception.housekeep, self._trim, self._tidy, self._end_unwelcome):
+            try:
+                duty()
+            except Exception:
+                log.exception("housekeeping failed")
+
+    def _trim(self) -> None:
         if isinstance(self._backend, Trimming):
             self._backend.trim()
+
+    def _tidy(self) -> None:
         with self._changed:
-            sessions = list(self._sessions.values())
             untidy, self._untidy = self._untidy, False
         if untidy:
             tidy()
-        for session, _ in sessions:
+
+    def _end_unwelcome(self) -> None:
+        for session in self._open_sessions():
             if reason := self.guard.unwelcome(session.owner):
                 log.warning("session ended", reason=reason, session=session.name, user=session.owner.name)
                 session.stop(reason)
