@@ -169,7 +169,18 @@ def test_the_top_of_the_file_is_checked(data):
         Cluster.parse(data)
 
 
-@pytest.mark.parametrize("text", ["cluster: [", "a: !!python/object/apply:os.system [true]", "\x00", "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cluster: [",
+        "a: !!python/object/apply:os.system [true]",
+        "\x00",
+        "[" * 5000,
+        "cluster: !!bool maybe",
+        "cluster: !!timestamp soon",
+        "cluster: !!int ''",
+    ],
+)
 def test_what_is_no_yaml_is_refused(tmp_path, text):
     path = tmp_path / "cluster.yaml"
     path.write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from genie.security import Guard, Scope, TokenFile, certs, tokens
 from genie_backend_tcp import TcpTransport
 
 HALF = "half"
+LONG = "x" * 300  # no file system has such a name
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     (directory / f"{HALF}.yaml").write_text("cluster:\n  devices:\n    - {id: a, addr")
     (directory / "unknown.toml").write_text("time_out = 3\n")
     (directory / "negative.toml").write_text("timeout = -3\n")
+    (directory / "digits.toml").write_text(f"timeout = {'3' * 5000}\n")
+    os.mkfifo(directory / "pipe")
     (directory / "folder").mkdir()
     return pki
 
@@ -108,6 +112,9 @@ CONFIG = "GENIE_CONFIG"
         ("cannot listen", ("--host", "192.0.2.1", "--insecure"), {}),
         ("cannot write the audit log", ("--audit-log", "none/audit"), {}),
         ("cannot write the audit log", ("--audit-log", "folder"), {}),
+        ("cannot write the audit log", ("--audit-log", "pipe"), {}),
+        ("cannot read the tokens file", ("--tokens", LONG), {}),
+        ("cannot write the audit log", ("--audit-log", LONG), {}),
         ("there is no device 'cuda:77'", ("--device", "cuda:77"), {}),
         ("'loacl'", ("--backend", "loacl"), {}),
         ("cannot listen", ("--unix", "none/socket"), {}),
@@ -116,6 +123,7 @@ CONFIG = "GENIE_CONFIG"
         ("the configuration is not TOML", (), {CONFIG: f"{HALF}.toml"}),
         ("cannot read the configuration", (), {CONFIG: "none.toml"}),
         ("YAML", (), {CONFIG: f"{HALF}.yaml"}),
+        ("the configuration is not TOML", (), {CONFIG: "digits.toml"}),
         ("unknown setting 'time_out'", (), {CONFIG: "unknown.toml"}),
         ("setting 'timeout'", (), {CONFIG: "negative.toml"}),
         ("unknown setting GENIE_TIMEOUTT", (), {"GENIE_TIMEOUTT": "3"}),
@@ -124,7 +132,9 @@ CONFIG = "GENIE_CONFIG"
         ("setting 'memory_limit_gb'", (), {"GENIE_MEMORY_LIMIT_GB": "-2"}),
         ("setting 'heartbeat_seconds'", (), {"GENIE_HEARTBEAT_SECONDS": "soon"}),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value) if isinstance(value, dict) else None,
+    ids=lambda value: (
+        " ".join(value)[:60] if isinstance(value, tuple) else str(value) if isinstance(value, dict) else None
+    ),
 )
 def test_what_a_node_does_not_start_with(
     refused: Callable[..., None],
@@ -155,6 +165,15 @@ def test_a_port_that_is_taken(refused: Callable[..., None], option: str) -> None
         refused(port, "serve", option, port, *rest)
 
 
+def test_a_control_port_that_is_not_for_us(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidden(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
+    refused("cannot listen at 127.0.0.1:81: Permission denied", "serve", "--port", "0", "--control-port", "81")
+
+
 def test_a_key_that_others_may_read(pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is said, and no reason not to serve."""
     key = tmp_path / "key"
@@ -176,6 +195,10 @@ def test_a_certificate_that_expires_soon(pki: Pki, capsys: pytest.CaptureFixture
     ("reason", "command"),
     [
         ("there is an authority already", ("certs", "init", ".")),
+        ("cannot make the directory", ("certs", "init", LONG)),
+        ("is no name for an authority", ("certs", "init", "new", "--name", "")),
+        ("is no name for an authority", ("certs", "init", "new", "--name", "x" * 65)),
+        ("a certificate for 9999 days", ("certs", "init", "new", "--node", "gpu1", "--days", "9999")),
         ("is no name of a host", ("certs", "node", ".", "a b")),
         ("cannot read the authority", ("certs", "node", "folder", "gpu1")),
         ("is no name for a client", ("certs", "client", ".", "")),
@@ -190,11 +213,13 @@ def test_a_certificate_that_expires_soon(pki: Pki, capsys: pytest.CaptureFixture
         ("cannot read the tokens file", ("tokens", "list", "none.json")),
         ("there is no token 'nobody'", ("tokens", "revoke", "tokens.json", "nobody")),
         ("there is no tokens file", ("tokens", "revoke", "none.json", "alice")),
+        ("cannot write the tokens file", ("tokens", "revoke", LONG, "alice")),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )
 def test_certs_and_tokens(refused: Callable[..., None], reason: str, command: tuple[str, ...]) -> None:
     refused(reason, *command)
+    assert not Path("new").exists()  # no authority that would be in the way of the next try
 
 
 # --- the client's side ------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def _from_file(environ: Mapping[str, str], directory: Path) -> _Layer:
         raise ConfigError("the configuration is larger than 1 MiB", where=str(path))
     try:
         data = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # its own errors, of text, and of numbers with too many digits
         raise ConfigError(f"the configuration is not TOML: {error}", where=str(path)) from error
     layer: _Layer = {}
     for key, value in data.items():

@@ -242,8 +242,8 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("the cluster file is larger than 1 MiB", where=str(path))
         try:
             data = msgspec.yaml.decode(text)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            told = ", ".join(filter(None, map(str.strip, str(error).splitlines())))
+        except Exception as error:  # the reader of YAML lets out whatever its making of a tagged value raises
+            told = ", ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
             raise ConfigError(f"the cluster file is not YAML: {told}", where=str(path)) from error
         cluster = cls.parse(data, where=str(path))
         given = {key: getattr(cluster.security, key) for key in Security.__struct_fields__}

@@ -37,7 +37,7 @@ def certs_init(
     from genie.security import certs
 
     nodes = [_names(each) for each in node or ()]
-    certs.check_names(nodes, client or ())  # before there is an authority that a second try would find
+    certs.check(nodes, client or (), days)  # before there is an authority that a second try would find
     made = [certs.create_authority(directory, name)]
     made += [certs.issue_node(directory, hosts, days) for hosts in nodes]
     made += [certs.issue_client(directory, each, days) for each in client or ()]

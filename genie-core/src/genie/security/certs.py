@@ -32,6 +32,7 @@ except ImportError as error:
 CA_DAYS = 3650
 DAYS = 365
 _MOST_DAYS = 825  # what common verifiers take of a certificate that is no authority's
+_LONGEST_NAME = 64  # of who a certificate is for
 _SKEW = datetime.timedelta(minutes=5)  # of the clocks of a laboratory
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _HOST = re.compile(
@@ -50,9 +51,10 @@ class Issued(NamedTuple):
 def create_authority(directory: Path, name: str = "Genie lab CA", days: int = CA_DAYS) -> Issued:
     """``ca.pem`` and ``ca.key`` in ``directory``, which is made. Raises :class:`ConfigError` if there are some: a new
     authority would make every certificate of the old one worthless."""
+    _authority_name(name)
     cert_path, key_path = directory / "ca.pem", directory / "ca.key"
     for path in (cert_path, key_path):
-        if path.exists():
+        if os.path.exists(path):
             raise ConfigError(
                 f"there is an authority already: {path}",
                 where=str(directory),
@@ -76,12 +78,14 @@ def create_authority(directory: Path, name: str = "Genie lab CA", days: int = CA
     return Issued(cert_path, key_path, until)
 
 
-def check_names(nodes: Sequence[Sequence[str]], clients: Sequence[str]) -> None:
+def check(nodes: Sequence[Sequence[str]], clients: Sequence[str], days: int) -> None:
     """Raises :class:`ConfigError` for what :func:`issue_node` and :func:`issue_client` would not take."""
     for hosts in nodes:
         _hosts(hosts)
     for name in clients:
         _client(name)
+    if nodes or clients:
+        _lasting(days)
 
 
 def issue_node(directory: Path, hosts: Sequence[str], days: int = DAYS) -> Issued:
@@ -107,11 +111,12 @@ def _issue(
     purposes: Sequence[x509.ObjectIdentifier],
     days: int,
 ) -> Issued:
-    if not 0 < days <= _MOST_DAYS:
-        raise ConfigError(f"a certificate for {days} days", hint=f"1 to {_MOST_DAYS}: renew it in time instead")
+    _lasting(days)
     ca, ca_key = _authority(directory)
     key = ec.generate_private_key(ec.SECP256R1())
-    builder, until = _builder(_subject(name[:64]), ca.subject, key.public_key(), days, ca.not_valid_after_utc)
+    builder, until = _builder(
+        _subject(name[:_LONGEST_NAME]), ca.subject, key.public_key(), days, ca.not_valid_after_utc
+    )
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
@@ -195,6 +200,16 @@ def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _lasting(days: int) -> None:
+    if not 0 < days <= _MOST_DAYS:
+        raise ConfigError(f"a certificate for {days} days", hint=f"1 to {_MOST_DAYS}: renew it in time instead")
+
+
+def _authority_name(name: str) -> None:
+    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ConfigError(f"{name[:_LONGEST_NAME]!r} is no name for an authority", hint="at most 64 characters")
 
 
 def _client(name: str) -> None:

@@ -5,6 +5,7 @@ A token is 256 random bits, so a plain SHA-256 of it is as good at rest as a slo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import hmac
@@ -129,8 +130,9 @@ def add(
 
 
 def revoke(path: Path, name: str) -> None:
-    if not path.exists():
-        raise ConfigError("there is no tokens file", where=str(path))
+    with contextlib.suppress(OSError):  # of a path that cannot be looked at: what is wrong with it is said below
+        if not path.exists():
+            raise ConfigError("there is no tokens file", where=str(path))
     with _edited(path) as entries:
         kept = [entry for entry in entries if entry.name != name]
         if len(kept) == len(entries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -129,7 +130,7 @@ def load(path: Path, *, most_sessions: int = 0) -> Tenants:
         for name, written in contents.tenants.items():
             whose = f"{name[:64]!r}: "
             entries[name] = msgspec.convert(written, _Entry)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except Exception as error:  # the reader of YAML lets out whatever its making of a tagged value raises
         text = ", ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
         raise ConfigError(
             f"the tenants file is malformed: {whose}{text}", where=str(path), hint="docs/tenancy.md has an example"
@@ -180,7 +181,8 @@ def _bytes(value: int | str, what: str, where: str) -> int:
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is not None:
         number, power, binary = found.groups()
-        value = int(float(number) * (1024 if binary else 1000) ** _POWERS[power])
+        size = float(number) * (1024 if binary else 1000) ** _POWERS[power]
+        value = int(size) if math.isfinite(size) else value
     if not isinstance(value, int) or not 0 <= value < 1 << 60:
         raise ConfigError(f"{what}: {value!r} is no size", where=where, hint="for example 8GiB, 500MB, or bytes")
     return value

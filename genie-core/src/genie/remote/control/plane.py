@@ -182,30 +182,33 @@ class ControlPlane:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises :class:`ConfigError` for a port that is taken."""
-    if _taken(host, port):
+    """Raises :class:`ConfigError` for a port that can't be had."""
+    if reason := _taken(host, port):
         raise ConfigError(
-            f"cannot listen at {host}:{port}: the port is taken",
+            f"cannot listen at {host}:{port}: {reason}",
             where="--control-port",
             hint="stop the other program, or choose another port",
         )
 
 
-def _taken(host: str, port: int) -> bool:
-    """Whether a port can't be had at one of the host's addresses. Ones that are not this machine's don't count."""
+def _taken(host: str, port: int) -> str:
+    """Why a port can't be had at one of the host's addresses, if it can't. Ones that are not this machine's don't
+    count."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        return False
+        return ""
     for family, kind, _, _, at in found:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(at)
             except OSError as error:
-                if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                    return True
-    return False
+                if error.errno == errno.EADDRINUSE:
+                    return "the port is taken"
+                if error.errno == errno.EACCES:
+                    return error.strerror or str(error)
+    return ""
 
 
 def _bearer(context: Any) -> str:
