@@ -277,6 +277,11 @@ def test_housekeeping_that_fails_is_no_reason_to_accept_nobody(monkeypatch: pyte
 
 def test_housekeeping_frees_what_ended_sessions_leave(node: Node) -> None:
     """Their objects refer to each other, so nothing but the garbage collector finds them."""
+    others = set(threading.enumerate())
+
+    def serving() -> int:
+        threads = [each for each in threading.enumerate() if each.name == "genie-session" and each not in others]
+        return len(threads) - node.server.idle_threads
 
     def there() -> int:
         return sum(type(each) is NodeSession and each.meter in ours for each in gc.get_objects())
@@ -290,6 +295,10 @@ def test_housekeeping_frees_what_ended_sessions_leave(node: Node) -> None:
         for backend in node.backends:
             backend.close()
         node.wait_for_sessions(0)
+        deadline = time.monotonic() + 10
+        while serving() > 0:  # their threads have done with them a moment later
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.005)
         assert there() >= 3
         node.server.housekeep()
         assert there() == 0

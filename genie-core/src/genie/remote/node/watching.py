@@ -32,9 +32,13 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(_SECONDS):
-            for session in self._sessions():
-                try:
-                    if session.cancellation.look(session.meter.at_work()):
-                        log.info("work stopped: its client is gone", session=session.name)
-                except Exception:  # of one session; the others are looked at all the same
-                    log.exception("not looked at", session=session.name)
+            self._look()
+
+    def _look(self) -> None:
+        """A call of its own: between two looks nothing here refers to a session, which may have ended."""
+        for session in self._sessions():
+            try:
+                if session.cancellation.look(session.meter.at_work()):
+                    log.info("work stopped: its client is gone", session=session.name)
+            except Exception:  # of one session; the others are looked at all the same
+                log.exception("not looked at", session=session.name)
