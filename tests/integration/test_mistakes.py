@@ -174,6 +174,16 @@ def test_a_control_port_that_is_not_for_us(refused: Callable[..., None], monkeyp
     refused("cannot listen at 127.0.0.1:81: Permission denied", "serve", "--port", "0", "--control-port", "81")
 
 
+@pytest.mark.parametrize("options", [("--host", "[::1]"), ("--metrics-port", "0", "--metrics-host", "[::1]")])
+def test_an_address_of_ipv6_may_have_its_brackets(options: tuple[str, ...]) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    with pytest.raises(AssertionError, match="it served"):
+        main(["serve", "--port", "0", "--device", "cpu", *options])
+
+
 def test_a_key_that_others_may_read(pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is said, and no reason not to serve."""
     key = tmp_path / "key"

@@ -244,6 +244,18 @@ def test_a_taken_control_port_is_replaced(make_node: Callable[..., Node], capfd:
             control.close()
 
 
+def test_a_control_plane_at_every_address(node: Node) -> None:
+    """As the data port of a node without a host."""
+    control = ControlPlane(node.server, lambda seconds: None)
+    try:
+        port = control.start("", 0)
+        assert port > 0
+        with ControlClient(f"127.0.0.1:{port}") as client:
+            assert client.healthy()
+    finally:
+        control.close()
+
+
 def test_housekeeping_gives_back_what_lies_idle(make_node: Callable[..., Node]) -> None:
     class Hoarder(NullBackend):
         kept = 1

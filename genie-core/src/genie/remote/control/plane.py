@@ -86,8 +86,9 @@ class ControlPlane:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     def start(self, host: str, port: int) -> int:
-        """Listen at ``port``, or at a free one if it is taken. The port; 0 if there is none to be had."""
-        name = f"[{host}]" if ":" in host else host
+        """Listen at ``port``, or at a free one if it is taken. The port; 0 if there is none to be had. Without a
+        ``host`` that is at every address, as of the data port."""
+        name = f"[{host}]" if ":" in host else host or "0.0.0.0"
         # gRPC writes to standard error by itself about what it cannot have: it is not asked for what is taken.
         for wanted in (0,) if port and _taken(host, port) else dict.fromkeys((port, 0)):
             with contextlib.suppress(RuntimeError):

@@ -84,6 +84,7 @@ def serve(
     that others reach without them; ``insecure`` overrules the latter. The same for a tenants file that cannot be used.
     """
     few_heaps()
+    host, metrics_host = host.strip("[]"), metrics_host.strip("[]")  # IPv6 as in an address with a port
     telemetry.configure(settings.log_level, settings.log_json)
     tracing.configure(settings.trace_ratio)
     audit = AuditLog(audit_log or None)
