@@ -73,6 +73,7 @@ class Lasting:
         self._changed = threading.Condition()
         self._comer: _Comer | None = None
         self._broken = False
+        self._noticing = threading.Lock()  # that the client hung up: two threads may, and one reads what it had said
         self._ahead: deque[Message] = deque()  # what the client had said when it hung up
         self._left = False  # that ended with BYE
         self._gone_since = self._looked = -math.inf  # while the session waits for something else
@@ -104,8 +105,9 @@ class Lasting:
                 self._connection.send(header, buffers)
             except BackendError as error:
                 # A client may have said BYE while it was answered: that is to be heard.
-                if isinstance(error, ConnectionLost) and not self._left:
-                    self._left = self._read_ahead(self._connection)
+                with self._noticing:
+                    if isinstance(error, ConnectionLost) and not (self._left or self._broken):
+                        self._left = self._read_ahead(self._connection)
                 if not self._broken:
                     self._break(error)
 
@@ -138,8 +140,10 @@ class Lasting:
             connection, here = self._connection, self._comer is not None
         if self._over or self._left:
             return True
-        if not (here or self._broken) and isinstance(connection, Watched) and connection.hung_up():
-            self._left = self._read_ahead(connection)
+        if not here and isinstance(connection, Watched):
+            with self._noticing:
+                if not (self._left or self._broken) and connection.hung_up():
+                    self._left = self._read_ahead(connection)
             if self._left:
                 return True
         gone = self._broken and not here
