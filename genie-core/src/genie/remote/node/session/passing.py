@@ -59,7 +59,8 @@ class Passing:
 
     def send_memory(self, body: memoryview) -> None:
         number, id, version = snapshots.get_send(body)
-        with contextlib.suppress(DeadlineExceeded):  # the receiver is told: it is no affair of the program's
+        with contextlib.suppress(DeadlineExceeded), self._pace.elsewhere():
+            # Where it is late the receiver is told: it is no affair of the program's.
             self._channels.send(number, lambda: self._state.sent(id, version), self._gone)
 
     def _sent(self, handle: int) -> HostValue:
