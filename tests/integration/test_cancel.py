@@ -123,8 +123,11 @@ def test_a_client_that_comes_back_finds_its_work_going_on(make_server: Callable[
     work = begin(both)
     at_work(node)
     drop(both)
-    time.sleep(2.0)  # several looks of the node's
-    assert node.server.sessions()[0].away
+    deadline = time.monotonic() + MOST
+    while not node.server.sessions()[0].away:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(1.5)  # several looks of the node's
     assert node.stopped() == 0
     session = cast(RemoteSession, both.session)
     session.cancel_work()  # or it would take minutes

@@ -100,7 +100,7 @@ def test_nobody_listens(fresh_runtime: None) -> None:
     start = time.monotonic()
     with pytest.raises(BackendUnavailable) as caught:
         connect(address)
-    within(3, start)
+    within(8, start)
     assert address in caught.value.message
     assert "genie serve" in caught.value.hint
     local_works()
@@ -141,7 +141,7 @@ def test_garbage_instead_of_a_greeting(peer: Serve, garbage: bytes) -> None:
     start = time.monotonic()
     with pytest.raises(BackendError) as caught:
         connect(address)
-    within(3, start)
+    within(8, start)
     assert isinstance(caught.value, (ProtocolError, BackendUnavailable)), repr(caught.value)
     assert address in str(caught.value)
     local_works()
@@ -152,7 +152,7 @@ def test_a_silent_peer(peer: Serve) -> None:
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="did not greet within 1 s") as caught:
         connect(address)
-    within(3, start)
+    within(8, start)
     assert address in str(caught.value)
     assert caught.value.hint
     local_works()
@@ -330,16 +330,16 @@ def test_the_same_program_goes_on_with_a_new_node(make_node: MakeNode, user: Cal
 
 def test_a_node_that_stops_answering_and_comes_back(make_node: MakeNode, user: Callable[..., None]) -> None:
     node = make_node()
-    user(node, timeout=0.5)
+    user(node, timeout=2.0)
     x = torch.ones(2, device=DEVICE)
     assert x.tolist() == [1.0, 1.0]
     node.process.pause()
     try:
         start = time.monotonic()
         y = x + 1
-        with pytest.raises(DeadlineExceeded, match=r"did not answer FETCH within 0\.5 s") as caught:
+        with pytest.raises(DeadlineExceeded, match="did not answer FETCH within 2 s") as caught:
             y.cpu()
-        within(3, start)
+        within(8, start)
         assert node.address in str(caught.value)
         assert "timeout" in caught.value.hint
     finally:

@@ -16,6 +16,7 @@ from . import tiny_lm
 from .conftest import MakeNode, Node, StartProgram
 
 _MB = 1 << 20
+QUICK = 15.0  # s: none of the deadlines, which are longer, was waited for
 
 # As any Python program that Ctrl-C ends; with 1 where an exit handler (PyTorch's, of its compiler) has run code since.
 INTERRUPTED = (-signal.SIGINT, 1)
@@ -52,7 +53,7 @@ def test_ctrl_c_in_generation(node: Node, program: StartProgram) -> None:
     running.signal(signal.SIGINT)
     start = time.monotonic()
     status, _, err = running.ended()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < QUICK
     assert status in INTERRUPTED
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert "Exception ignored" not in err
@@ -92,7 +93,7 @@ def test_ctrl_c_while_the_node_does_not_answer(make_node: MakeNode, program: Sta
         running.signal(signal.SIGINT)
         start = time.monotonic()
         status, _, err = running.ended()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < QUICK
         assert status in INTERRUPTED
         assert err.rstrip().endswith("KeyboardInterrupt")
     finally:
@@ -212,7 +213,7 @@ def test_the_node_is_killed_while_one_uploads(
     node.stop()
     start = time.monotonic()
     status, out, err = running.ended()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < QUICK
     assert status == 1
     assert "equal" not in out
     last = err[err.rindex("genie.errors.") :]
@@ -313,7 +314,7 @@ def test_the_end_is_quick_and_silent(node: Node, program: StartProgram, last: st
     running.said("end")
     start = time.monotonic()
     assert running.ended() == (0, "", "")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < QUICK
     node.wait_for_sessions(0)
 
 

@@ -306,14 +306,14 @@ def test_nobody_there_for_as_long_as_the_lease(
 
 def test_links_that_break_long_after_one_another(make_node: Callable[..., Node], through: Through) -> None:
     """Each time is the first, though nothing was said in between."""
-    node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.1)
+    node = make_node(transport=TcpTransport(stall_timeout=10), address="127.0.0.1:0", local=False, lease_seconds=0.6)
     proxy, caller = through(node)
     value = caller.put([1])
     assert caller.get(value) == [1]
     line = caller.session._conversation._lasting  # type: ignore[attr-defined]
     for _ in range(3):
         line._rejoin(ConnectionLost("cut"))
-        threading.Event().wait(0.15)
+        threading.Event().wait(0.7)
     assert line.rejoined == 3
     assert caller.get(value) == [1]
     proxy.close()
@@ -609,24 +609,27 @@ def test_a_link_that_swallows_an_answer(lasting: Node, through: Through, monkeyp
 
 
 def test_who_waits_for_a_node_that_does_not_answer_is_told(lasting: Node, through: Through) -> None:
-    proxy, caller = through(timeout=0.5, heartbeat=0.05)
+    proxy, caller = through(heartbeat=0.05)
     value = caller.put([1, 2])
     caller.session.synchronize()
     proxy.swallow()
     proxy.shut.set()
+    caller.session._conversation.timeout = 1.5  # type: ignore[attr-defined]
     with capture_logs() as logs, pytest.raises(DeadlineExceeded):
         caller.get(value)
     assert any("silent, and does not answer" in line["event"] for line in logs)
 
 
 def test_waiting_still_ends_at_its_deadline(lasting: Node, through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, caller = through(timeout=0.2, heartbeat=0.05)
+    _, caller = through(heartbeat=0.05)
     value = caller.put([1, 2])
     caller.session.synchronize()
     slow = _Slow(lasting, monkeypatch)
     made = caller.run(_NEG, [value])
+    caller.session._conversation.timeout = 0.2  # type: ignore[attr-defined]
     with pytest.raises(DeadlineExceeded):
         caller.get(made)
+    caller.session._conversation.timeout = 10.0  # type: ignore[attr-defined]
     slow.go_on.set()
     assert caller.get(made) == [-1, -2]
 

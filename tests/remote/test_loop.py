@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -174,18 +174,23 @@ def test_a_node_that_answers_less_than_it_was_asked(scripted: Scripted) -> None:
 
 
 def test_a_silent_node_and_one_that_goes_on(scripted: Scripted) -> None:
+    go_on = threading.Event()
+
     def script(connection: Connection) -> None:
         seq, _ = asked(connection)
-        time.sleep(0.5)
+        assert go_on.wait(10)
         looped(connection, seq, loops.RAN | loops.OVER | loops.LAST, b"x")
         hear(connection)
 
-    session = scripted(script, timeout=0.2)
+    session = scripted(script)
     iterations = scripted_loop(session, 5)
+    session._conversation.timeout = 0.1
     with pytest.raises(DeadlineExceeded, match="LOOP"):
         next(iterations)
     with pytest.raises(DeadlineExceeded):
         next(iterations)
+    session._conversation.timeout = 10.0
+    go_on.set()
     assert [bytes(value) for (value,) in iterations] == [b"x"]
 
 

@@ -42,7 +42,7 @@ class Node:
 
     def raw(self) -> tuple[Met, socket.socket]:
         """A session, and the socket beneath."""
-        met = meet(self.transport, self.server.address, 0, DEADLINE)
+        met = meet(TcpTransport(stall_timeout=DEADLINE), self.server.address, 0, DEADLINE)
         self.connections.append(met.connection)
         return met, met.connection._sock  # type: ignore[attr-defined]
 
@@ -98,10 +98,10 @@ def test_a_greeting_that_comes_by_the_byte(node: Node) -> None:
     host, _, port = node.server.address.rpartition(":")
     with socket.create_connection((host, int(port))) as sock:
         slow = Dribble(sock, said)
-        eventually(lambda: node.server.greeting == 1)
+        eventually(lambda: slow.sent > 0)
         assert neighbour.get(neighbour.put([1, 2])) == [1, 2]
-        eventually(lambda: node.server.greeting == 0)
         slow.cut_off()
+        eventually(lambda: node.server.greeting == 0)
 
 
 def test_a_header_that_comes_by_the_byte(node: Node) -> None:
@@ -132,8 +132,9 @@ def test_answers_that_nobody_reads(node: Node) -> None:
     head = messages.put_value(1, TensorSpec((size,), "uint8"))
     sock.sendall(frames.one(met.dialogue.next_seq(), Kind.UPLOAD, head, size))
     sock.sendall(bytes(size))
-    for _ in range(50):
-        sock.sendall(frames.one(met.dialogue.next_seq(), Kind.FETCH, messages.put_pair(1, size)))
+    with suppress(ConnectionError):  # the node may have had enough before all is asked
+        for _ in range(50):
+            sock.sendall(frames.one(met.dialogue.next_seq(), Kind.FETCH, messages.put_pair(1, size)))
     assert neighbour.get(neighbour.put([1, 2])) == [1, 2]
     assert node.server.wait_for_sessions(1, DEADLINE)
 
@@ -148,8 +149,9 @@ def test_a_reader_of_a_few_bytes_at_a_time(node: Node) -> None:
     ended = threading.Event()
 
     def read() -> None:
-        while not ended.is_set() and sock.recv(16):
-            time.sleep(0.02)
+        with suppress(ConnectionError):
+            while not ended.is_set() and sock.recv(16):
+                time.sleep(0.02)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

@@ -96,7 +96,7 @@ def meet() -> Meet:
                 connection.close()
             result = failed, served.result(10.0)
         listener.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9
         return result
 
     return run
@@ -208,7 +208,7 @@ def test_one_who_says_nothing_holds_up_nobody(pki: Pki) -> None:
         silent.sendall(b"\x16\x03\x01")  # and one who begins, and stops
         with pytest.raises(DeadlineExceeded):
             connection.receive(lambda header, sizes: [], 0.2)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9
         connection.close()
     listener.close()
 
@@ -409,4 +409,4 @@ def test_a_node_that_is_stopped_is_told_from_one_that_hangs_up(pki: Pki) -> None
         with pytest.raises(DeadlineExceeded, match="TLS handshake") as caught:
             TcpTransport(tls=pki.client()).connect(f"127.0.0.1:{stopped.getsockname()[1]}", 0.2)
         assert caught.value.stage is Stage.TLS
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9
