@@ -11,6 +11,7 @@ from remote.peers import Node
 from remote.test_loop import begin
 
 from genie.errors import GenieError, LimitExceeded
+from genie.remote.node import meters
 from genie.remote.node.meters import BOUNDS, MOST_TENANTS, OTHER, Meter, Meters, cumulated, named
 from genie.remote.seen.observed import observe
 from genie.testing import single
@@ -18,6 +19,13 @@ from genie.testing.plans import spec
 from genie.wire import Kind
 
 ADD = single("aten::add.Tensor", [spec(2)] * 2, spec(2))
+
+
+@pytest.fixture
+def make_node(make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Node]:
+    """A session that has answered is done a moment later: looks wait for that, on a busy machine, too."""
+    monkeypatch.setattr(meters, "_LOOK_SECONDS", 10.0)
+    return make_node
 
 
 def test_requests_are_counted_by_kind(node: Node) -> None:
