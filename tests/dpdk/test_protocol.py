@@ -10,9 +10,9 @@ from dpdk.simulator import SANITIZERS, build, simulate
 
 BAD = {"loss": 0.05, "duplicate": 0.02, "reorder": 0.05}  # each way
 FULL = bool(os.environ.get("GENIE_TEST_FULL"))
+SCENARIOS = ("refusals", "negotiation", "versions", "dropping", "farewell", "tickets")
 TIMEOUT = 1500.0 if FULL else 150.0
-if FULL:
-    pytestmark = pytest.mark.timeout(TIMEOUT)
+pytestmark = pytest.mark.timeout(max(TIMEOUT, 400.0))  # it compiles
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_a_peer_that_dies_is_noticed_within_the_deadline(simulator: Path, seed: 
     assert simulate(simulator, "death", seed=seed, **BAD)["noticed_s"] <= 11
 
 
-@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell", "tickets"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_scenario(simulator: Path, scenario: str) -> None:
     simulate(simulator, scenario)
 
 
-@pytest.mark.parametrize("scenario", ["refusals", "negotiation", "farewell", "tickets", "death"])
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "death"])
 def test_a_scenario_sanitized(sanitized: Path, scenario: str) -> None:
     simulate(sanitized, scenario)
 

@@ -45,7 +45,10 @@ std::optional<Offer> Offer::decode(Bytes payload) {
 
 Connection::Connection(const Options& options, Time now, std::uint16_t mss)
     : options_(options), id_(random_id()), mss_(mss), receiving_(options.window), sending_(mss, options.queue_allowance),
-      hello_wait_(4 * options.least_timeout), started_(now), heard_at_(now) {}
+      hello_wait_(4 * options.least_timeout), started_(now), heard_at_(now), version_(options.newest) {
+    // An idle peer is asked, more than once, before its silence counts.
+    options_.keep_alive = std::min(options.keep_alive, options.peer_deadline / 4);
+}
 
 Seal Connection::hello_of(const Ticket& ticket) { return Seal::derived("ticket", ticket.secret, {}, {}); }
 
@@ -66,6 +69,7 @@ std::shared_ptr<Connection> Connection::from_peer(const Options& options, const 
     made->says_hello_ = true;
     made->peer_id_ = offer.id;
     made->client_nonce_ = offer.nonce;
+    made->version_ = std::min(options.newest, offer.newest);
     random_bytes(made->server_nonce_);
     made->digests_ = options.digests || !(offer.flags & Offer::no_digests);
     made->met();
@@ -192,6 +196,7 @@ void Connection::heard_accept(const Header& header, Bytes packet, Time now) {
     }
     peer_id_ = offer->id;
     server_nonce_ = offer->nonce;
+    version_ = offer->newest;
     if (offer->mss < mss_) {
         mss_ = offer->mss;
         Sending fresh(mss_, options_.queue_allowance);  // nothing was written yet
@@ -224,7 +229,7 @@ void Connection::emit(Kind kind, std::uint8_t phase, std::uint64_t offset, Bytes
                       Outgoing& out) {
     const bool hello = kind == Kind::init || kind == Kind::accept;
     const std::uint64_t id = kind == Kind::init && ticket_ ? ticket_->session : peer_id_;
-    Header header{.kind = kind, .version = options_.newest, .phase = phase, .id = id, .offset = offset};
+    Header header{.kind = kind, .version = version_, .phase = phase, .id = id, .offset = offset};
     if (!hello) {
         header.number = number_++;
         header.acked = receiving_.contiguous();
@@ -240,8 +245,8 @@ bool Connection::next_handshake(Time now, Outgoing& out) {
     if (!says_hello_) return false;
     says_hello_ = false;
     const bool client = state_ == State::connecting;
-    Offer offer{.oldest = client ? options_.oldest : options_.newest,
-                .newest = options_.newest,
+    Offer offer{.oldest = client ? options_.oldest : version_,
+                .newest = version_,
                 .mss = mss_,
                 .flags = (client ? options_.digests : digests_) ? 0 : Offer::no_digests,
                 .credit = receiving_.promise(),
@@ -319,7 +324,7 @@ Time Connection::answer_due() const {
 }
 
 Time Connection::due() const {
-    if (state_ == State::closed) return never;
+    if (state_ == State::closed) return over() ? 0 : never;  // to be forgotten
     if (state_ == State::connecting || state_ == State::accepting)
         return std::min(hello_due_, started_ + options_.handshake_deadline);
     Time due = std::min(answer_due(), heard_at_ + options_.peer_deadline);

@@ -20,8 +20,8 @@ struct Options {
     Time least_timeout = 5 * millisecond;
     Time most_timeout = second;
     Time handshake_deadline = 10 * second;
-    Time keep_alive = second;  // an idle peer is asked so often whether it lives
-    Time peer_deadline = 10 * second;  // a peer that says nothing for so long is gone
+    Time keep_alive = second;  // an idle peer is asked so often whether it lives, or oftener: see below
+    Time peer_deadline = 10 * second;  // a peer that says nothing for so long is gone; within that it is asked four times
     Time linger_deadline = 60 * second;  // what was written before closing is delivered within that, or dropped
     bool digests = true;  // of payloads; without them where both sides say so
     std::uint8_t oldest = oldest_version, newest = newest_version;
@@ -110,6 +110,7 @@ class Connection {
     std::uint8_t refused_newest() const { return refused_newest_; }
     std::uint64_t id() const { return id_; }
     std::uint64_t session() const { return ticket_ ? ticket_->session : 0; }  // of the ticket it came with
+    std::uint8_t version() const { return version_; }  // the one agreed on; before that, this side's newest
     std::uint16_t mss() const { return mss_; }
     bool peer_finished() const { return receiving_.finished(); }
     Receiving& receiving() { return receiving_; }
@@ -157,6 +158,7 @@ class Connection {
     Time ack_due_ = 0, newest_came_ = 0;
     Time hello_due_ = 0, hello_wait_;
     Time started_, heard_at_, closed_at_ = 0;
+    std::uint8_t version_;
     unsigned backoff_ = 0;
     bool probed_ = false;
     std::uint8_t refused_oldest_ = 0, refused_newest_ = 0;

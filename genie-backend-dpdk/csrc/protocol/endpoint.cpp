@@ -60,7 +60,7 @@ void Endpoint::heard(Path path, Bytes packet, Time now, const Elsewhere& rest) {
     }
     Entry& entry = found->second;
     if (header->kind == Kind::refuse) return entry.connection->refused(*header, packet);  // of whatever version
-    if (header->version != options_.newest) {
+    if (header->kind != Kind::accept && header->version != entry.connection->version()) {
         ++dropped_;
         return;
     }

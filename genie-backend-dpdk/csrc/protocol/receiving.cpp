@@ -84,6 +84,10 @@ void Receiving::take(Space to) {
 
 void Receiving::post(std::byte* target, std::uint64_t bytes, Copier* copier) {
     if (!bytes) return;
+    if (target_end_ && !target) {  // with what is dropped already
+        target_end_ += bytes;
+        return;
+    }
     const std::uint64_t end = read_ + bytes;
     auto move = [&](std::uint64_t first, std::uint64_t last) {
         in_ring(first, last, [&](std::uint64_t at, const std::byte* from, std::size_t count) {

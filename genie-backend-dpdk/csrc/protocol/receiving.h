@@ -31,7 +31,8 @@ class Receiving {
     bool ends_within(std::uint64_t bytes) const { return length_ && *length_ - read_ < bytes; }
 
     void take(Space to);  // at most what is readable
-    // The next bytes of the stream go there, without a ring between; with no memory they are dropped.
+    // The next bytes of the stream go there, without a ring between; with no memory they are dropped, after what is
+    // still to come of what was withdrawn.
     // `copier`: of the device in whose memory that is.
     void post(std::byte* target, std::uint64_t bytes, Copier* copier = nullptr);
     void withdraw() { target_ = nullptr; }  // what is still to come of what was posted is dropped

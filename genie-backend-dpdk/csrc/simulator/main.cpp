@@ -225,6 +225,23 @@ void refusals(const Arguments& arguments) {
     World dead(arguments);
     dead.network.kill(1);
     refused(dead, true, End::unanswered);
+
+    // Whoever looks at the time only when it says so forgets it, too.
+    Endpoint client(options, options.window), node(options, options.window);
+    client.connect(0, 1);
+    const auto deliver = [](Endpoint& from, Endpoint& to) {
+        from.send(1, [&](Path, const Outgoing& out) {
+            std::vector<std::byte> packet(out.header.begin(), out.header.end());
+            packet.insert(packet.end(), out.payload.begin(), out.payload.end());
+            to.heard(0, packet, 1);
+            return true;
+        });
+    };
+    deliver(client, node);
+    deliver(node, client);
+    expect(client.due() <= 1, "what was refused is to be forgotten at once");
+    client.tick(1);
+    expect(!client.connections(), "and is");
     std::printf("{\"refusals\": 4}\n");
 }
 
@@ -257,6 +274,47 @@ void negotiation(const Arguments& arguments) {
     std::printf("{\"mss\": %u}\n", small.mss);
 }
 
+// The newest version that both speak counts, whoever speaks more.
+void versions(const Arguments& arguments) {
+    Options both = options_of(arguments), old = both;
+    both.newest = static_cast<std::uint8_t>(old.newest + 1);
+    for (const bool turned : {false, true}) {
+        World world(arguments, turned ? old : both, turned ? both : old);
+        world.meet();
+        expect(world.here->version() == old.newest && world.there->version() == old.newest, "the older one counts");
+        const auto bytes = content(5, 100'000);
+        world.here->write(Segment::copy(bytes));
+        Receiving& in = world.there->receiving();
+        world.network.run([&] { return in.readable() == bytes.size(); }, world.network.now() + 10 * second);
+        expect(in.readable() == bytes.size(), "and packets say so");
+        world.part();
+    }
+    std::printf("{\"version\": %u}\n", old.newest);
+}
+
+// Memory is withdrawn before all of its bytes have come: they are dropped, and so is what is skipped after them.
+void dropping(const Arguments&) {
+    const auto bytes = content(6, 300);
+    Receiving in(1000);
+    in.promise();
+    std::vector<std::byte> memory(100);
+    in.post(memory.data(), memory.size());
+    in.place(0, Bytes(bytes).first(40));
+    in.place(120, Bytes(bytes).subspan(120, 20));  // early
+    in.withdraw();
+    in.post(nullptr, 60);
+    in.place(40, Bytes(bytes).subspan(40, 80));
+    expect(in.posted() && in.missing() == 20, "all that is skipped is waited for");
+    in.place(140, Bytes(bytes).subspan(140));
+    expect(!in.posted() && in.readable() == 140, "what comes after is kept");
+    std::vector<std::byte> rest(in.readable());
+    in.take(rest);
+    expect(std::equal(rest.begin(), rest.end(), bytes.begin() + 160, bytes.end()), "from its first byte on");
+    expect(std::equal(memory.begin(), memory.begin() + 40, bytes.begin()) && memory[40] == std::byte{0},
+           "memory that is withdrawn is left alone");
+    std::printf("{\"skipped\": 160}\n");
+}
+
 // What was written before closing arrives, and then the end; an idle connection lives.
 void farewell(const Arguments& arguments) {
     World world(arguments);
@@ -272,6 +330,14 @@ void farewell(const Arguments& arguments) {
     in.take(got);
     expect(got == bytes && in.over(), "what was sent before closing arrives, then the end");
     world.part();
+
+    Options hasty = options_of(arguments);
+    hasty.peer_deadline = 300 * millisecond;
+    World idle(arguments, hasty, options_of(arguments));
+    idle.meet();
+    idle.network.run([] { return false; }, idle.network.now() + 60 * second);
+    expect(idle.here->state() == State::open, "so it does where a peer's silence counts sooner");
+    idle.part();
     std::printf("{\"bytes\": %zu}\n", got.size());
 }
 
@@ -286,7 +352,9 @@ int run(int count, char** words) {
     else if (scenario == "negotiation") negotiation(arguments);
     else if (scenario == "farewell") farewell(arguments);
     else if (scenario == "tickets") tickets(arguments);
-    else fail("scenarios: transfer, death, refusals, negotiation, farewell, tickets");
+    else if (scenario == "versions") versions(arguments);
+    else if (scenario == "dropping") dropping(arguments);
+    else fail("scenarios: transfer, death, refusals, negotiation, versions, dropping, farewell, tickets");
     return 0;
 }
 
