@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import pytest
 from dpdk.pairs import SECONDS, joined
 
 from genie.errors import BackendUnavailable, ConfigError, GenieError
-from genie_backend_dpdk import DpdkTransport, _native, environment, memif
+from genie_backend_dpdk import DpdkTransport, _native, environment, listening, memif
 from genie_backend_dpdk.polling import Polling
 
 MOST_CONNECTIONS = 128  # of one link: 1 GB for windows of 8 MB
@@ -141,10 +143,95 @@ def test_a_node_that_says_nonsense(tmp_path: Path, answer: bytes) -> None:
         door.bind(path)
         door.listen(1)
         environment.start()
-        knocking = pool.submit(memif.knock, path, Polling(50, False), SECONDS, SECONDS)
+        knocking = pool.submit(memif.knock, path, Polling(50, False), time.monotonic() + SECONDS, SECONDS)
         with door.accept()[0] as control:
             assert control.recv(4096)
             control.sendall(answer)
         with pytest.raises(GenieError):
             knocking.result(SECONDS)
     until(lambda: descriptors() <= before)  # ports of tests before end meanwhile
+
+
+def test_a_node_that_does_not_come_to_an_end(tmp_path: Path) -> None:
+    """With its answer: a byte now and then is none."""
+    path = str(tmp_path / "node.sock")
+    over = threading.Event()
+
+    def answer(control: socket.socket) -> None:
+        with control:
+            while not over.wait(0.05):
+                control.sendall(b"{")
+
+    with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(2) as pool:
+        door.bind(path)
+        door.listen(1)
+        connecting = pool.submit(DpdkTransport().connect, f"memif:{path}", 1.0)
+        answering = pool.submit(answer, door.accept()[0])
+        try:
+            with pytest.raises(BackendUnavailable, match="no answer within 1 s"):
+                connecting.result(SECONDS)
+        finally:
+            over.set()
+        answering.exception(SECONDS)
+
+
+def test_a_node_that_is_slow_keeps_nobody_from_another(tmp_path: Path) -> None:
+    transport = DpdkTransport(stall_timeout=SECONDS)
+    listener = transport.listen(f"memif:{tmp_path / 'node.sock'}")
+    path = str(tmp_path / "slow.sock")
+    with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(2) as pool:
+        door.bind(path)
+        door.listen(1)
+        waits = pool.submit(transport.connect, f"memif:{path}", SECONDS)
+        with door.accept()[0] as control:
+            assert control.recv(4096)
+            with pytest.raises(BackendUnavailable, match="no answer within"):
+                transport.connect(f"memif:{path}", 0.05)
+            ends = joined(transport, listener)
+            assert not waits.done()
+        with pytest.raises(BackendUnavailable):
+            waits.result(SECONDS)
+    for each in (*ends, listener):
+        each.close()
+
+
+def test_a_node_that_was_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves those who come when it has some again."""
+    refused = threading.Event()
+
+    class Log:
+        def warning(self, said: str, **facts: object) -> None:
+            if said == "not accepted":
+                refused.set()
+
+    transport = DpdkTransport(stall_timeout=SECONDS)
+    path = str(tmp_path / "node.sock")
+    listener = transport.listen(f"memif:{path}")
+    monkeypatch.setattr(listening, "_log", Log())
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as early:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        try:
+            early.connect(path)  # it waits with a descriptor for the first that comes
+            early.close()
+            assert refused.wait(SECONDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    for each in (*joined(transport, listener), listener):
+        each.close()
+
+
+def test_whom_a_port_tells_lives_as_long_as_it(tmp_path: Path) -> None:
+    """Not only as long as somebody else has it, or the port."""
+    transport = DpdkTransport(stall_timeout=SECONDS)
+    listener = transport.listen(f"memif:{tmp_path / 'node.sock'}")
+    client, node = joined(transport, listener)
+    port, event = transport._links.pop(listener.address), _native.Event()
+    port.listen(event)
+    told = Path(f"/proc/self/fd/{event.fileno()}")
+    del port, event
+    assert told.readlink() == Path("anon_inode:[eventfd]")
+    for each in (client, node, listener):
+        each.close()
+    del client, each
+    until(lambda: not os.path.lexists(told))

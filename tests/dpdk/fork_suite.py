@@ -54,6 +54,21 @@ def test_a_connection_of_the_parents(joined: tuple[Connection, Connection]) -> N
     node.receive(nothing, SECONDS)
 
 
+def test_a_child_of_the_child(joined: tuple[Connection, Connection]) -> None:
+    """The numbers of what the first one closed are other files' by then, which the second one keeps."""
+
+    def work() -> None:
+        mine = {os.dup(1) for _ in range(20)}
+
+        def check() -> None:
+            for each in mine:
+                os.fstat(each)
+
+        in_child(check)
+
+    in_child(work)
+
+
 def test_a_connection_of_its_own() -> None:
     def work() -> None:
         with pytest.raises(BackendUnavailable, match="forked"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from genie.plugins import registry
 
 pytest.importorskip("genie_backend_dpdk", reason="genie-backend-dpdk is not installed: it needs DPDK")
 
-from genie_backend_dpdk import DpdkTransport, device
+from genie_backend_dpdk import DpdkTransport, device, environment
 from genie_backend_dpdk.device import Device, Nic, Stated
 
 
@@ -129,3 +130,18 @@ def test_others_may_not_enter_the_directory(monkeypatch: pytest.MonkeyPatch) -> 
         shared.chmod(0o777)
         with pytest.raises(BackendUnavailable, match="others can enter"):
             DpdkTransport().connect("127.0.0.1:8888", 1.0)
+
+
+def test_ports_share_the_time_that_an_end_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    class Port:
+        def drain(self, patience: float) -> None:
+            """It never comes to its end."""
+            nonlocal now
+            now += patience
+
+    monkeypatch.setattr(environment, "_ports", [Port() for _ in range(50)])
+    monkeypatch.setattr(environment, "time", SimpleNamespace(monotonic=lambda: now))
+    environment._drain()
+    assert now == pytest.approx(102.0)

@@ -84,7 +84,7 @@ void send(Stream& stream, const py::sequence& parts, double patience) {
             memory.push_back({Bytes(buffer.at(), buffer.bytes), buffer.memory});
             continue;
         }
-        held.push_back(py::reinterpret_borrow<py::buffer>(part).request());
+        held.push_back(gpumem::whole(py::reinterpret_borrow<py::buffer>(part)));
         const auto& info = held.back();
         memory.push_back({{static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)}});
     }
@@ -104,7 +104,7 @@ py::bytes take(Stream& stream, std::size_t count, std::optional<double> patience
 
 void fill(Stream& stream, const py::buffer& into, std::optional<double> patience) {
     const Here here;
-    const py::buffer_info info = into.request(true);
+    const py::buffer_info info = gpumem::whole(into, true);
     const Space space(static_cast<std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
     const Released released;
     check(stream.fill(space, patience_of(patience), check_signals));
@@ -292,10 +292,10 @@ PYBIND11_MODULE(_native, module) {
             port.endpoint().expect(ticket, port.now() + patience_of(seconds), port.now());
         }, py::arg("session"), py::arg("secret"), py::arg("seconds"), unlocked)
         .def("accept", &accept)
-        .def("listen", [](Port& port, const Event* ready) {
+        .def("listen", [](Port& port, std::shared_ptr<Event> ready) {
             std::lock_guard lock(port.mutex());
-            port.listen(ready);
-        }, py::arg("ready").none(true), py::keep_alive<1, 2>(), unlocked)
+            port.listen(std::move(ready));
+        }, py::arg("ready").none(true), unlocked)
         .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
         .def("keep", &Port::keep, py::arg("line"))
         .def("forget", &Port::forget)

@@ -123,13 +123,15 @@ void Port::halt() {
 void Port::forget() {
     if (options_.control >= 0) close(options_.control);
     for (const auto& [port, call] : calls_) close(call);
+    options_.control = -1;  // others have these numbers then, and a child of the child forgets, too
+    calls_.clear();
 }
 
 Time Port::now() const { return clock_now(); }
 
-void Port::listen(const Event* ready) {
-    ready_ = ready;
-    endpoint_.listen(ready != nullptr);
+void Port::listen(std::shared_ptr<const Event> ready) {
+    ready_ = std::move(ready);
+    endpoint_.listen(ready_ != nullptr);
 }
 
 void Port::follow(const void* who, std::function<void()> call) {

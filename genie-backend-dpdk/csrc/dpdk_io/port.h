@@ -69,7 +69,7 @@ class Port {
     std::mutex& mutex() { return mutex_; }
     protocol::Endpoint& endpoint() { return endpoint_; }
     bool peer_gone() const { return gone_; }
-    void listen(const Event* ready);  // with the mutex: whom to tell of connections that came in
+    void listen(std::shared_ptr<const Event> ready);  // with the mutex: whom to tell of connections that came in
     void follow(const void* who, std::function<void()> call);  // with the mutex: call after each poll; null: no more
     void tell();  // with the mutex: who waits for what is so now
     void let_go() {  // with the mutex: of the memory of packets it could not send yet
@@ -122,7 +122,7 @@ class Port {
     std::list<Waiting*> waiting_;
     std::map<const void*, std::function<void()>> followers_;
     std::map<std::uint16_t, int> calls_;  // by UDP port
-    const Event* ready_ = nullptr;
+    std::shared_ptr<const Event> ready_;
     Event doorbell_;
     std::atomic<bool> stop_ = false, sleeping_ = false, gone_ = false;
     bool halted_ = false;  // by the mutex

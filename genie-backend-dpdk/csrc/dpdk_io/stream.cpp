@@ -157,12 +157,12 @@ Outcome Stream::send(std::span<const Part> parts, Time patience, const Interrupt
         return outcome == Outcome::late ? outcome : Outcome::ended;
     } catch (...) {  // interrupted: the message goes out whole all the same
         if (!lock.owns_lock()) lock.lock();
-        port_->let_go();
         try {
             message.keep(lock);
         } catch (const std::bad_alloc&) {
             connection_->abort();
         }
+        port_->let_go();  // only now: the rest may have sent some more out of the caller's memory
         port_->send_now();
         throw;
     }

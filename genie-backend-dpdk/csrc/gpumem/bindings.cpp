@@ -19,7 +19,7 @@ void copy(const Buffer& buffer, std::byte* to, const std::byte* from) {
 }
 
 void write(const Buffer& buffer, const py::buffer& data) {
-    const py::buffer_info info = data.request();
+    const py::buffer_info info = whole(data);
     if (static_cast<std::size_t>(info.size * info.itemsize) != buffer.bytes)
         throw std::out_of_range("the data are of another size than the buffer");
     const auto* from = static_cast<const std::byte*>(info.ptr);
@@ -53,6 +53,12 @@ py::dict counted() {
 Buffer Buffer::part(std::size_t from, std::size_t count) const {
     if (from > bytes || count > bytes - from) throw std::out_of_range("beyond the buffer's end");
     return {memory, offset + from, count};
+}
+
+py::buffer_info whole(const py::buffer& data, bool writable) {
+    py::buffer_info info = data.request(writable);
+    if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::type_error("memory with gaps, or in another order, is no buffer");
+    return info;
 }
 
 void bind(py::module_& module) {

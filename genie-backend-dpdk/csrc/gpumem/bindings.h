@@ -16,6 +16,9 @@ struct Buffer {
     Buffer part(std::size_t from, std::size_t count) const;  // throws std::out_of_range
 };
 
+// What `data` has in one piece. Throws pybind11::type_error where it has gaps, as a memoryview's `cast` does.
+pybind11::buffer_info whole(const pybind11::buffer& data, bool writable = false);
+
 void bind(pybind11::module_& module);
 
 }  // namespace genie::gpumem

@@ -112,7 +112,10 @@ class DpdkConnection:
 
     def _target(self, given: Target) -> Target:
         if not isinstance(given, DeviceBuffer):
-            return memoryview(given).cast("B")
+            target = memoryview(given).cast("B")
+            if target.readonly:
+                raise LocalProtocolError("memory to receive into can't be written", where=self.peer)
+            return target
         if not self._stream.fills(given):
             raise LocalProtocolError("packets of this connection do not go to memory of that device", where=self.peer)
         return given

@@ -7,6 +7,7 @@ import atexit
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -85,5 +86,6 @@ os.register_at_fork(after_in_child=_forget)
 def _drain() -> None:
     if _native.forked():
         return
+    until = time.monotonic() + _DRAIN_SECONDS  # for all of them together
     for port in list(_ports):
-        port.drain(_DRAIN_SECONDS)
+        port.drain(max(until - time.monotonic(), 0.0))

@@ -21,6 +21,7 @@ from genie_backend_dpdk.polling import Polling
 from genie_backend_dpdk.way import offered
 
 _MEETING_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
 _log = get_logger("dpdk")
 
 _MOST_EXPECTED = 1 << 14
@@ -151,8 +152,13 @@ class DoorListener(DpdkListener):
         while True:
             try:
                 control, _ = self._door.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                # Out of descriptors, or a client gone before it was served: the next accept may do better.
+                _log.warning("not accepted", address=self.address, reason=error.strerror)
+                time.sleep(_PAUSE_SECONDS)
+                continue
             made: list[_native.Port] = []
 
             def admit(port: _native.Port, made: list[_native.Port] = made) -> None:

@@ -110,16 +110,19 @@ def _only_server() -> _Server:
         return _server
 
 
-def knock(path: str, polling: Polling, timeout: float, deadline: float) -> _native.Port:
-    """A device joined to one of the node that listens at ``path``."""
-    until = time.monotonic() + timeout
+def knock(path: str, polling: Polling, until: float, deadline: float) -> _native.Port:
+    """A device joined to one of the node that listens at ``path``, before the clock says ``until``."""
     with socket.socket(socket.AF_UNIX) as control:
-        control.settimeout(timeout)
+        control.settimeout(_left(until))
         control.connect(path)
         control.sendall(_HELLO)
-        answer, far = _answer(control, path)
+        answer, far = _answer(control, path, until)
         with far:
             return _client(path, answer, far, control, polling, until, deadline)
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 0.001)
 
 
 def _client(
@@ -132,7 +135,7 @@ def _client(
     deadline: float,
 ) -> _native.Port:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-        door.settimeout(max(until - time.monotonic(), 0.001))
+        door.settimeout(_left(until))
         own_directory = tempfile.mkdtemp(prefix="genie-memif-")
         own = os.path.join(own_directory, "s")
         try:
@@ -149,8 +152,8 @@ def _client(
 
 
 def _join(port: _native.Port, near: socket.socket, far: socket.socket, until: float, where: str, *, last: bool) -> None:
-    near.settimeout(max(until - time.monotonic(), 0.001))
-    far.settimeout(max(until - time.monotonic(), 0.001))
+    near.settimeout(_left(until))
+    far.settimeout(_left(until))
     try:
         relay.join(near, far, lambda: port.up, until, last=last)
     except BackendUnavailable as error:
@@ -159,13 +162,15 @@ def _join(port: _native.Port, near: socket.socket, far: socket.socket, until: fl
         port.keep(near.detach())
 
 
-def _answer(control: socket.socket, path: str) -> tuple[Answer, socket.socket]:
+def _answer(control: socket.socket, path: str, until: float) -> tuple[Answer, socket.socket]:
+    control.settimeout(_left(until))
     data, lines, _, _ = socket.recv_fds(control, _LONGEST_ANSWER, 1)
     far = [socket.socket(fileno=line) for line in lines]
     try:
         if not data:
             raise BackendUnavailable("the node gives no memif device", where=f"memif:{path}", hint="see the node's log")
         while not data.endswith(b"\n") and len(data) < _LONGEST_ANSWER:
+            control.settimeout(_left(until))
             more = control.recv(_LONGEST_ANSWER)
             data += more or b"\n"
         answer = msgspec.json.decode(data, type=Answer)

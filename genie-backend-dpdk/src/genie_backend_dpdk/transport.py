@@ -64,6 +64,7 @@ class DpdkTransport:
         self._polling = Polling(spin_us, busy or device.nic is not None, memory)  # nothing wakes a NIC's port
         self._lock = threading.Lock()
         self._links: dict[str, _native.Port] = {}
+        self._meeting: dict[str, threading.Lock] = {}  # by address: a node that is slow keeps nobody from another
         self._wire: interface.Wire | None = None
 
     def abilities(self) -> Mapping[str, str]:
@@ -118,11 +119,18 @@ class DpdkTransport:
         """One device for all connections of this transport to one address."""
         path = path_of(address)
         environment.start()
+        until = time.monotonic() + timeout
         with self._lock:
+            meeting = self._meeting.setdefault(address, threading.Lock())
+        if not meeting.acquire(timeout=timeout):
+            raise TimeoutError
+        try:
             port = self._links.get(address)
             if port is None or port.gone:
-                port = self._links[address] = memif.knock(path, self._polling, timeout, self._deadline)
+                port = self._links[address] = memif.knock(path, self._polling, until, self._deadline)
             return port, 0
+        finally:
+            meeting.release()
 
     def _on_wire(self, address: str, timeout: float) -> tuple[_native.Port, int]:
         found = self._known()
