@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dpdk.pairs import SECONDS, joined
 
-from genie.errors import BackendUnavailable, ConfigError, GenieError
+from genie.errors import BackendUnavailable, ConfigError, DeadlineExceeded, GenieError
 from genie_backend_dpdk import DpdkTransport, _native, environment, listening, memif
 from genie_backend_dpdk.polling import Polling
 
@@ -235,3 +235,38 @@ def test_whom_a_port_tells_lives_as_long_as_it(tmp_path: Path) -> None:
         each.close()
     del client, each
     until(lambda: not os.path.lexists(told))
+
+
+def test_a_node_lets_go_of_links_whose_clients_are_gone(tmp_path: Path) -> None:
+    """Also while nobody comes: each has a thread, and one of the few devices that DPDK makes."""
+    listener = DpdkTransport(stall_timeout=SECONDS).listen(f"memif:{tmp_path / 'node.sock'}")
+    before = len(os.listdir("/proc/self/task"))
+    transports = [DpdkTransport(stall_timeout=SECONDS) for _ in range(3)]
+    for each in [end for transport in transports for end in joined(transport, listener)]:
+        each.close()
+    del transports, each
+
+    def gone() -> bool:
+        with pytest.raises(DeadlineExceeded):
+            listener.accept(0.01)
+        return len(os.listdir("/proc/self/task")) <= before
+
+    until(gone)
+    listener.close()
+
+
+def test_a_busy_port_rests_when_its_peer_is_gone(tmp_path: Path) -> None:
+    transport = DpdkTransport(stall_timeout=SECONDS, busy=True)
+    listener = DpdkTransport(stall_timeout=SECONDS).listen(f"memif:{tmp_path / 'node.sock'}")
+    for each in (*joined(transport, listener), listener):
+        each.close()
+    del each
+    (link,) = transport._links.values()
+    until(lambda: link.gone)
+
+    def idle() -> bool:
+        used, start = time.process_time(), time.monotonic()
+        time.sleep(0.2)
+        return time.process_time() - used < 0.1 * (time.monotonic() - start)
+
+    until(idle)

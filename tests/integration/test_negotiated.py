@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import signal
 import socket
 from pathlib import Path
@@ -58,11 +59,11 @@ TICKETS = """
     from genie_backend_dpdk import DpdkTransport
 
     node, control, token = sys.argv[1:]
-    transport = DpdkTransport(stall_timeout=2.0)
+    transport = DpdkTransport(stall_timeout=20.0)
 
-    def told(session, secret):
+    def told(session, secret, seconds=20.0):
         try:
-            transport.connect_with(node, 2.0, session, secret).close()
+            transport.connect_with(node, seconds, session, secret).close()
         except BackendError as error:
             return error.message
         return "connected"
@@ -70,7 +71,7 @@ TICKETS = """
     with ControlClient(control, token=open(token).read().strip()) as client:
         print("unknown", told(1, bytes(32)), flush=True)
         ticket = client.ticket(0)
-        print("forged", told(ticket.session, bytes(32)), flush=True)
+        print("forged", told(ticket.session, bytes(32), seconds=1.0), flush=True)
         met = meet(transport, node, 0, 10.0, ticket=ticket)
         print("met", met.welcome.tickets, bool(met.welcome.session), flush=True)
         print("again", told(ticket.session, ticket.key), flush=True)
@@ -115,14 +116,13 @@ HERE = """
 
 
 def free_pair() -> int:
-    """A port that is free, as is the one after it."""
+    """A port that is free, as is the one after it; and none that others get who ask for any."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def generated() -> str:

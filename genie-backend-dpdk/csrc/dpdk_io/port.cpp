@@ -271,8 +271,9 @@ void Port::serve() {
             const Time now = clock_now();
             if (any) active = now;
             if (now - control_read_ > protocol::millisecond) read_control(now);  // also while it never sleeps
-            if (options_.busy && any) continue;
-            if (options_.busy || now - active < options_.spin) {
+            const bool busy = options_.busy && !gone_;  // then nothing comes any more
+            if (busy && any) continue;
+            if (busy || now - active < options_.spin) {
                 // Not sched_yield: where cores are busy that gives ours away for milliseconds.
                 for (int count = 0; count < pauses; ++count) rte_pause();
                 continue;

@@ -74,9 +74,16 @@ class DpdkListener:
             for each in self._expected:
                 if each.until > now:
                     port.expect(each.session, each.secret, each.until - now)
-            self._ports = [each for each in self._ports if not each.gone or each.connections]
             self._ports.append(port)
             port.listen(self._ready)
+
+    def _tidy(self) -> None:
+        """With the lock. Links end whose client is gone: each has a thread, and one of the few devices of a process."""
+        self._ports = [each for each in self._ports if not each.gone or each.connections]
+
+    def _next(self) -> _native.Stream | None:
+        """With the lock: somebody who has come in."""
+        return next((stream for port in self._ports if (stream := port.accept()) is not None), None)
 
     def _drop(self, ports: list[_native.Port]) -> None:
         with self._lock:
@@ -90,11 +97,11 @@ class DpdkListener:
             with self._lock:
                 if self._closed or _native.forked():
                     raise ConnectionLost("the listener is closed", where=self.address)
+                self._tidy()
                 self._ready.clear()
-                for port in self._ports:
-                    if (stream := port.accept()) is not None:
-                        self._ready.set()  # there may be more, and others who accept
-                        return self._wrap(stream, f"{self.address} client")
+                if (stream := self._next()) is not None:
+                    self._ready.set()  # there may be more, and others who accept
+                    return self._wrap(stream, f"{self.address} client")
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise DeadlineExceeded(
@@ -159,20 +166,25 @@ class DoorListener(DpdkListener):
                 _log.warning("not accepted", address=self.address, reason=error.strerror)
                 time.sleep(_PAUSE_SECONDS)
                 continue
-            made: list[_native.Port] = []
+            self._meet(control)
 
-            def admit(port: _native.Port, made: list[_native.Port] = made) -> None:
-                made.append(port)
-                self._admit(port)
+    def _meet(self, control: socket.socket) -> None:
+        made: list[_native.Port] = []
 
-            try:
-                with control:
-                    memif.open_door(control, admit, self._polling, _MEETING_SECONDS, self._deadline)
-            except (GenieError, OSError) as error:  # who came is told by the socket's end
-                self._drop(made)
-                _log.warning("a client got no device", address=self.address, error=str(error))
-                continue
-            self._ready.set()  # somebody may have come in already
+        def admit(port: _native.Port) -> None:
+            made.append(port)
+            self._admit(port)
+
+        with self._lock:
+            self._tidy()
+        try:
+            with control:
+                memif.open_door(control, admit, self._polling, _MEETING_SECONDS, self._deadline)
+        except (GenieError, OSError) as error:  # who came is told by the socket's end
+            self._drop(made)
+            _log.warning("a client got no device", address=self.address, error=str(error))
+            return
+        self._ready.set()  # somebody may have come in already
 
     def close(self) -> None:
         if self._closed:
