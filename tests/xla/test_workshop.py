@@ -50,6 +50,22 @@ def test_it_goes_on_after_a_refusal_a_deadline_and_a_death() -> None:
         workshop.close()
 
 
+@pytest.mark.timeout(60)
+def test_a_process_that_does_not_read_is_not_waited_for() -> None:
+    workshop = Workshop(60.0)
+    try:
+        workshop.ask(request())
+        process = workshop._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        workshop._seconds = 0.2
+        with pytest.raises(DeadlineExceeded, match=r"within 0.2 s"):
+            workshop.ask(request(bytes(1 << 20)))  # more than a pipe holds
+        assert process.poll() is not None
+    finally:
+        workshop.close()
+
+
 def test_memory_for_compiling_is_bounded() -> None:
     workshop = Workshop(60.0, memory=1 << 16)
     try:

@@ -39,8 +39,11 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 Answer: TypeAlias = Made | Refused
 
 
-def write(file: IO[bytes], value: Request | Made | Refused) -> None:
+def framed(value: Request | Made | Refused) -> bytes:
     body = msgspec.msgpack.encode(value)
-    file.write(LENGTH.pack(len(body)))
-    file.write(body)
+    return LENGTH.pack(len(body)) + body
+
+
+def write(file: IO[bytes], value: Request | Made | Refused) -> None:
+    file.write(framed(value))
     file.flush()

@@ -13,7 +13,7 @@ import time
 import msgspec
 
 from genie.errors import DeadlineExceeded, NodeError, OutOfMemory, Stage
-from genie_compiler_xla.requests import LENGTH, MOST_BYTES, Answer, Request, write
+from genie_compiler_xla.requests import LENGTH, MOST_BYTES, Answer, Request, framed
 
 _MEMORY = 8 << 30  # bytes of address space for compiling: LLVM's arenas and stacks are most of it
 _decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -36,8 +36,7 @@ class Workshop:
         try:
             process = self._running()
             try:
-                assert process.stdin is not None
-                write(process.stdin, request)
+                self._write(process, framed(request), deadline)
                 return _decoder.decode(self._answer(process, deadline))
             except BaseException:
                 self._end()  # in the middle of a question it is of no use
@@ -61,6 +60,8 @@ class Workshop:
                 start_new_session=True,  # Ctrl-C is for the node
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
             )
+            assert self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
     def _end(self) -> None:
@@ -72,6 +73,15 @@ class Workshop:
                 if pipe is not None:
                     with contextlib.suppress(OSError):  # what was not sent is of no use
                         pipe.close()
+
+    def _write(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
+        assert process.stdin is not None
+        descriptor = process.stdin.fileno()  # which does not block: a process that does not read takes little of it
+        left = memoryview(data)
+        while left:
+            if not select.select([], [descriptor], [], max(deadline - time.monotonic(), 0))[1]:
+                raise self._late()
+            left = left[os.write(descriptor, left) :]
 
     def _answer(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
         (size,) = LENGTH.unpack(self._read(process, LENGTH.size, deadline))
@@ -88,7 +98,10 @@ class Workshop:
                 raise self._late()
             part = os.read(descriptor, min(size, 1 << 20))
             if not part:
-                raise self._died(process.wait())
+                try:
+                    raise self._died(process.wait(max(deadline - time.monotonic(), 1.0)))
+                except subprocess.TimeoutExpired:  # it only stopped to answer
+                    raise self._late() from None
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
