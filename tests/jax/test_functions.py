@@ -83,6 +83,27 @@ def test_floats_of_a_byte(same_as_jax: Same) -> None:
     same_as_jax(every, x)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_floats_of_a_byte_that_become_too_large(same_as_jax: Same, dtype: str) -> None:
+    x = np.asarray(jnp.asarray([0.5, 1.0, 96.0, 448.0]).astype(dtype))
+    same_as_jax(lambda x: (lax.sign(x), x**2, x**3, lax.integer_pow(x, -2), lax.top_k(x, 2)), x)
+    same_as_jax(lambda x: (jnp.outer(x, x), x[None] @ x[:, None]), x)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e8m0fnu"])
+def test_floats_of_a_byte_put_among_others(same_as_jax: Same, dtype: str) -> None:
+    def every(x: Any, at: Any) -> Any:
+        table = x.reshape(3, 4)
+        return (
+            *(x.at[at].set(x[:3]), x.at[2].set(x[5]), x.at[at].add(x[:3]), x.at[at].multiply(x[:3])),
+            *(x.at[at].max(x[:3]), lax.dynamic_update_slice(x, x[:3], (at[0],))),
+            *(lax.dynamic_update_slice(table, table[:1], (at[0], 0)), table.at[at[0], at[1]].set(x[3])),
+            lax.dynamic_update_slice(table, table[:2, :2], (1, 1)),
+        )
+
+    same_as_jax(every, np.asarray(jnp.arange(1.0, 13.0).astype(dtype)), np.array([1, 5, 99], np.int32))
+
+
 def test_wrapped_programs(same_as_jax: Same) -> None:
     @jax.custom_vjp
     def twice(x: Any) -> Any:

@@ -60,6 +60,8 @@ def rank(dtype: Any, x: Tensor) -> Tensor:
         raise UnsupportedOperation(f"the total order of {np.dtype(dtype).name}")
     if not x.is_floating_point():
         return widened(dtype, x)
+    if x.dtype == torch.float8_e8m0fnu:  # which has no sign
+        return x.contiguous().view(torch.uint8).to(torch.int16)
     width = x.element_size()
     bits = x.contiguous().view(_BITS[width])
     return torch.bitwise_xor(bits, torch.bitwise_and(bits >> (8 * width - 1), (1 << (8 * width - 1)) - 1))

@@ -15,6 +15,7 @@ from genie.errors import UnsupportedOperation
 from genie_jax.dtypes import is_unsigned, torch_dtype
 from genie_jax.rules import Equation, Tensor, rule
 from genie_jax.rules.unsigned import widened
+from genie_jax.rules.wide import narrow
 
 
 def common(here: Equation, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def _dot_general(
     left = x.permute([*x_batch, *x_free, *x_sum]).reshape([*lead, prod(rows), shared])
     right = y.permute([*y_batch, *y_sum, *y_free]).reshape([*lead, shared, prod(columns)])
     made = torch.bmm(left, right) if batch else torch.mm(left, right)
-    made = made != 0 if target == torch.bool else made.to(target)
+    made = made != 0 if target == torch.bool else narrow(made, target)
     return made.reshape([*batch, *rows, *columns])
 
 

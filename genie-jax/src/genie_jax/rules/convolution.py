@@ -12,6 +12,7 @@ from genie_jax.dtypes import torch_dtype
 from genie_jax.rules import Equation, Tensor, rule
 from genie_jax.rules.contract import common
 from genie_jax.rules.slicing import padded
+from genie_jax.rules.wide import narrow
 from genie_jax.rules.windows import windows
 
 
@@ -43,7 +44,7 @@ def _conv(
         x = x.reshape(batch_group_count, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
         groups = batch_group_count
     made = _convolved(x, y, window_strides, padding, lhs_dilation, rhs_dilation, groups)
-    return made.to(target).permute([made_layout.index(axis) for axis in range(made.ndim)])
+    return narrow(made, target).permute([made_layout.index(axis) for axis in range(made.ndim)])
 
 
 def _convolved(

@@ -131,6 +131,10 @@ def _sign(here: Equation, x: Tensor) -> Tensor:
         return torch.ne(x, 0).to(x.dtype)
     if not x.is_floating_point():
         return torch.sign(x)
+    return computable(_sign_of_float, x)
+
+
+def _sign_of_float(x: Tensor) -> Tensor:
     kept = torch.logical_or(torch.eq(x, 0), torch.isnan(x))  # zeros keep their sign
     return torch.where(kept, x, torch.sign(x))
 
@@ -179,12 +183,12 @@ def _integer_pow(here: Equation, x: Tensor, *, y: int) -> Tensor:
     power, left = x, abs(y)
     while left:
         if left & 1:
-            product = power if product is None else torch.mul(product, power)
+            product = power if product is None else computable(torch.mul, product, power)
         left >>= 1
         if left:
-            power = torch.mul(power, power)
+            power = computable(torch.mul, power, power)
     assert product is not None
-    return product if y > 0 else torch.div(torch.ones_like(product), product)
+    return product if y > 0 else computable(torch.div, torch.ones_like(product), product)
 
 
 @rule("atan2")

@@ -18,7 +18,7 @@ from genie_jax.keys import key_shape
 from genie_jax.rules import Equation, Tensor, computations, rule
 from genie_jax.rules.slicing import positions
 from genie_jax.rules.unsigned import narrowed, widened
-from genie_jax.rules.wide import is_small
+from genie_jax.rules.wide import computable, is_small, put
 
 # A scatter that computes with what is there, element after element, of so many updates at most: each is some nodes.
 _LONGEST = 128
@@ -213,7 +213,7 @@ def _set_at_one(operand: Tensor, window: _Window, given: Tensor) -> Tensor:
     (axis,), row = window.cut, window.rows.reshape([1])
     if window.inside is not None:
         given = torch.where(window.inside.reshape([1] * operand.ndim), given, torch.index_select(operand, axis, row))
-    return torch.index_copy(operand, axis, row, given)
+    return put(operand, axis, row, given)
 
 
 def _combined(
@@ -222,14 +222,15 @@ def _combined(
     how = _named(jaxpr)
     dtype = here.taken[0].dtype
     if how == "second":
-        return torch.index_copy(table, 0, rows, given)
+        return put(table, 0, rows, given)
     if how in ("add", "add_any") and table.dtype != torch.bool:
-        return torch.index_add(table, 0, rows, given)
+        return computable(lambda to, each: torch.index_add(to, 0, rows, each), table, given)
     if how == "sub":
-        return torch.index_add(table, 0, rows, given, alpha=-1)
+        return computable(lambda to, each: torch.index_add(to, 0, rows, each, alpha=-1), table, given)
     if how in _REDUCTIONS and table.dtype != torch.bool and not table.is_complex():
         wide = [widened(dtype, each) for each in (table, given)]
-        reduced = torch.index_reduce(wide[0], 0, rows, wide[1], _REDUCTIONS[how])
+        by = _REDUCTIONS[how]
+        reduced = computable(lambda to, each: torch.index_reduce(to, 0, rows, each, by), *wide)
         return narrowed(dtype, reduced, table.dtype)
 
     def both(old: Tensor, new: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ def _one_by_one(
     table: Tensor, rows: Tensor, given: Tensor, both: Callable[[Tensor, Tensor], Tensor], unique: bool
 ) -> Tensor:
     if unique:
-        return torch.index_copy(table, 0, rows, both(torch.index_select(table, 0, rows), given))
+        return put(table, 0, rows, both(torch.index_select(table, 0, rows), given))
     if rows.numel() > _LONGEST:
         raise UnsupportedOperation(
             f"a scatter of {rows.numel()} updates that may meet, by a computation that is no plain sum, product, least "
@@ -255,5 +256,5 @@ def _one_by_one(
     for number in range(rows.numel()):
         row = rows[number : number + 1]
         made = both(torch.index_select(table, 0, row), given[number : number + 1])
-        table = torch.index_copy(table, 0, row, made)
+        table = put(table, 0, row, made)
     return table

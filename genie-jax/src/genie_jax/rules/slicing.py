@@ -10,6 +10,7 @@ import torch
 from genie_jax.dtypes import is_unsigned
 from genie_jax.rules import Equation, Tensor, rule
 from genie_jax.rules.unsigned import widened
+from genie_jax.rules.wide import is_small, put
 
 Pad = tuple[int, int, int]  # before, after, between
 
@@ -45,12 +46,14 @@ def _dynamic_update_slice(here: Equation, x: Tensor, update: Tensor, *starts: Te
         return update
     if len(lines) == 1:
         ((axis, line),) = lines.items()
-        return torch.index_copy(x, axis, line, update)
+        return put(x, axis, line, update)
     indices: list[Tensor | None] = [None] * count
     last = max(lines)
     for axis in range(min(lines), last + 1):  # neighbours, so that the result keeps the order of the axes
         line = lines[axis] if axis in lines else torch.arange(x.shape[axis])
         indices[axis] = line.reshape([-1] + [1] * (last - axis))
+    if is_small(x):
+        return torch.index_put(x.view(torch.uint8), indices[: last + 1], update.view(torch.uint8)).view(x.dtype)
     return torch.index_put(x, indices[: last + 1], update)
 
 

@@ -25,6 +25,13 @@ def moved(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return compute(x.view(torch.uint8)).view(x.dtype) if is_small(x) else compute(x)
 
 
+def put(x: Tensor, axis: int, at: Tensor, given: Tensor) -> Tensor:
+    """``x`` with ``given`` in places of an axis."""
+    if not is_small(x):
+        return torch.index_copy(x, axis, at, given)
+    return torch.index_copy(x.view(torch.uint8), axis, at, given.view(torch.uint8)).view(x.dtype)
+
+
 def small(x: Tensor, target: torch.dtype) -> Tensor:
     """``x`` as floating point of a byte. Where ATen takes the nearest number for what has none, JAX has NaN."""
     x = x.to(torch.float32)
@@ -33,6 +40,11 @@ def small(x: Tensor, target: torch.dtype) -> Tensor:
     if target == torch.float8_e8m0fnu:  # neither zero nor a sign
         return torch.where(torch.gt(x, 0.0), x, torch.full_like(x, float("nan"))).to(target)
     return x.to(target)
+
+
+def narrow(x: Tensor, target: torch.dtype) -> Tensor:
+    """``x``, computed in a wider type, in the type of a result."""
+    return small(x, target) if target.is_floating_point and target.itemsize == 1 else x.to(target)
 
 
 def through(wide: torch.dtype, compute: Callable[..., Tensor], *operands: Tensor) -> Tensor:
