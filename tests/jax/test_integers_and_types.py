@@ -75,7 +75,14 @@ def test_every_pair_of_types(same_as_jax: Same, dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "exponent", "mantissa"),
-    [("float32", 8, 7), ("float32", 5, 10), ("float64", 8, 23), ("bfloat16", 5, 2), ("float16", 3, 10)],
+    [
+        ("float32", 8, 7),
+        ("float32", 8, 0),
+        ("float32", 5, 10),
+        ("float64", 8, 23),
+        ("bfloat16", 5, 2),
+        ("float16", 3, 10),
+    ],
 )
 def test_reduced_precision(same_as_jax: Same, dtype: str, exponent: int, mantissa: int) -> None:
     with jax.enable_x64(True):

@@ -115,4 +115,4 @@ def _reduce_precision(here: Equation, x: Tensor, *, exponent_bits: int, mantissa
         small = torch.le(own, (bias - reduced) << digits)
         bits = torch.where(small, zero, torch.where(large, infinite, bits))
     made = bits.view(x.dtype)
-    return torch.where(torch.isnan(x), x, made) if mantissa_bits > 0 else made
+    return torch.where(torch.isnan(x), x, made)
