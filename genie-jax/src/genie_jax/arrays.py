@@ -12,7 +12,7 @@ from jax._src import dtypes as jax_dtypes
 from jax._src.lax import lax as jax_lax
 
 from genie.errors import UnsupportedOperation
-from genie_jax.device import Place
+from genie_jax.device import Place, donated
 from genie_jax.dtypes import is_key
 from genie_jax.kinds import Kind
 
@@ -66,10 +66,7 @@ class RemoteArray:
         """For a program of ``place``. Raises for an array that was donated; one that lives elsewhere is sent, and its
         handle there added to ``passing``, to be freed after the call."""
         if self._handle is None:
-            raise UnsupportedOperation(
-                f"an array of {self.dtype}{list(self.shape)} was donated to a remote program, and is used again",
-                hint="use what that program gave instead, or do not donate it",
-            )
+            raise donated(self.kind)
         if place is self._place:
             return self._handle
         passing.append(place.put(self._data()))

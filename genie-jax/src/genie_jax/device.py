@@ -14,7 +14,7 @@ import numpy as np
 
 from genie import api
 from genie.bindings import Prediction, parameters
-from genie.errors import SessionClosed
+from genie.errors import SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.interfaces import Engine, TakesWords
 from genie_jax.dtypes import carried, is_key
@@ -39,13 +39,25 @@ class Kept:
     __slots__ = ("_handle", "_home", "kind", "of")
 
     def __init__(self, home: Place, handle: int, kind: Kind, of: weakref.ref[Any]) -> None:
-        self._home = home
+        self._home: Place | None = home  # until a program took it
         self._handle = handle
         self.kind = kind
         self.of: Callable[[], Any] = of
 
     def handle(self, place: Place, passing: list[int], given: bool) -> int:
+        if self._home is None:
+            raise donated(self.kind)
         return self._handle
+
+    def take(self) -> None:
+        self._home = None
+
+
+def donated(kind: Kind) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"an array of {kind.dtype}{list(kind.shape)} was donated to a remote program, and is used again",
+        hint="use what that program gave instead, or do not donate it",
+    )
 
 
 class Place:
@@ -54,7 +66,7 @@ class Place:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.closed = False
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._next = _FIRST_HANDLE
         self._freed: deque[int] = deque()
         self._predictions: dict[int, Prediction] = {}
@@ -62,14 +74,14 @@ class Place:
         self.kept: dict[int, Kept] = {}  # arrays that never change, by identity
 
     def load(self, graph: Graph, handles: Sequence[int]) -> Loaded:
-        with self._lock:
+        with self.lock:
             self._check()
             number = self.engine.prepare(graph, handles)
             return Loaded(number, graph, parameters(graph))
 
     def run(self, loaded: Loaded, handles: Sequence[int]) -> int:
         """The handle of the first of the plan's outputs; the others' follow."""
-        with self._lock:
+        with self.lock:
             self._check()
             self._sweep()
             count = len(loaded.graph.outputs)
@@ -102,7 +114,7 @@ class Place:
 
     def put(self, array: np.ndarray, *, shared: bool = False) -> int:
         """Send an array, in the type that carries its own."""
-        with self._lock:
+        with self.lock:
             self._check()
             self._sweep()
             handle = self._take(1)
@@ -124,7 +136,7 @@ class Place:
             if known is not None:
                 self._freed.append(known._handle)
 
-        with self._lock:
+        with self.lock:
             known = self.kept.get(key)
             if known is None or known.of() is not array:
                 handle = self.put_array(array, shared=True)
@@ -133,10 +145,12 @@ class Place:
 
     def forget(self, array: Any) -> None:
         """A program took what was kept of an array, if it was."""
-        self.kept.pop(id(array), None)
+        known = self.kept.pop(id(array), None)
+        if known is not None:
+            known.take()
 
     def get(self, handle: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        with self._lock:
+        with self.lock:
             self._check()
             made = np.empty(shape, dtype)
             self.engine.session.fetch(
@@ -146,7 +160,7 @@ class Place:
             return made
 
     def wait(self) -> None:
-        with self._lock:
+        with self.lock:
             self._check()
             self.engine.session.synchronize()
 
@@ -167,19 +181,25 @@ class Place:
 
 
 _places: dict[int, Place] = {}
+_choosing = threading.Lock()
 
 
 def place_of(engine: Engine) -> Place:
+    """The one of an engine: two would give their values the same handles."""
     known = _places.get(id(engine))
     if known is None or known.engine is not engine or known.closed:
-        known = _places[id(engine)] = Place(engine)
+        with _choosing:
+            known = _places.get(id(engine))
+            if known is None or known.engine is not engine or known.closed:
+                known = _places[id(engine)] = Place(engine)
     return known
 
 
 def _forget() -> None:
-    for place in _places.values():
-        place.closed = True
-    _places.clear()
+    with _choosing:
+        for place in _places.values():
+            place.closed = True
+        _places.clear()
 
 
 api.on_shutdown(_forget)

@@ -159,23 +159,34 @@ class Remote:
         place, donated = program.place, program.donated
         if donated:
             _check_given_once(leaves, donated)
-        if set(map(_HOME, slots)) == {place}:
-            handles = list(map(_HANDLE, slots))
-        else:
-            handles = [slot.handle(place, passing, given) for slot, given in zip(slots, program.given, strict=True)]
-        try:
-            first = place.run(program.loaded, [*handles, *map(_HANDLE, program.constants)])
-        except GenieError:  # it was not run
-            raise
-        except BaseException:  # interrupted, it may have been
+        sent: dict[int, int] = {}
+        if set(map(_HOME, slots)) != {place}:  # what is not there yet; this may wait for another device
+            sent = {
+                position: slot.handle(place, passing, given)
+                for position, (slot, given) in enumerate(zip(slots, program.given, strict=True))
+                if slot._home is not place
+            }
+        with place.lock:  # a thread that donates what another one gives: to one of them it is gone
+            if not sent and set(map(_HOME, slots)) == {place}:
+                handles = list(map(_HANDLE, slots))
+            else:
+                handles = [
+                    sent[position] if position in sent else slot.handle(place, passing, given)
+                    for position, (slot, given) in enumerate(zip(slots, program.given, strict=True))
+                ]
+            try:
+                first = place.run(program.loaded, [*handles, *map(_HANDLE, program.constants)])
+            except GenieError:  # it was not run
+                raise
+            except BaseException:  # interrupted, it may have been
+                for position in donated:
+                    place.forget(leaves[position])
+                    if type(leaves[position]) is RemoteArray:
+                        leaves[position].donate(place)
+                    place.free(handles[position])
+                raise
             for position in donated:
-                place.forget(leaves[position])
-                if type(leaves[position]) is RemoteArray:
-                    leaves[position].donate(place)
-                place.free(handles[position])
-            raise
-        for position in donated:
-            _gave(place, leaves[position])
+                _gave(place, leaves[position])
         if donated and passing:
             taken = {handles[position] for position in donated}
             passing[:] = (handle for handle in passing if handle not in taken)
