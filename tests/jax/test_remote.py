@@ -104,6 +104,34 @@ def test_static_arguments() -> None:
         power(X, [1])
 
 
+def test_static_arguments_that_are_equal_may_differ() -> None:
+    number = genie_jax.remote(lambda n: jnp.asarray(n), static_argnums=0)
+    assert [number(each).dtype for each in (1, True, 1.0)] == [np.int32, np.bool_, np.float32]
+
+
+def test_static_arguments_by_name() -> None:
+    def scaled(x: Any, how: str = "twice") -> Any:
+        return x * {"twice": 2, "thrice": 3}[how]
+
+    program = genie_jax.remote(scaled, static_argnums=1)
+    for _ in range(2):
+        same((program(X, how="thrice"), program(X, how="twice")), (X * 3, X * 2))
+        same((program(X, "thrice"), program(X)), (X * 3, X * 2))
+    same(jax.vmap(lambda x: program(x, how="thrice"))(jnp.asarray(X)), X * 3)
+
+
+def test_settings_of_jaxs_make_another_program() -> None:
+    program = genie_jax.remote(lambda x, y: x + y)
+    counts, floats = np.ones(2, np.int32), np.ones(2, np.float32)
+    same(program(counts, floats), np.full(2, 2.0))
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(Exception, match="promotion"):
+        program(counts, floats)
+    bits = genie_jax.remote(lambda: jax.random.bits(jax.random.key(0), (4,)))
+    for partitionable in (True, False, True):
+        with jax.threefry_partitionable(partitionable):
+            np.testing.assert_array_equal(np.asarray(bits()), jax.random.bits(jax.random.key(0), (4,)))
+
+
 def test_bad_arguments_are_refused() -> None:
     echo = genie_jax.remote(lambda x: x + 1)
     with pytest.raises(UnsupportedOperation, match="type str is no array"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count, repeat
@@ -12,6 +13,8 @@ from typing import Any
 import attrs
 import jax
 import numpy as np
+from jax._src import config as jax_config
+from jax._src import core as jax_core
 from jax.extend import core
 
 from genie import api, latest, runtime, telemetry, tracing
@@ -95,6 +98,7 @@ class Remote:
         self._engine = engine
         self._function = function
         self._static = (static,) if isinstance(static, int) else tuple(static)
+        self._static_names = _names(function, self._static)
         self._jitted = jax.jit(function, donate_argnums=donate, static_argnums=static)
         self._programs: dict[Any, _Program] = {}
         self._inside: dict[Any, Any] = {}
@@ -109,13 +113,16 @@ class Remote:
         return self if owner is None else functools.partial(self, owner)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        dynamic: tuple[Any, ...] = args
+        dynamic, named = args, kwargs
         statics: tuple[Any, ...] = ()
         if self._static:
             places = self._static_places(len(args))
-            statics = tuple(args[i] for i in sorted(places))
+            # 1, 1.0 and True are equal, but do not mean the same.
+            statics = tuple((i, type(args[i]), args[i]) for i in sorted(places))
+            statics += tuple((name, type(kwargs[name]), kwargs[name]) for name in self._static_names if name in kwargs)
             dynamic = tuple(each for i, each in enumerate(args) if i not in places)
-        leaves, tree = jax.tree_util.tree_flatten((dynamic, kwargs))
+            named = {name: each for name, each in kwargs.items() if name not in self._static_names}
+        leaves, tree = jax.tree_util.tree_flatten((dynamic, named))
         place = self.where()
         slots = list(leaves)
         kept = place.kept
@@ -128,7 +135,7 @@ class Remote:
                     slots[position] = _Here(leaf)
                 else:
                     slots[position] = known
-        key = (place, tree, statics, jax.config.jax_enable_x64, tuple(map(_KIND, slots)))
+        key = (place, tree, statics, _context(), tuple(map(_KIND, slots)))
         passing: list[int] = []
         try:
             program = self._known(key)
@@ -199,8 +206,12 @@ class Remote:
         """The program of JAX's, for arguments like these."""
         fixed = self._static_places(len(args)) if self._static else ()
         shaped = [each if i in fixed else jax.tree_util.tree_map(_shaped, each) for i, each in enumerate(args)]
+        named = {
+            name: each if name in self._static_names else jax.tree_util.tree_map(_shaped, each)
+            for name, each in kwargs.items()
+        }
         try:
-            traced = self._jitted.trace(*shaped, **jax.tree_util.tree_map(_shaped, kwargs))
+            traced = self._jitted.trace(*shaped, **named)
         except jax.errors.UnexpectedTracerError as error:
             raise CaptureError(
                 f"a value of another trace of JAX's was used in a remote function: {str(error).splitlines()[0]}",
@@ -247,7 +258,7 @@ class Remote:
     def _transformed(self, args: Any, kwargs: Any, leaves: Sequence[Any], tree: Any, statics: Any) -> Any:
         """The call within a transformation of JAX's: as one operation that JAX can differentiate and batch."""
         here = [jax.numpy.asarray(leaf) if isinstance(leaf, RemoteArray) else leaf for leaf in leaves]
-        key = (tree, statics, jax.config.jax_enable_x64, tuple(map(_signature, leaves)))
+        key = (tree, statics, _context(), tuple(map(_signature, leaves)))
         with self._lock:
             known = self._inside.get(key)
             if known is None:
@@ -259,6 +270,26 @@ class Remote:
                 )
         operation, structure = known
         return jax.tree_util.tree_unflatten(structure, operation(*here))
+
+
+def _names(function: Callable[..., Any], positions: Sequence[int]) -> frozenset[str]:
+    """The arguments at ``positions`` as they are given by name, which ``jax.jit`` takes for static, too."""
+    try:
+        parameters = inspect.signature(function).parameters.values() if positions else ()
+    except (TypeError, ValueError):  # of what is not written in Python there is none
+        return frozenset()
+    return frozenset(
+        each.name for i, each in enumerate(parameters) if i in positions and each.kind is each.POSITIONAL_OR_KEYWORD
+    )
+
+
+def _context() -> Any:
+    """The settings of JAX's that a trace may depend on (``jax_enable_x64``, ``jax_threefry_partitionable`` …)."""
+    context = jax_config.trace_context()
+    axes = context[-1]
+    if isinstance(axes, jax_core.AxisEnv):  # of ``vmap``, another object each time
+        return context[:-1], tuple(axes.axis_sizes.items())
+    return context
 
 
 _ARGUMENTS = "give it to the function as an argument, and return what it computes"
