@@ -134,6 +134,34 @@ def test_large_constants_travel_apart_from_the_program(node: Node) -> None:
     assert len(program.latest.artifacts[0].data) < 10_000
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x * W, x * W.T),
+        lambda x: (x * W, x * W[::-1]),
+        lambda x: (x * W, x * W.view(np.int32)),
+        lambda x: (x * W.view(np.int32), x * W.view(np.uint32)),
+    ],
+    ids=["transposed", "reversed", "bits", "signs"],
+)
+def test_constants_that_share_their_memory_are_not_taken_for_each_other(
+    node: Node, function: Callable[..., Any]
+) -> None:
+    ones = np.ones((8, 8), np.float32)
+    same(genie_jax.remote(function, engine="xla")(ones), jax.jit(function)(ones))
+
+
+def test_a_remote_program_within_another_is_compiled_with_it(node: Node) -> None:
+    def inner(row: Any) -> Any:
+        return jnp.sin(row) * 2
+
+    def outer(row: Any) -> Callable[[Any], Any]:
+        return lambda x: jax.lax.scan(lambda carry, each: (carry + row(each), row(carry)), x[0], x)
+
+    made = genie_jax.remote(outer(genie_jax.remote(inner)), engine="xla")(X)
+    same(made, jax.jit(outer(inner))(X))
+
+
 def test_memory_is_asked_for_before_it_runs(compiler: Any) -> None:
     node = Node({"xla": compiler}, memory_limit_gb=1 / 1024)
     try:

@@ -13,7 +13,8 @@ from genie import telemetry
 from genie.errors import ConfigError, UnsupportedOperation
 from genie.graph import Abstract, Artifact
 from genie.graph.artifacts import MAX_ARTIFACT_BYTES
-from genie_jax.dtypes import is_key
+from genie_jax.dtypes import carried, is_key
+from genie_jax.inside import parts_written_out
 
 KIND = "stablehlo/1"
 ENGINES = ("auto", "aten", "xla")
@@ -64,7 +65,7 @@ def _exported(closed: Any, constants: Sequence[np.ndarray], required: bool) -> A
             for each, aval in zip(operands[:count], closed.in_avals, strict=True)
         ]
         consts = [
-            each if at is None else operands[count + at].astype(each.dtype)
+            each if at is None else _bits_as(operands[count + at], each.dtype)
             for each, at in zip(closed.consts, places, strict=True)
         ]
         made = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*given)
@@ -75,7 +76,8 @@ def _exported(closed: Any, constants: Sequence[np.ndarray], required: bool) -> A
     for number, each in enumerate(constants):
         faces.append(Abstract(tuple(each.shape), np.dtype(originals.get(number, each).dtype).name))
     shapes = [jax.ShapeDtypeStruct(face.shape, jax.numpy.dtype(face.dtype)) for face in faces]
-    made = jax.export.export(jax.jit(program), platforms=["cpu"])(*shapes)
+    with parts_written_out():
+        made = jax.export.export(jax.jit(program), platforms=["cpu"])(*shapes)
     data = made.mlir_module_serialized
     if len(data) > MAX_ARTIFACT_BYTES:
         raise UnsupportedOperation(
@@ -87,10 +89,15 @@ def _exported(closed: Any, constants: Sequence[np.ndarray], required: bool) -> A
     return Artifact(KIND, data, kept, tuple(faces[at] for at in kept), results, required)
 
 
-def _memory(array: Any) -> tuple[int, tuple[int, ...], int]:
-    """Names an array that lives: what is at this place is this array, whatever type carries it."""
+def _memory(array: Any) -> tuple[Any, ...]:
+    """Names an array that lives: what lies like this at this place, as what carries it, is this array. One of NumPy's
+    may be another one's memory in another order or type."""
     here = np.asarray(array)
-    return here.__array_interface__["data"][0], here.shape, here.itemsize
+    return here.__array_interface__["data"][0], here.shape, here.strides, carried(here.dtype)
+
+
+def _bits_as(array: Any, dtype: Any) -> Any:
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
 
 
 def _abstract(aval: Any) -> Abstract:

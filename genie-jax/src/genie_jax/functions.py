@@ -102,6 +102,7 @@ class Remote:
         self._jitted = jax.jit(function, donate_argnums=donate, static_argnums=static)
         self._programs: dict[Any, _Program] = {}
         self._inside: dict[Any, Any] = {}
+        self._runs = inside.Runs(self._runner)
         self._lock = threading.RLock()
         self.latest: Graph | None = None
 
@@ -248,7 +249,7 @@ class Remote:
             given=given,
         )
 
-    def _runs(self, program: Any, name: str) -> Callable[..., list[np.ndarray]]:
+    def _runner(self, program: Any, name: str) -> Callable[..., list[np.ndarray]]:
         """See :mod:`genie_jax.inside`."""
         function = core.jaxpr_as_fun(program)
         function.__name__ = name

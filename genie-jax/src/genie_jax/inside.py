@@ -1,30 +1,107 @@
 """A remote program as one operation of JAX's: within ``jax.jit``, under ``grad`` and under ``vmap``.
 
-Within a program that JAX runs here, it is a call out of it; within another remote program it is a part of that.
+Within a program that JAX runs here, it is a call out of it; within another remote program it is a part of that. The
+operation takes and gives random keys as their words, which is what a call out of a program can be given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.lax import lax as jax_lax
 from jax.extend import core
 from jax.interpreters import batching, mlir
+
+from genie_jax.dtypes import is_key
 
 remote_call = core.Primitive("genie_remote")
 remote_call.multiple_results = True
 
-# Of a program and its name: the call of it, which waits for the results.
-Runs = Callable[[Any, str], Callable[..., list[np.ndarray]]]
+# A program that waits for its results.
+Run = Callable[..., list[np.ndarray]]
+
+
+class Runs:
+    """What was made of one remote function within JAX's transformations: it lives as long as that does, and makes
+    nothing twice. ``make`` has a program, by its name, run remotely."""
+
+    def __init__(self, make: Callable[[Any, str], Run]) -> None:
+        self._make = make
+        self._made: dict[Any, Run] = {}
+        self._batched: dict[Any, Any] = {}
+
+    def __call__(self, program: Any, name: str) -> Run:
+        run = self._made.get(program)
+        if run is None:
+            run = self._made.setdefault(program, self._make(program, name))
+        return run
+
+    def batched(self, program: Any, axes: Sequence[Any], operands: Sequence[Any]) -> Any:
+        """A program of many of its operands each, along the axes that are not None."""
+        shapes = [_shape(each) for each in operands]
+        key = (program, tuple(axes), tuple((each.shape, each.dtype, each.weak_type) for each in shapes))
+        known = self._batched.get(key)
+        if known is None:
+            many = jax.vmap(core.jaxpr_as_fun(program), in_axes=tuple(axes), out_axes=0)
+            known = self._batched.setdefault(key, jax.make_jaxpr(many)(*shapes))
+        return known
+
+
+def _shape(value: Any) -> jax.ShapeDtypeStruct:
+    aval = jax.typeof(value)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def operation(program: Any, runs: Runs, name: str) -> Callable[..., Sequence[Any]]:
-    """``program``, a ``ClosedJaxpr``, of its flat operands. Its derivative is another remote program, which computes
-    from the same operands again: nothing is kept here, or sent twice, between the two."""
+    """``program``, a ``ClosedJaxpr``, of its flat operands."""
+    call = _of_arrays(_of_words(program), runs, name)
+    given = [aval.dtype for aval in program.out_avals]
+
+    def whole(*operands: Any) -> Sequence[Any]:
+        made = call(*map(_words, operands))
+        return [_wrapped(each, dtype) for each, dtype in zip(made, given, strict=True)]
+
+    return whole
+
+
+def _words(value: Any) -> Any:
+    return jax.random.key_data(value) if is_key(getattr(value, "dtype", None)) else value
+
+
+def _wrapped(value: Any, dtype: Any) -> Any:
+    return jax.random.wrap_key_data(value, impl=dtype._impl) if is_key(dtype) else value
+
+
+def _of_words(program: Any) -> Any:
+    """The program, in which keys that it takes and gives are their words."""
+    taken = [aval.dtype for aval in program.in_avals]
+    if not any(map(is_key, (*taken, *(aval.dtype for aval in program.out_avals)))):
+        return program
+    function = core.jaxpr_as_fun(program)
+
+    def whole(*operands: Any) -> Sequence[Any]:
+        return [*map(_words, function(*map(_wrapped, operands, taken)))]
+
+    shapes = [
+        jax.ShapeDtypeStruct((*aval.shape, *aval.dtype._impl.key_shape), np.uint32)
+        if is_key(aval.dtype)
+        else jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+        for aval in program.in_avals
+    ]
+    return jax.make_jaxpr(whole)(*shapes)
+
+
+def _of_arrays(program: Any, runs: Runs, name: str) -> Callable[..., Sequence[Any]]:
+    """The derivative of ``program`` is another remote program, which computes from the same operands again: nothing is
+    kept here, or sent twice, between the two."""
     function = core.jaxpr_as_fun(program)
     smooth = [jax.numpy.issubdtype(aval.dtype, np.inexact) for aval in program.in_avals]
+    derivative: list[Callable[..., Sequence[Any]]] = []  # once it was asked for
 
     @jax.custom_vjp
     def call(*operands: Any) -> Sequence[Any]:
@@ -47,8 +124,10 @@ def operation(program: Any, runs: Runs, name: str) -> Callable[..., Sequence[Any
             _, pull = jax.vjp(partly, *(v for s, v in zip(smooth, values, strict=True) if s))
             return pull(list(along))
 
-        avals = [jax.ShapeDtypeStruct(np.shape(v), v.dtype) for v in (*operands, *answered)]
-        made = iter(operation(jax.make_jaxpr(gradients)(*avals), runs, f"gradient of {name}")(*operands, *answered))
+        if not derivative:
+            avals = [_shape(each) for each in (*operands, *answered)]
+            derivative.append(_of_arrays(jax.make_jaxpr(gradients)(*avals), runs, f"gradient of {name}"))
+        made = iter(derivative[0](*operands, *answered))
         return tuple(next(made) if s else None for s in smooth)
 
     call.defvjp(forward, backward)
@@ -61,21 +140,38 @@ def _is_smooth(aval: Any) -> bool:
 
 @remote_call.def_abstract_eval
 def _abstract(*operands: Any, program: Any, runs: Runs, name: str) -> Sequence[Any]:
-    return [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in program.out_avals]
-
-
-_called: dict[Any, Callable[..., list[np.ndarray]]] = {}
+    return [jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in program.out_avals]
 
 
 @remote_call.def_impl
 def _at_once(*operands: Any, program: Any, runs: Runs, name: str) -> list[jax.Array]:
-    run = _called.get((program, runs))
-    if run is None:
-        run = _called[(program, runs)] = runs(program, name)
-    return [jax.numpy.asarray(each) for each in run(*operands)]
+    made = map(jax.numpy.asarray, runs(program, name)(*operands))
+    return [
+        jax_lax._convert_element_type(each, weak_type=True) if aval.weak_type else each
+        for each, aval in zip(made, program.out_avals, strict=True)
+    ]
+
+
+class _Writing(threading.local):
+    parts = False
+
+
+_writing = _Writing()
+
+
+@contextlib.contextmanager
+def parts_written_out() -> Iterator[None]:
+    """While this thread has JAX write a program down for elsewhere: remote programs in it are parts of it."""
+    _writing.parts = True
+    try:
+        yield
+    finally:
+        _writing.parts = False
 
 
 def _within_jit(*operands: Any, program: Any, runs: Runs, name: str) -> Sequence[Any]:
+    if _writing.parts:
+        return core.jaxpr_as_fun(program)(*operands)
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.out_avals]
     made: Sequence[Any] = jax.pure_callback(runs(program, name), shapes, *operands)
     return made
@@ -85,10 +181,8 @@ mlir.register_lowering(remote_call, mlir.lower_fun(_within_jit, multiple_results
 
 
 def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Sequence[Any], Sequence[int]]:
-    program = parameters.pop("program")
-    many = jax.vmap(core.jaxpr_as_fun(program), in_axes=tuple(axes), out_axes=0)
-    whole = jax.make_jaxpr(many)(*(jax.ShapeDtypeStruct(np.shape(each), each.dtype) for each in operands))
-    made = remote_call.bind(*operands, program=whole, **parameters)
+    whole = parameters["runs"].batched(parameters["program"], axes, operands)
+    made = remote_call.bind(*operands, **{**parameters, "program": whole})
     return made, [0] * len(made)
 
 
