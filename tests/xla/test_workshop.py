@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +65,12 @@ def test_a_process_that_does_not_read_is_not_waited_for() -> None:
         assert process.poll() is not None
     finally:
         workshop.close()
+
+
+def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(NodeError, match="cannot be started"):
+        Workshop(60.0).ask(request())
 
 
 def test_memory_for_compiling_is_bounded() -> None:

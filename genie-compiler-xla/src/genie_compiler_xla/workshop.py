@@ -53,13 +53,16 @@ class Workshop:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "genie_compiler_xla.worker", str(self._memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the node
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "genie_compiler_xla.worker", str(self._memory)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for the node
+                    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                )
+            except OSError as error:  # for want of memory, or of processes
+                raise NodeError(f"the process that compiles cannot be started: {error}") from error
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
