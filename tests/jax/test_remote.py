@@ -195,6 +195,9 @@ def test_arithmetic_looks() -> None:
     assert float(made) == made.item() == 15.0
     assert float(2 * made - 1) == 29.0
     assert made > 14 and f"{made:.1f}" == "15.0"
+    assert divmod(made, 4) == (3, 3) and divmod(31, made) == (2, 1) and +made == 15
+    count = genie_jax.remote(lambda x: x + 1)(np.int32(2))
+    assert (count << 2, 1 << count, count >> 1, 8 >> count) == (12, 8, 1, 1)
 
 
 def test_it_is_used_as_an_array() -> None:

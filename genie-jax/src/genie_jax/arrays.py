@@ -162,14 +162,17 @@ class RemoteArray:
 
 
 def _here(name: str) -> Any:
-    compute = getattr(operator, name)
+    compute = divmod if name == "divmod" else getattr(operator, name)
     return (
         lambda self, other: compute(self.__jax_array__(), other),
         lambda self, other: compute(other, self.__jax_array__()),
     )
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+for _name in (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
+    *("and_", "or_", "xor", "lshift", "rshift"),
+):
     _straight, _reflected = _here(_name)
     _name = _name.rstrip("_")
     setattr(RemoteArray, f"__{_name}__", _straight)
@@ -183,7 +186,7 @@ def _of_one(name: str) -> Any:
     return lambda self: compute(self.__jax_array__())
 
 
-for _name in ("neg", "abs", "invert"):
+for _name in ("neg", "pos", "abs", "invert"):
     setattr(RemoteArray, f"__{_name}__", _of_one(_name))
 
 
