@@ -223,6 +223,17 @@ def test_what_is_not_compiled_runs_step_by_step_unless_it_must_be(refusing: Refu
         np.asarray(genie_jax.remote(lambda x: x + 1, engine="xla")(X))
 
 
+def test_a_program_that_a_node_refuses_takes_nothing(refusing: Refusing) -> None:
+    step = genie_jax.remote(lambda x: x + 1, donate_argnums=0, engine="xla")
+    mine, remote = jnp.asarray(X), genie_jax.remote(lambda x: x * 1, engine="aten")(X)
+    for given in (mine, remote, mine):
+        with pytest.raises(GenieError, match="older StableHLO"):
+            step(given)
+        assert not given.is_deleted()
+        same(given, X)
+    same(genie_jax.remote(lambda x: x + 1, donate_argnums=0, engine="aten")(remote), X + 1)
+
+
 def test_loops_are_not_compiled_where_executions_end_in_time(compiler: Any) -> None:
     node = Node({"xla": compiler}, bounded=True, execution_seconds=5.0)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from genie import api
 from genie.bindings import Prediction, parameters
-from genie.errors import SessionClosed, UnsupportedOperation
+from genie.errors import Cancelled, ConnectionLost, GenieError, SessionClosed, UnsupportedOperation
 from genie.graph import Graph, TensorSpec
 from genie.interfaces import Engine, TakesWords
 from genie_jax.dtypes import carried, is_key
@@ -70,14 +70,37 @@ class Place:
         self._next = _FIRST_HANDLE
         self._freed: deque[int] = deque()
         self._predictions: dict[int, Prediction] = {}
+        self._refused: dict[int, GenieError] = {}
         self._takes_words = isinstance(engine.session, TakesWords)
         self.kept: dict[int, Kept] = {}  # arrays that never change, by identity
 
     def load(self, graph: Graph, handles: Sequence[int]) -> Loaded:
+        """A program that takes what it is given is loaded when the device has said so: refused, it takes nothing."""
+        takes = any(entry.donated for entry in graph.inputs)
         with self.lock:
             self._check()
+            if takes:
+                self._look()  # what went wrong before is not this program's
             number = self.engine.prepare(graph, handles)
+            if number in self._refused:
+                raise self._refused[number]
+            if takes:
+                try:
+                    self._look()
+                except (Cancelled, ConnectionLost):  # which say nothing of the program
+                    raise
+                except GenieError as error:  # said once, of what is not loaded twice
+                    self._refused[number] = error
+                    raise
             return Loaded(number, graph, parameters(graph))
+
+    def _look(self) -> None:
+        """Raises what went wrong of all that was asked, and is about no value."""
+        known = self.put(np.zeros((), np.int8))
+        try:
+            self.engine.session.describe(known)
+        finally:
+            self.free(known)
 
     def run(self, loaded: Loaded, handles: Sequence[int]) -> int:
         """The handle of the first of the plan's outputs; the others' follow."""
