@@ -14,6 +14,7 @@ from genie.errors import OutOfMemory
 from genie.remote import NodeServer, RemoteBackend
 from genie.remote.abilities import Accounting
 from genie.remote.control import ControlClient, ControlPlane
+from genie.remote.node import meters
 from genie.remote.seen.holdings import holdings
 from genie.remote.seen.metrics import Metrics
 from genie.security import Guard, Scope, TokenFile, tokens
@@ -52,7 +53,8 @@ class Short:
 
 
 @pytest.fixture
-def make_short() -> Iterator[Callable[..., Short]]:
+def make_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Short]]:
+    monkeypatch.setattr(meters, "_LOOK_SECONDS", 10.0)  # a session that has answered is done a moment later
     made: list[tuple[Short, LocalBackend]] = []
 
     def make(swap_bytes: int = 64 * SIZE, **options: object) -> Short:
@@ -184,6 +186,7 @@ def test_what_was_used_last_is_prefetched_beside_an_upload(short: Short) -> None
     unused = put(one, content(2), shared=False)
     made = one.run(single("aten::maximum", [spec(count)] * 2, spec(count)), used)
     expected = bytes(one.session.fetch(made).data)
+    one.session.synchronize()  # what is being sent stays: it has been
     hers = [put(two, content(100 + number), shared=False) for number in range(8)]
     two.session.synchronize()
     assert short.told("swapped_out") == 4
