@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from genie.remote.control import Capabilities, ControlPlane
 from genie.remote.greeting import quicker
 from genie.remote.identity import host_identity
 from genie.remote.joined import JoinedTransport
+from genie.remote.node.session.lasting import Lasting
 from genie.security import Guard, Tls, TokenFile, tokens
 from genie.testing import Caller
 from genie.ways import Carried, Way, is_socket
@@ -212,7 +214,15 @@ def test_what_fails_is_followed_by_the_next(world: World, after: int) -> None:
     assert (carried.transport, carried.passed_over) == ("unix", {"quick": "out of rings"})
 
 
-def test_a_session_comes_back_by_the_next_and_says_so(world: World) -> None:
+def test_a_session_comes_back_by_the_next_and_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the thread that greeted takes to end."""
+    seen_to, hand_over = threading.Event(), Lasting.hand_over
+
+    def held(*args: Any) -> None:
+        hand_over(*args)
+        seen_to.wait(10)
+
+    monkeypatch.setattr(Lasting, "hand_over", held)
     quick = Lost(2)
     backend = world.backend(quick)
     session = backend.connect(backend.devices()[0])
@@ -224,6 +234,7 @@ def test_a_session_comes_back_by_the_next_and_says_so(world: World) -> None:
     assert (carried.transport, carried.passed_over) == ("unix", {"quick": "out of rings"})
     (seen,) = world.node.server.sessions()
     assert (seen.transport, seen.passed_over) == ("unix", {"quick": "out of rings"})
+    seen_to.set()
 
 
 def test_nothing_is_used_that_was_not_allowed(world: World) -> None:

@@ -467,10 +467,14 @@ class NodeServer:
         if claim.probe:
             say(welcome_back(claim.session, lasting.standing()))
             return None
-        lasting.hand_over(connection, claim, say)
-        with self._changed:
-            if (known := self._sessions.get(claim.session)) is not None:
-                self._sessions[claim.session] = (session, back(known[1], hello))
+
+        def welcomed(welcome: Welcome) -> None:
+            with self._changed:  # before the client knows: from then on it is as it says
+                if (known := self._sessions.get(claim.session)) is not None:
+                    self._sessions[claim.session] = (session, back(known[1], hello))
+            say(welcome)
+
+        lasting.hand_over(connection, claim, welcomed)
         return claim
 
     def _moved(self, session: NodeSession, event: str, facts: Mapping[str, str | float]) -> None:
