@@ -169,8 +169,9 @@ def test_a_stale_socket_is_replaced(transport: TcpTransport, tmp_path: Path) -> 
 def test_a_file_is_not_replaced(transport: TcpTransport, tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="or it is another file") as caught:
         transport.listen(f"unix:{path}")
+    assert "--port" not in caught.value.hint
     assert path.read_text() == "data"
 
 

@@ -185,6 +185,12 @@ class TcpTransport:
                 sock.close()
                 reason = error
         if reason is not None and reason.errno == errno.EADDRINUSE:
+            if address.startswith("unix:"):
+                raise ConfigError(
+                    f"cannot listen at {address}: somebody listens there, or it is another file",
+                    where=address,
+                    hint="stop the other program, remove the file, or choose another path (--unix)",
+                ) from reason
             raise ConfigError(
                 f"cannot listen at {address}: the port is taken",
                 where=address,
