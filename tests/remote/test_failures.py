@@ -192,7 +192,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_another(scripted: Script
     session = scripted(script, timeout=0.1)
     with pytest.raises(DeadlineExceeded):
         session.fetch(1)
-    session._timeout = 5.0
+    session._conversation.timeout = 5.0
     assert bytes(session.fetch(2).data) == b"in-time!"
 
 
