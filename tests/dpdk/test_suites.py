@@ -44,3 +44,9 @@ def test_a_process_that_ends_while_it_polls(polling: str, size: int) -> None:
     with suites.own_process() as process:
         done = process.python(str(suites.HERE / "leaving.py"), polling, str(size), timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_process_that_ends_while_deadlines_pass() -> None:
+    with suites.own_process() as process:
+        done = process.python(str(suites.HERE / "leaving.py"), "waiting", timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "../gpumem/bindings.h"
+#include "../unlocked.h"
 #include "eal.h"
 #include "stream.h"
 
@@ -37,18 +38,12 @@ struct Here {
     }
 };
 
-// The interpreter ends threads that come back to it while it ends itself; a destructor lets that through, unlike
-// py::gil_scoped_release's.
-class Released {
-  public:
-    Released() : state_(PyEval_SaveThread()) {}
-    ~Released() noexcept(false) { PyEval_RestoreThread(state_); }
-    Released(const Released&) = delete;
-    Released& operator=(const Released&) = delete;
-
-  private:
-    PyThreadState* state_;
-};
+// Work of the parent's alone, without the interpreter's lock.
+template <class Work>
+auto away(Work work) {
+    const Here here;
+    return unlocked(std::move(work));
+}
 
 // Nobody waits for the end of a port, which may take a while: least of all whoever holds the interpreter's lock.
 void drop_port(Port* port) {
@@ -88,17 +83,15 @@ void send(Stream& stream, const py::sequence& parts, double patience) {
         const auto& info = held.back();
         memory.push_back({{static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)}});
     }
-    const Released released;
-    check(stream.send(memory, patience_of(patience), check_signals));
+    unlocked([&] { check(stream.send(memory, patience_of(patience), check_signals)); });
 }
 
 py::bytes take(Stream& stream, std::size_t count, std::optional<double> patience) {
     const Here here;
     std::string taken(count, '\0');
-    {
-        const Released released;
+    unlocked([&] {
         check(stream.take(std::as_writable_bytes(std::span(taken)), patience_of(patience), check_signals));
-    }
+    });
     return py::bytes(taken);
 }
 
@@ -106,8 +99,7 @@ void fill(Stream& stream, const py::buffer& into, std::optional<double> patience
     const Here here;
     const py::buffer_info info = gpumem::whole(into, true);
     const Space space(static_cast<std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
-    const Released released;
-    check(stream.fill(space, patience_of(patience), check_signals));
+    unlocked([&] { check(stream.fill(space, patience_of(patience), check_signals)); });
 }
 
 bool fills(Stream& stream, const gpumem::Buffer& into) { return stream.port().gpu().get() == &into.memory->device(); }
@@ -115,9 +107,10 @@ bool fills(Stream& stream, const gpumem::Buffer& into) { return stream.port().gp
 void fill_device(Stream& stream, const gpumem::Buffer& into, std::optional<double> patience) {
     const Here here;
     if (!fills(stream, into)) throw std::invalid_argument("packets do not go to memory of that device");
-    const Released released;
-    check(stream.fill(Space(into.at(), into.bytes), patience_of(patience), check_signals,
-                      &into.memory->device().memory()));
+    unlocked([&] {
+        check(stream.fill(Space(into.at(), into.bytes), patience_of(patience), check_signals,
+                          &into.memory->device().memory()));
+    });
 }
 
 const char* name_of(End end) {
@@ -163,8 +156,7 @@ std::shared_ptr<Port> make_port(std::string device, std::string arguments, int c
     options.gpu = {std::move(gpu), split_here};
     options.spin = static_cast<Time>(spin_us * microsecond);
     options.busy = busy;
-    const Released released;
-    return {new Port(std::move(options)), drop_port};
+    return unlocked([&] { return std::shared_ptr<Port>(new Port(std::move(options)), drop_port); });
 }
 
 Ticket ticket_of(std::uint64_t session, const std::string& secret) {
@@ -180,25 +172,26 @@ std::shared_ptr<Stream> connect(const std::shared_ptr<Port>& port, Path path, do
     const Here here;
     std::optional<Ticket> ticket;
     if (given) ticket = ticket_of(given->first, given->second);
-    const Released released;
-    std::shared_ptr<Connection> made;
-    {
-        std::lock_guard lock(port->mutex());
-        if (!port->peer_gone()) made = port->endpoint().connect(path, port->now(), ticket ? &*ticket : nullptr);
-    }
-    if (!made) return nullptr;
-    std::shared_ptr<Stream> stream(new Stream(port, std::move(made)), drop_stream);
-    if (stream->opened(patience_of(patience), check_signals) == Outcome::late) throw Late();
-    return stream;
+    return unlocked([&]() -> std::shared_ptr<Stream> {
+        std::shared_ptr<Connection> made;
+        {
+            std::lock_guard lock(port->mutex());
+            if (!port->peer_gone()) made = port->endpoint().connect(path, port->now(), ticket ? &*ticket : nullptr);
+        }
+        if (!made) return nullptr;
+        std::shared_ptr<Stream> stream(new Stream(port, std::move(made)), drop_stream);
+        if (stream->opened(patience_of(patience), check_signals) == Outcome::late) throw Late();
+        return stream;
+    });
 }
 
 std::shared_ptr<Stream> accept(const std::shared_ptr<Port>& port) {
-    const Here here;
-    const Released released;
-    std::lock_guard lock(port->mutex());
-    auto made = port->endpoint().accept();
-    if (!made) return nullptr;
-    return {new Stream(port, std::move(made)), drop_stream};
+    return away([&]() -> std::shared_ptr<Stream> {
+        std::lock_guard lock(port->mutex());
+        auto made = port->endpoint().accept();
+        if (!made) return nullptr;
+        return {new Stream(port, std::move(made)), drop_stream};
+    });
 }
 
 py::dict counters(Stream& stream) {
@@ -256,12 +249,14 @@ PYBIND11_MODULE(_native, module) {
     py::register_exception<Late>(module, "Late");
     py::register_exception<Ended>(module, "Ended");
     py::register_exception<Forked>(module, "Forked");
-    const auto unlocked = py::call_guard<Here, Released>();
-
     gpumem::bind(module);
-    module.def("start", &start_eal, py::arg("arguments"), py::call_guard<Released>());
-    module.def("frames_in_use", &frames_in_use, unlocked);
-    module.def("add_device", &add_device, py::arg("name"), py::arg("arguments"), unlocked);
+    module.def("start", [](const std::vector<std::string>& arguments) {
+        unlocked([&] { start_eal(arguments); });
+    }, py::arg("arguments"));
+    module.def("frames_in_use", [] { return away(frames_in_use); });
+    module.def("add_device", [](const std::string& name, const std::string& arguments) {
+        away([&] { add_device(name, arguments); });
+    }, py::arg("name"), py::arg("arguments"));
     module.def("forked", &forked);
     module.def("versions", [] { return std::pair(protocol::oldest_version, protocol::newest_version); });
     module.def("most_segment", [] { return frame_room() - frame_headers - header_bytes; });
@@ -288,21 +283,26 @@ PYBIND11_MODULE(_native, module) {
         .def("connect", &connect, py::arg("path"), py::arg("patience"), py::arg("ticket") = std::nullopt)
         .def("expect", [](Port& port, std::uint64_t session, const std::string& secret, double seconds) {
             const Ticket ticket = ticket_of(session, secret);
-            std::lock_guard lock(port.mutex());
-            port.endpoint().expect(ticket, port.now() + patience_of(seconds), port.now());
-        }, py::arg("session"), py::arg("secret"), py::arg("seconds"), unlocked)
+            away([&] {
+                std::lock_guard lock(port.mutex());
+                port.endpoint().expect(ticket, port.now() + patience_of(seconds), port.now());
+            });
+        }, py::arg("session"), py::arg("secret"), py::arg("seconds"))
         .def("accept", &accept)
         .def("listen", [](Port& port, std::shared_ptr<Event> ready) {
-            std::lock_guard lock(port.mutex());
-            port.listen(std::move(ready));
-        }, py::arg("ready").none(true), unlocked)
-        .def("drain", [](Port& port, double patience) { port.drain(patience_of(patience)); }, unlocked)
+            away([&] {
+                std::lock_guard lock(port.mutex());
+                port.listen(std::move(ready));
+            });
+        }, py::arg("ready").none(true))
+        .def("drain", [](Port& port, double patience) { away([&] { port.drain(patience_of(patience)); }); })
         .def("keep", &Port::keep, py::arg("line"))
         .def("forget", &Port::forget)
-        .def("hold", &Port::hold, py::arg("port"), py::arg("call"), unlocked)
-        .def("learn", [](Port& port, std::uint32_t ip, const Mac& mac) { port.learn(ip, mac); }, py::arg("ip"),
-             py::arg("mac"), unlocked)
-        .def("release", &Port::release, py::arg("port"), unlocked)
+        .def("hold", [](Port& port, std::uint16_t at, int call) { away([&] { port.hold(at, call); }); }, py::arg("port"),
+             py::arg("call"))
+        .def("learn", [](Port& port, std::uint32_t ip, const Mac& mac) { away([&] { port.learn(ip, mac); }); },
+             py::arg("ip"), py::arg("mac"))
+        .def("release", [](Port& port, std::uint16_t at) { away([&] { port.release(at); }); }, py::arg("port"))
         .def_property_readonly("up", &Port::up)
         .def_property_readonly("gone", &Port::peer_gone)
         .def_property_readonly("splits", &Port::splits)
@@ -318,16 +318,16 @@ PYBIND11_MODULE(_native, module) {
         .def("fills", &fills, py::arg("into"))
         .def("fill", &fill_device, py::arg("into"), py::arg("patience"))
         .def("fill", &fill, py::arg("into"), py::arg("patience"))
-        .def("skip", &Stream::skip, unlocked)
+        .def("skip", [](Stream& stream, std::uint64_t bytes) { away([&] { stream.skip(bytes); }); })
         .def("skipped", [](Stream& stream, std::optional<double> patience) {
-            check(stream.skipped(patience_of(patience), check_signals));
-        }, py::arg("patience"), unlocked)
-        .def("hung_up", &Stream::hung_up, unlocked)
+            away([&] { check(stream.skipped(patience_of(patience), check_signals)); });
+        }, py::arg("patience"))
+        .def("hung_up", [](Stream& stream) { return away([&] { return stream.hung_up(); }); })
         .def("key", [](Stream& stream, const std::string& secret) {
-            stream.key(std::as_bytes(std::span(secret)));
-        }, unlocked)
-        .def("close", &Stream::close, unlocked)
-        .def("fileno", &Stream::fd, unlocked)
+            away([&] { stream.key(std::as_bytes(std::span(secret))); });
+        })
+        .def("close", [](Stream& stream) { away([&] { stream.close(); }); })
+        .def("fileno", [](Stream& stream) { return away([&] { return stream.fd(); }); })
         .def_property_readonly("begun", &Stream::begun)
         .def_property_readonly("session", [](Stream& stream) { return stream.connection().session(); })
         .def_property_readonly("end", [](Stream& stream) { return forked() ? "forked" : name_of(stream.end()); })

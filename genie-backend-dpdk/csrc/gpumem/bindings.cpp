@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "../unlocked.h"
 #include "ports.h"
 
 namespace py = pybind11;
@@ -23,16 +24,12 @@ void write(const Buffer& buffer, const py::buffer& data) {
     if (static_cast<std::size_t>(info.size * info.itemsize) != buffer.bytes)
         throw std::out_of_range("the data are of another size than the buffer");
     const auto* from = static_cast<const std::byte*>(info.ptr);
-    py::gil_scoped_release released;
-    copy(buffer, buffer.at(), from);
+    unlocked([&] { copy(buffer, buffer.at(), from); });
 }
 
 py::bytes read(const Buffer& buffer) {
     std::string data(buffer.bytes, '\0');
-    {
-        py::gil_scoped_release released;
-        copy(buffer, reinterpret_cast<std::byte*>(data.data()), buffer.at());
-    }
+    unlocked([&] { copy(buffer, reinterpret_cast<std::byte*>(data.data()), buffer.at()); });
     return py::bytes(data);
 }
 
@@ -63,7 +60,6 @@ py::buffer_info whole(const py::buffer& data, bool writable) {
 
 void bind(py::module_& module) {
     py::register_exception<Unavailable>(module, "Unavailable", PyExc_RuntimeError);
-    const auto unlocked = py::call_guard<py::gil_scoped_release>();
 
     py::class_<GpuDevice, Device>(module, "GpuDevice")
         .def_property_readonly("name", &GpuDevice::name)
@@ -71,8 +67,8 @@ void bind(py::module_& module) {
         .def_property_readonly("bytes", [](GpuDevice& device) { return device.memory().total(); })
         .def_property_readonly("readable", [](GpuDevice& device) { return device.memory().readable(); })
         .def("allocate", [](GpuDevice& device, std::size_t bytes) {
-            return Buffer{device.allocate(bytes), 0, bytes};
-        }, py::arg("bytes"), unlocked);
+            return unlocked([&] { return Buffer{device.allocate(bytes), 0, bytes}; });
+        }, py::arg("bytes"));
 
     py::class_<Buffer>(module, "Buffer")
         .def("__len__", [](const Buffer& buffer) { return buffer.bytes; })
@@ -82,11 +78,15 @@ void bind(py::module_& module) {
         .def("read", &read);
 
     module.def("soft_device", [](std::size_t bytes, bool guarded) {
-        return GpuDevice::make(soft_memory(bytes, guarded));
-    }, py::arg("bytes"), py::arg("guarded"), unlocked);
-    module.def("cuda_device", [](int ordinal) { return GpuDevice::make(cuda_memory(ordinal)); }, py::arg("ordinal"), unlocked);
+        return unlocked([&] { return GpuDevice::make(soft_memory(bytes, guarded)); });
+    }, py::arg("bytes"), py::arg("guarded"));
+    module.def("cuda_device", [](int ordinal) {
+        return unlocked([&] { return GpuDevice::make(cuda_memory(ordinal)); });
+    }, py::arg("ordinal"));
     // Says why there is none, without DPDK.
-    module.def("find_cuda", [](int ordinal) { return cuda_memory(ordinal)->total(); }, py::arg("ordinal"), unlocked);
+    module.def("find_cuda", [](int ordinal) {
+        return unlocked([&] { return cuda_memory(ordinal)->total(); });
+    }, py::arg("ordinal"));
     module.def("registrations", &counted);
 }
 
