@@ -1,5 +1,5 @@
-"""Ends while both ends of a link poll and messages go over it: ``leaving.py busy|idle SIZE``; or while they wait, and one
-deadline after the other passes: ``leaving.py waiting``."""
+"""Ends while both ends of a link poll and messages go over it: ``leaving.py busy|idle SIZE``; or while they wait,
+and one deadline after the other passes: ``leaving.py waiting``."""
 
 from __future__ import annotations
 
