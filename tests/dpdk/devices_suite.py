@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dpdk.pairs import SECONDS, joined
@@ -195,28 +196,25 @@ def test_a_node_that_is_slow_keeps_nobody_from_another(tmp_path: Path) -> None:
         each.close()
 
 
-def test_a_node_that_was_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_was_out_of_descriptors(tmp_path: Path) -> None:
     """It serves those who come when it has some again."""
-    refused = threading.Event()
 
-    class Log:
-        def warning(self, said: str, **facts: object) -> None:
-            if said == "not accepted":
-                refused.set()
+    class Door(socket.socket):
+        short = True
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if self.short:
+                self.short = False
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
 
     transport = DpdkTransport(stall_timeout=SECONDS)
     path = str(tmp_path / "node.sock")
-    listener = transport.listen(f"memif:{path}")
-    monkeypatch.setattr(listening, "_log", Log())
-    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket(socket.AF_UNIX) as early:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
-        try:
-            early.connect(path)  # it waits with a descriptor for the first that comes
-            early.close()
-            assert refused.wait(SECONDS)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    door = Door(socket.AF_UNIX)
+    door.bind(path)
+    door.listen(1)
+    polling = Polling(50, False)
+    listener = listening.DoorListener(door, path, f"memif:{path}", transport._wrap, polling, SECONDS)
     for each in (*joined(transport, listener), listener):
         each.close()
 

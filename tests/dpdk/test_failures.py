@@ -79,3 +79,30 @@ def test_dpdk_does_not_start(before: str, reason: str) -> None:
     assert refused[0] == refused[2]
     assert "tcp" in refused[1]
     assert alive == "alive"
+
+
+NO_DESCRIPTOR = """
+import resource, tempfile, threading
+from genie_backend_dpdk import _native
+with tempfile.TemporaryDirectory() as directory:
+    transport = DpdkTransport()
+    listener = transport.listen(f"memif:{directory}/node.sock")
+    accepting = threading.Thread(target=listener.accept, args=(30.0,))
+    accepting.start()
+    connection = transport.connect(listener.address, 30.0)
+    accepting.join()
+(port,) = transport._links.values()
+_native.add_device(environment.device_name("net_null"), "")  # then DPDK's own thread has done what it had to do
+before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+port.drain(1.0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+print("alive")
+"""
+
+
+def test_what_has_nothing_to_wait_for_needs_no_descriptor() -> None:
+    """A port waits so when it ends, on a thread where nobody could be told."""
+    with suites.own_process() as process:
+        done = process.python("-c", BEGINNING + NO_DESCRIPTOR, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

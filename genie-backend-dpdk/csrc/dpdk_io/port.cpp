@@ -104,7 +104,10 @@ Port::Port(PortOptions options)
 
 Port::~Port() {
     Ports::all().remove(this);
-    drain(protocol::second);
+    try {
+        drain(protocol::second);
+    } catch (const std::system_error&) {  // nothing to wait with
+    }
     halt();
     if (options_.control >= 0) close(options_.control);
     for (const auto& [port, call] : calls_) close(call);
@@ -368,9 +371,11 @@ bool Port::wait(std::unique_lock<std::mutex>& lock, const Event& event, const st
 }
 
 void Port::drain(Time patience) {
-    Event event;
+    const auto drained = [&] { return gone_ || !endpoint_.delivering(); };
     std::unique_lock lock(mutex_);
-    wait(lock, event, [&] { return gone_ || !endpoint_.delivering(); }, nullptr, patience, [] {});
+    if (drained()) return;
+    const Event event;
+    wait(lock, event, drained, nullptr, patience, [] {});
 }
 
 }  // namespace genie::dpdk
