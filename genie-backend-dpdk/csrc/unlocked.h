@@ -11,7 +11,7 @@
 
 namespace genie {
 
-// Calls `work`, which may throw. The interpreter unwinds threads that come back to it while it ends itself, and unwinding
+// Calls `work`, which may throw. The interpreter unwinds threads that come back to it while it ends itself, and that
 // can't begin in a destructor, nor while an exception is on its way: so nothing is on its way when they come back.
 template <class Work>
 auto unlocked(Work work) {
