@@ -175,3 +175,10 @@ def test_a_refusal_says_whether_xla_has_the_primitive() -> None:
 
     assert hint(lax.linalg.schur).startswith("XLA has it")
     assert hint(lambda x: jax.new_ref(x)[...]).startswith("XLA does not have it")
+
+
+def test_derivatives_by_integers_are_refused() -> None:
+    """In JAX they are of a type without values."""
+    derivative = jax.grad(lambda w, at: w[at], argnums=(0, 1), allow_int=True)
+    with pytest.raises(UnsupportedOperation, match="float0"):
+        genie_jax.remote(derivative)(jnp.ones(3), jnp.asarray(1))

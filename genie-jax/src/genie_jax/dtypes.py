@@ -32,6 +32,11 @@ def carried(dtype: Any) -> str:
         return CARRIED[name]
     if name in _SAME:
         return name
+    if np.dtype(dtype) == jax_dtypes.float0:
+        raise UnsupportedOperation(
+            "values of float0, JAX's derivatives by integers, are not carried: there is nothing in them",
+            hint="have the function return the other derivatives alone",
+        )
     raise UnsupportedOperation(
         f"values of {name} are not carried",
         hint="compute in a type of a byte or more that PyTorch has: float8_e4m3fn, float8_e5m2, int8 …",
