@@ -43,6 +43,8 @@ class Gate:
         self.opened.set()
         self.struck = threading.Event()
         self._signals = 0
+        self._aiming = threading.Lock()
+        self._armed = False
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
         self._listener.bind(("127.0.0.1", 0))
@@ -55,7 +57,14 @@ class Gate:
 
     def shut(self, signals: int) -> None:
         self._signals = signals
+        self._armed = True
         self.opened.clear()
+
+    def disarm(self) -> None:
+        """No signal comes after this: whoever has it would get it instead."""
+        with self._aiming:
+            self._armed = False
+        os.getppid()  # one that is on its way comes before a call into the kernel returns
 
     def _serve(self) -> None:
         """The first connection has the gate; others pass."""
@@ -86,7 +95,10 @@ class Gate:
         deadline = time.monotonic() + DEADLINE
         while not self.struck.is_set():
             assert time.monotonic() < deadline, "never struck"
-            os.kill(os.getpid(), signal.SIGINT)
+            with self._aiming:
+                if not self._armed:
+                    return
+                os.kill(os.getpid(), signal.SIGINT)
             self.struck.wait(0.1)
 
     def close(self) -> None:
@@ -135,6 +147,7 @@ class World:
             with pytest.raises(KeyboardInterrupt):
                 work()
         finally:
+            self.gate.disarm()
             signal.signal(signal.SIGINT, before)
         assert left == 0
 
